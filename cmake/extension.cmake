@@ -1,0 +1,34 @@
+# The torch extension. Include and library folders come from torch.utils.cpp_extension:
+# find_package(Torch) would drag in the whole CUDA toolkit, of which nothing here is needed.
+find_package(Python 3.10 REQUIRED COMPONENTS Interpreter Development.Module)
+
+execute_process(
+  COMMAND ${Python_EXECUTABLE} ${PROJECT_SOURCE_DIR}/cmake/torch_config.py
+  OUTPUT_VARIABLE torch_config RESULT_VARIABLE torch_failed OUTPUT_STRIP_TRAILING_WHITESPACE)
+if(torch_failed)
+  message(FATAL_ERROR "tetris builds against an installed torch (>= 2.6) and needs pybind11: install both "
+                      "into ${Python_EXECUTABLE}'s environment, then pip install --no-build-isolation .")
+endif()
+list(GET torch_config 0 TORCH_VERSION)
+list(GET torch_config 1 TORCH_CUDA_VERSION)
+list(GET torch_config 2 TORCH_CXX11_ABI)
+list(GET torch_config 3 torch_lib_dir)
+list(GET torch_config 4 pybind11_include)
+list(SUBLIST torch_config 5 -1 torch_includes)
+
+Python_add_library(_C MODULE WITH_SOABI
+  csrc/bindings.cpp
+  #csrc/bindings_reorder.cpp
+  csrc/ops/library.cpp
+  csrc/ops/bsmm_checks.cpp
+  csrc/ops/bsmm_cpu.cpp
+  csrc/ops/bsmm_autograd.cpp)
+tetris_target(_C)
+target_include_directories(_C SYSTEM PRIVATE ${torch_includes} ${pybind11_include})
+target_compile_definitions(_C PRIVATE _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI}
+                                      TETRIS_VERSION="${TETRIS_VERSION}")
+target_link_directories(_C PRIVATE ${torch_lib_dir})
+target_link_libraries(_C PRIVATE tetris_cpu tetris_reorder torch torch_cpu c10)
+# torch is imported before _C, so its libraries are already loaded; no path of the build machine is kept.
+set_target_properties(_C PROPERTIES SKIP_BUILD_RPATH ON)
+install(TARGETS _C LIBRARY DESTINATION tetris)

@@ -1,0 +1,450 @@
+#include "cpu/bsmm.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "core/check.h"
+#include "core/cpu_features.h"
+#include "cpu/dispatch.h"
+#include "cpu/scratch.h"
+
+namespace tetris::cpu {
+namespace {
+
+// Stored values of one chunk of block rows, re-read by each panel of a token tile: fits L1 + some L2.
+constexpr int64_t kChunkBytes = 64 << 10;
+// Multiply-adds below which another thread costs more than it brings (a parallel region takes a few
+// microseconds, i.e. about 1e5 of them).
+constexpr int64_t kWorkPerThread = 1 << 18;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void run(const Parallel& parallel, int count, const std::function<void(int)>& fn) {
+  if (count > 1 && parallel.run)
+    parallel.run(count, fn);
+  else
+    for (int i = 0; i < count; ++i) fn(i);
+}
+
+int useful_threads(const Parallel& parallel, int64_t work) {
+  return static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, parallel.threads));
+}
+
+// Checks block rows right before they are used, on whichever thread uses them first. What it reads,
+// the kernel reads next, so the check costs no memory traffic.
+class RowCheck {
+ public:
+  explicit RowCheck(const BlockSparseView& w) : w_(w) {}
+
+  bool ok(int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      if (!ascending_in_range(w_.col_idx + w_.row_ptr[r], w_.row_ptr[r + 1] - w_.row_ptr[r],
+                              w_.col_groups())) {
+        bad_.store(r, std::memory_order_relaxed);
+        return false;
+      }
+    }
+    return !failed();
+  }
+  bool failed() const { return bad_.load(std::memory_order_relaxed) >= 0; }
+  std::string message() const {
+    const int64_t r = bad_.load();
+    return r < 0 ? std::string() : check_col_idx(w_, r, r + 1);
+  }
+
+ private:
+  const BlockSparseView& w_;
+  std::atomic<int64_t> bad_{-1};
+};
+
+// Block rows [result[i], result[i + 1]) hold about the same number of stored blocks for every i.
+std::vector<int64_t> split_rows(const BlockSparseView& w, int parts) {
+  // Each block row also costs a little by itself (its accumulators are set and stored).
+  const int64_t rows = w.block_rows();
+  const auto cost = [&](int64_t r) { return w.row_ptr[r] + r; };
+  std::vector<int64_t> bounds(parts + 1, rows);
+  bounds[0] = 0;
+  for (int p = 1; p < parts; ++p) {
+    const int64_t target = cost(rows) * p / parts;
+    int64_t lo = bounds[p - 1], hi = rows;
+    while (lo < hi) {
+      const int64_t mid = (lo + hi) / 2;
+      if (cost(mid) < target)
+        lo = mid + 1;
+      else
+        hi = mid;
+    }
+    bounds[p] = lo;
+  }
+  return bounds;
+}
+
+int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t value_bytes) {
+  const int64_t limit = w.row_ptr[begin] + std::max<int64_t>(1, kChunkBytes / (w.bo * w.bi * value_bytes));
+  int64_t r = begin + 1;
+  while (r < end && w.row_ptr[r + 1] <= limit) ++r;
+  return r;
+}
+
+// The tallest tile for `rows` more rows of a block that the table has for panels of nv vectors.
+template <class T>
+int tile_rows(const KernelTable<T>& k, int64_t rows, int nv) {
+  int r = static_cast<int>(std::min<int64_t>(rows, k.max_rows));
+  while (!k.tiles[r][nv].forward) --r;
+  return r;
+}
+
+template <class T>
+TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
+  TileArgs<T> a{};
+  a.values = values;
+  a.row_ptr = w.row_ptr;
+  a.col_idx = w.col_idx;
+  a.bo = w.bo;
+  a.bi = w.bi;
+  a.last_group = w.col_groups() - 1;
+  a.last_width = w.in - a.last_group * w.bi;
+  a.slot_row = w.row_perm;
+  return a;
+}
+
+// Calls fn(args) for the full block rows of [begin, end) and for the ragged last one, if it is there.
+template <class T, class Fn>
+void for_full_and_ragged(const BlockSparseView& w, TileArgs<T> a, int64_t begin, int64_t end, Fn fn) {
+  const int64_t full = std::min(end, w.out / w.bo);
+  if (begin < full) {
+    a.row_begin = begin;
+    a.row_end = full;
+    a.block_rows_valid = w.bo;
+    fn(a);
+  }
+  if (end > full) {
+    a.row_begin = std::max(begin, full);
+    a.row_end = end;
+    a.block_rows_valid = w.out - a.row_begin * w.bo;
+    fn(a);
+  }
+}
+
+// Runs block rows [begin, end) on one panel, a block's height cut into tiles.
+template <class T>
+void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::*direction, const BlockSparseView& w,
+               const TileArgs<T>& args, int64_t begin, int64_t end, int nv) {
+  for_full_and_ragged(w, args, begin, end, [&](TileArgs<T> a) {
+    for (a.row_offset = 0; a.row_offset < a.block_rows_valid;) {
+      const int rows = tile_rows(k, a.block_rows_valid - a.row_offset, nv);
+      (k.tiles[rows][nv].*direction)(a);
+      a.row_offset += rows;
+    }
+  });
+}
+
+// A panel: up to nv * W tokens from `token` on.
+struct Panel {
+  int nv;
+  int64_t token, tokens;
+};
+
+// Cuts token units (W tokens each) [begin, end) into panels of at most `preferred` vectors and nearly
+// equal size: 16 units at 3 become 3 3 3 3 2 2, not 3 3 3 3 3 1 (narrow panels are less efficient).
+template <class T>
+std::vector<Panel> cut_panels(const KernelTable<T>& k, int64_t begin, int64_t end, int preferred,
+                              int64_t tokens) {
+  std::vector<Panel> panels;
+  for (int64_t u = begin; u < end;) {
+    const int64_t left = end - u;
+    int nv = static_cast<int>(ceil_div(left, ceil_div(left, preferred)));
+    while (!k.tiles[1][nv].forward) ++nv;
+    const int64_t token = u * k.width;
+    panels.push_back({nv, token, std::min<int64_t>(tokens - token, std::min<int64_t>(nv, left) * k.width)});
+    u += nv;
+  }
+  return panels;
+}
+
+template <class T>
+int preferred_vecs(const KernelTable<T>& k, const BlockSparseView& w) {
+  return k.preferred_vecs[std::min<int64_t>(std::min(w.bo, w.out), k.max_rows)];
+}
+
+template <class T>
+const char* tile_name(const KernelTable<T>& k, const BlockSparseView& w, int nv) {
+  return k.tiles[tile_rows(k, std::min(w.bo, w.out), nv)][nv].name;
+}
+
+// Inverse permutations, checked on the way; nullptr where there is none.
+std::string invert(const char* name, const int32_t* perm, int64_t n, ScratchSlot slot,
+                   const int32_t** inverse) {
+  *inverse = nullptr;
+  if (!perm) return {};
+  int32_t* buffer = scratch<int32_t>(slot, n);
+  *inverse = buffer;
+  return check_permutation(name, perm, n, buffer);
+}
+
+template <class T>
+std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
+                              const T* x, const T* bias, Activation act, T* y,
+                              const Parallel& parallel) {
+  const T* source = x;
+  if (w.col_perm) {
+    T* packed = scratch<T>(ScratchSlot::kVector, w.in);
+    for (int64_t i = 0; i < w.in; ++i) packed[i] = x[w.col_perm[i]];
+    source = packed;
+  }
+  RowCheck check(w);
+  const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi);
+  const auto bounds = split_rows(w, threads);
+  run(parallel, threads, [&](int t) {
+    TileArgs<T> args = tile_args(w, values);
+    args.src = source;
+    args.dst = y;
+    for (int64_t r = bounds[t]; r < bounds[t + 1];) {
+      const int64_t next = chunk_end(w, r, bounds[t + 1], sizeof(T));
+      if (!check.ok(r, next)) return;
+      for_full_and_ragged(w, args, r, next, [&](const TileArgs<T>& a) { k.matvec(a); });
+      r = next;
+    }
+  });
+  if (bias || act != Activation::kNone) k.epilogue(y, w.out, bias, act);
+  set_last_kernel(k.matvec_name);
+  return check.message();
+}
+
+// Many tokens: each thread takes a run of tokens and does everything for them.
+template <class T>
+void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
+                       Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
+                       Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
+                       int preferred, RowCheck& check) {
+  const int64_t budget = l2_cache_bytes() / 2;
+  const auto panels = cut_panels(k, unit_begin, unit_end, preferred, tokens);
+  bool checked = false;
+  for (size_t first = 0; first < panels.size();) {
+    // As many panels as fit half of L2 share each chunk of values.
+    size_t last = first;
+    int64_t vecs = 0;
+    do vecs += panels[last++].nv;
+    while (last < panels.size() &&
+           (vecs + panels[last].nv) * k.width * w.in * static_cast<int64_t>(sizeof(T)) <= budget);
+    T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
+    T* const ys = scratch<T>(ScratchSlot::kY, vecs * k.width * w.out);
+
+    T* xp = xs;
+    for (size_t p = first; p < last; ++p) {
+      k.pack(x.data + panels[p].token * x.ld, x.ld, panels[p].tokens, 0, w.in, inverse_col, xp,
+             panels[p].nv);
+      xp += panels[p].nv * k.width * w.in;
+    }
+    for (int64_t r = 0, rows = w.block_rows(); r < rows;) {
+      const int64_t next = last - first > 1 || !checked ? chunk_end(w, r, rows, sizeof(T)) : rows;
+      if (!checked && !check.ok(r, next)) return;
+      TileArgs<T> args = tile_args(w, values);
+      args.src = xs;
+      args.dst = ys;
+      for (size_t p = first; p < last; ++p) {
+        run_tiles(k, &Tile<T>::forward, w, args, r, next, panels[p].nv);
+        args.src += panels[p].nv * k.width * w.in;
+        args.dst += panels[p].nv * k.width * w.out;
+      }
+      r = next;
+    }
+    checked = true;
+    const T* yp = ys;
+    for (size_t p = first; p < last; ++p) {
+      k.unpack(yp, panels[p].nv, panels[p].tokens, 0, w.out, nullptr, bias, act,
+               y.data + panels[p].token * y.ld, y.ld);
+      yp += panels[p].nv * k.width * w.out;
+    }
+    first = last;
+  }
+}
+
+// Fewer token units than threads: pack once, share the panels, split the block rows.
+template <class T>
+void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
+                     Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
+                     Activation act, Matrix<T> y, int64_t units, int preferred, int threads,
+                     const Parallel& parallel, RowCheck& check) {
+  const auto panels = cut_panels(k, 0, units, preferred, tokens);
+  int64_t vecs = 0;
+  for (const auto& p : panels) vecs += p.nv;
+  T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
+  T* const ys = scratch<T>(ScratchSlot::kY, vecs * k.width * w.out);
+  // Column ranges in whole vectors, so that no thread transposes a partial one in the middle.
+  const auto range = [&](int64_t n, int t) {
+    return std::min(n, ceil_div(ceil_div(n, k.width) * t, threads) * k.width);
+  };
+  run(parallel, threads, [&](int t) {
+    T* xp = xs;
+    for (const auto& p : panels) {
+      k.pack(x.data + p.token * x.ld, x.ld, p.tokens, range(w.in, t), range(w.in, t + 1),
+             inverse_col, xp, p.nv);
+      xp += p.nv * k.width * w.in;
+    }
+  });
+  const auto bounds = split_rows(w, threads);
+  run(parallel, threads, [&](int t) {
+    for (int64_t r = bounds[t]; r < bounds[t + 1];) {
+      const int64_t next = chunk_end(w, r, bounds[t + 1], sizeof(T));
+      if (!check.ok(r, next)) return;
+      TileArgs<T> args = tile_args(w, values);
+      args.src = xs;
+      args.dst = ys;
+      for (const auto& p : panels) {
+        run_tiles(k, &Tile<T>::forward, w, args, r, next, p.nv);
+        args.src += p.nv * k.width * w.in;
+        args.dst += p.nv * k.width * w.out;
+      }
+      r = next;
+    }
+  });
+  if (check.failed()) return;
+  run(parallel, threads, [&](int t) {
+    const T* yp = ys;
+    for (const auto& p : panels) {
+      k.unpack(yp, p.nv, p.tokens, range(w.out, t), range(w.out, t + 1), nullptr, bias, act,
+               y.data + p.token * y.ld, y.ld);
+      yp += p.nv * k.width * w.out;
+    }
+  });
+}
+
+}  // namespace
+
+template <class T>
+std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const T> x,
+                         int64_t tokens, const T* bias, Activation act, Matrix<T> y,
+                         const Parallel& parallel) {
+  const auto& k = kernels<T>();
+  const int32_t *inverse_row, *inverse_col;
+  std::string error = check_row_ptr(w);
+  if (error.empty()) error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
+  if (error.empty()) error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  if (!error.empty()) return error;
+  if (tokens == 0) return check_col_idx(w, 0, w.block_rows());
+  if (tokens == 1) return forward_one_token(k, w, values, x.data, bias, act, y.data, parallel);
+
+  const int64_t units = ceil_div(tokens, k.width);
+  const int preferred = preferred_vecs(k, w);
+  const int threads = useful_threads(
+      parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
+  RowCheck check(w);
+  // By tokens unless that leaves threads idle: the longest share may exceed the mean by 1/8.
+  if (ceil_div(units, threads) * threads * 8 <= units * 9) {
+    run(parallel, threads, [&](int t) {
+      forward_by_tokens(k, w, values, x, tokens, inverse_col, bias, act, y, units * t / threads,
+                        units * (t + 1) / threads, preferred, check);
+    });
+  } else {
+    forward_by_rows(k, w, values, x, tokens, inverse_col, bias, act, y, units, preferred, threads,
+                    parallel, check);
+  }
+  set_last_kernel(tile_name(k, w, cut_panels(k, 0, ceil_div(units, threads), preferred, tokens)[0].nv));
+  return check.message();
+}
+
+template <class T>
+std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<const T> dy,
+                            int64_t tokens, Matrix<T> dx, const Parallel& parallel) {
+  const auto& k = kernels<T>();
+  const int32_t *inverse_row, *inverse_col;
+  std::string error = check_row_ptr(w);
+  if (error.empty()) error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
+  if (error.empty()) error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
+  if (!error.empty() || tokens == 0) return error;
+
+  const int64_t units = ceil_div(tokens, k.width);
+  const int preferred = std::min(preferred_vecs(k, w), 4);
+  const int threads = static_cast<int>(std::min<int64_t>(
+      units, useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * tokens)));
+  run(parallel, threads, [&](int t) {
+    for (const auto& p : cut_panels(k, units * t / threads, units * (t + 1) / threads, preferred, tokens)) {
+      const int64_t width = p.nv * k.width;
+      T* const dyp = scratch<T>(ScratchSlot::kY, width * w.out);
+      T* const dxp = scratch<T>(ScratchSlot::kX, width * w.in);
+      // dy stays in original order: a block row's gather through row_perm reads each row once.
+      k.pack(dy.data + p.token * dy.ld, dy.ld, p.tokens, 0, w.out, nullptr, dyp, p.nv);
+      std::fill_n(dxp, width * w.in, T(0));
+      TileArgs<T> args = tile_args(w, values);
+      args.src = dyp;
+      args.dst = dxp;
+      run_tiles(k, &Tile<T>::grad_input, w, args, 0, w.block_rows(), p.nv);
+      k.unpack(dxp, p.nv, p.tokens, 0, w.in, inverse_col, nullptr, Activation::kNone,
+               dx.data + p.token * dx.ld, dx.ld);
+    }
+  });
+  set_last_kernel(tile_name(k, w, cut_panels(k, 0, ceil_div(units, threads), preferred, tokens)[0].nv));
+  return {};
+}
+
+template <class T>
+std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix<const T> dy,
+                             int64_t tokens, T* dvalues, const Parallel& parallel) {
+  const auto& k = kernels<T>();
+  const int32_t *inverse_row, *inverse_col;
+  std::string error = check_row_ptr(w);
+  if (error.empty()) error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
+  if (error.empty()) error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
+  if (!error.empty()) return error;
+  if (tokens == 0 || w.out % w.bo != 0 || w.in % w.bi != 0)
+    std::fill_n(dvalues, w.nnzb * w.bi * w.bo, T(0));  // entries outside the matrix stay zero
+  if (tokens == 0) return {};
+
+  // Long panels amortize the horizontal sums; both must stay in L2 / L3.
+  const int64_t units = ceil_div(tokens, k.width);
+  const int64_t nv = std::min<int64_t>(units, 128 / k.width);
+  const int64_t width = nv * k.width;
+  const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * tokens);
+  const auto bounds = split_rows(w, threads);
+  const int64_t slots = w.block_rows() * w.bo;
+  T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
+  T* const dyp = scratch<T>(ScratchSlot::kY, width * slots);
+  const auto range = [&](int64_t n, int t) {
+    return std::min(n, ceil_div(ceil_div(n, k.width) * t, threads) * k.width);
+  };
+  for (int64_t token = 0; token < tokens; token += width) {
+    const int64_t count = std::min(width, tokens - token);
+    run(parallel, threads, [&](int t) {
+      k.pack(x.data + token * x.ld, x.ld, count, range(w.in, t), range(w.in, t + 1), inverse_col, xp, nv);
+      k.pack(dy.data + token * dy.ld, dy.ld, count, range(w.out, t), range(w.out, t + 1), inverse_row,
+             dyp, nv);
+    });
+    run(parallel, threads, [&](int t) {
+      for (int64_t row = bounds[t]; row < bounds[t + 1]; ++row) {
+        const int64_t begin = w.row_ptr[row], blocks = w.row_ptr[row + 1] - begin;
+        // Stored inputs of the row, one by one: blocks of any width become one list.
+        int64_t* const offsets = scratch<int64_t>(ScratchSlot::kLists, 2 * blocks * w.bi);
+        int32_t* const inputs = reinterpret_cast<int32_t*>(offsets + blocks * w.bi);
+        int64_t n = 0;
+        for (int64_t b = 0; b < blocks; ++b)
+          for (int64_t j = 0; j < w.bi; ++j) {
+            const int64_t input = w.col_idx[begin + b] * w.bi + j;
+            if (input >= w.in) break;
+            inputs[n] = static_cast<int32_t>(input);
+            offsets[n++] = ((begin + b) * w.bi + j) * w.bo;
+          }
+        k.sample({xp, dyp + row * w.bo * width, nv, inputs, offsets, n,
+                  std::min(w.bo, w.out - row * w.bo), dvalues, token > 0});
+      }
+    });
+  }
+  set_last_kernel(k.sample_name);
+  return {};
+}
+
+#define TETRIS_INSTANTIATE(T)                                                                     \
+  template std::string bsmm_forward<T>(const BlockSparseView&, const T*, Matrix<const T>, int64_t, \
+                                       const T*, Activation, Matrix<T>, const Parallel&);          \
+  template std::string bsmm_grad_input<T>(const BlockSparseView&, const T*, Matrix<const T>,       \
+                                          int64_t, Matrix<T>, const Parallel&);                    \
+  template std::string bsmm_grad_values<T>(const BlockSparseView&, Matrix<const T>,                \
+                                           Matrix<const T>, int64_t, T*, const Parallel&);
+TETRIS_INSTANTIATE(float)
+TETRIS_INSTANTIATE(double)
+#undef TETRIS_INSTANTIATE
+
+}  // namespace tetris::cpu

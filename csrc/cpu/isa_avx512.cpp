@@ -1,0 +1,19 @@
+#include "core/cpu_features.h"
+#include "cpu/table.h"
+#include "cpu/vec_avx512.h"
+
+namespace tetris::cpu::avx512 {
+
+struct Isa {
+  static constexpr const char* kName = "avx512";
+  static constexpr unsigned kNeeds = kAvx512;
+  static constexpr int kMaxRows = 16;
+  static constexpr int preferred_vecs(int rows) {
+    return rows >= 9 ? 1 : rows >= 5 ? 3 : rows >= 3 ? 4 : 8;
+  }
+};
+
+extern const KernelTable<float> kTableF32;
+constexpr KernelTable<float> kTableF32 = TableBuilder<Vec, Isa>::build();
+
+}  // namespace tetris::cpu::avx512

@@ -1,0 +1,93 @@
+// What an instruction set provides: one table of plain function pointers per element type.
+//
+// Vocabulary (W = vector lanes, NV = vectors per panel row):
+//   panel    T[n][NV*W]: row i holds input (or output) i of NV*W tokens. Tokens are the vector lanes.
+//   tile     R output rows x NV vectors of accumulators that live in registers.
+//
+// Nothing here or below includes a header that other files share inline code with: the linker might
+// keep the AVX-512 copy of a shared inline function and crash an older CPU.
+#pragma once
+
+#include <cstdint>
+
+namespace tetris::cpu {
+
+enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+
+// A range of block rows of one layer, multiplied into one panel.
+template <class T>
+struct TileArgs {
+  const T* values;         // [nnzb, bi, bo]
+  const int32_t* row_ptr;  // [block_rows + 1]
+  const int32_t* col_idx;  // [nnzb]
+  int64_t bo, bi;
+  int64_t last_group, last_width;  // the column group that may be ragged, and its width
+  const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
+  int64_t row_begin, row_end;  // block rows
+  int64_t row_offset;          // first row of the tile inside its block
+  int64_t block_rows_valid;    // matvec: rows of these blocks that exist (the last may be ragged)
+  const T* src;                // forward: x panel [in];   grad_input: dy panel [out]
+  T* dst;                      // forward: y panel [out];  grad_input: dx panel [in], accumulated
+};
+template <class T>
+using TileFn = void (*)(const TileArgs<T>&);
+
+// Sampled product for one block row: dvalues[q] (+)= sum over tokens of x[input q] * dy[rows].
+template <class T>
+struct SampleArgs {
+  const T* x;              // panel [in][nv*W]
+  const T* dy;             // panel [bo rows of this block row][nv*W], packed order
+  int64_t nv;
+  const int32_t* inputs;   // [count] x panel row of each stored input
+  const int64_t* offsets;  // [count] where its bo values start in dvalues
+  int64_t count;
+  int64_t rows;            // valid rows of this block row, at most bo
+  T* dvalues;
+  bool accumulate;
+};
+template <class T>
+using SampleFn = void (*)(const SampleArgs<T>&);
+
+// Tokens to panel: panel[dst_row ? dst_row[i] : i][t] = x[t*ldx + i]; missing tokens become 0.
+template <class T>
+using PackFn = void (*)(const T* x, int64_t ldx, int64_t tokens, int64_t begin, int64_t end,
+                        const int32_t* dst_row, T* panel, int64_t nv);
+// Panel to tokens: y[t*ldy + i] = act(panel[src_row ? src_row[i] : i][t] + bias[i]).
+template <class T>
+using UnpackFn = void (*)(const T* panel, int64_t nv, int64_t tokens, int64_t begin, int64_t end,
+                          const int32_t* src_row, const T* bias, Activation act, T* y, int64_t ldy);
+// One token: dst[slot_row[s]] = sum; src is x in packed order.
+template <class T>
+using VectorFn = void (*)(const TileArgs<T>&);
+// y[i] = act(y[i] + bias[i])
+template <class T>
+using EpilogueFn = void (*)(T* y, int64_t n, const T* bias, Activation act);
+
+inline constexpr int kMaxTileRows = 16;
+inline constexpr int kMaxTileVecs = 8;
+
+template <class T>
+struct Tile {
+  const char* name = nullptr;  // op_dtype_RxN__isa, N = NV*W tokens
+  TileFn<T> forward = nullptr;
+  TileFn<T> grad_input = nullptr;
+};
+
+template <class T>
+struct KernelTable {
+  const char* isa;
+  unsigned needs;  // CpuFeature bits
+  int width;       // W
+  Tile<T> tiles[kMaxTileRows + 1][kMaxTileVecs + 1];  // [R][NV]; forward == nullptr: not built
+  int max_rows;                                       // tallest tile to cut a block into
+  int preferred_vecs[kMaxTileRows + 1];               // [R] -> NV for many tokens
+  PackFn<T> pack;
+  UnpackFn<T> unpack;
+  EpilogueFn<T> epilogue;
+  VectorFn<T> matvec;
+  SampleFn<T> sample;
+  const char* matvec_name;
+  const char* sample_name;
+};
+
+}  // namespace tetris::cpu

@@ -1,0 +1,40 @@
+// Argument checks shared by every implementation of the bsmm ops. A message gives op, rule, values.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "core/view.h"
+#include "cpu/kernels.h"
+
+namespace tetris::ops {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+// The index tensors of one layer, contiguous and alive, and the view kernels take.
+struct Layout {
+  at::Tensor row_ptr, col_idx;
+  OptionalTensor row_perm, col_perm;
+  BlockSparseView view;
+};
+
+cpu::Activation parse_activation(const char* op, std::string_view name);
+
+// Shapes, types and devices of the index tensors; their contents are checked by the kernels' driver.
+Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor& col_idx,
+                    const OptionalTensor& row_perm, const OptionalTensor& col_perm,
+                    int64_t out_features, int64_t in_features, int64_t block_height,
+                    int64_t block_width);
+
+// values: [nnzb, bi, bo] of the type of x.
+void check_values(const char* op, const at::Tensor& x, const char* x_name, const at::Tensor& values,
+                  const at::Tensor& col_idx);
+
+// x: [..., features] on the CPU in float32 or float64.
+void check_tokens(const char* op, const char* name, const at::Tensor& x);
+
+void check_bias(const char* op, const at::Tensor& x, const OptionalTensor& bias, int64_t out_features);
+
+}  // namespace tetris::ops

@@ -1,0 +1,108 @@
+"""Typed wrappers of ``torch.ops.tetris`` and the fake kernels that tracing needs.
+
+The ops are the product's lowest level: :class:`tetris.SparseLinear` is what most people want. A
+layer is five tensors, see :class:`tetris.BlockLayout` for how they are made:
+
+========== ============== =======================================================================
+values     [nnzb, bi, bo] stored blocks, input-major; the block shape (bo, bi) is read from here
+row_ptr    int32[G + 1]   G = ceil(out / bo) block rows over packed output slots
+col_idx    int32[nnzb]    column group of each stored block, ascending within a block row
+row_perm   int32[out]     packed slot s is original output ``row_perm[s]``; None is the identity
+col_perm   int32[in]      the same for inputs
+========== ============== =======================================================================
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+
+
+def bsmm(
+    x: Tensor,
+    values: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    row_perm: Tensor | None,
+    col_perm: Tensor | None,
+    bias: Tensor | None,
+    out_features: int,
+    activation: Activation = "none",
+) -> Tensor:
+    """Block-sparse matrix product, ``y = activation(x @ W.T + bias)``, computed on stored blocks.
+
+    Args:
+        x: [..., in] tokens, float32 (float64 runs a plain path, for gradient checks); any strides.
+        values: [nnzb, bi, bo], the type of x.
+        row_ptr: int32[ceil(out / bo) + 1].
+        col_idx: int32[nnzb].
+        row_perm: int32[out] or None.
+        col_perm: int32[in] or None.
+        bias: [out] or None, the type of x.
+        out_features: out.
+        activation: fused into the store; ``gelu`` is the exact one, ``gelu_tanh`` its approximation.
+
+    Returns:
+        [..., out] in original output order. Differentiable in x, values and bias, any number of
+        times. Bit-identical from run to run and for any number of threads.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: a shape, a type, or the contents of an index tensor
+            break a rule; the message names the rule and the values seen.
+
+    Example:
+        >>> layout = tetris.BlockLayout.from_dense(weight, block=(4, 1), sparsity=0.9)
+        >>> values = layout.pack(weight)
+        >>> y = tetris.ops.bsmm(x, values, layout.row_ptr, layout.col_idx,
+        ...                     layout.row_perm, layout.col_perm, bias, layout.out_features)
+    """
+    return torch.ops.tetris.bsmm(
+        x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation
+    )
+
+
+@torch.library.register_fake("tetris::bsmm")
+def _(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation="none"):
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+def bsmm_grad_input(
+    grad: Tensor,
+    values: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    row_perm: Tensor | None,
+    col_perm: Tensor | None,
+    in_features: int,
+) -> Tensor:
+    """Gradient of :func:`bsmm` for x: ``dx = grad @ W``, [..., out] to [..., in_features]."""
+    return torch.ops.tetris.bsmm_grad_input(
+        grad, values, row_ptr, col_idx, row_perm, col_perm, in_features
+    )
+
+
+@torch.library.register_fake("tetris::bsmm_grad_input")
+def _(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features):
+    return grad.new_empty((*grad.shape[:-1], in_features))
+
+
+def bsmm_grad_values(
+    x: Tensor,
+    grad: Tensor,
+    row_ptr: Tensor,
+    col_idx: Tensor,
+    row_perm: Tensor | None,
+    col_perm: Tensor | None,
+    block: tuple[int, int],
+) -> Tensor:
+    """Gradient of :func:`bsmm` for values: ``grad.T @ x`` on stored blocks, [nnzb, bi, bo]."""
+    return torch.ops.tetris.bsmm_grad_values(
+        x, grad, row_ptr, col_idx, row_perm, col_perm, block[0], block[1]
+    )
+
+
+@torch.library.register_fake("tetris::bsmm_grad_values")
+def _(x, grad, row_ptr, col_idx, row_perm, col_perm, block_height, block_width):
+    return x.new_empty((col_idx.shape[0], block_width, block_height))

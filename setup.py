@@ -1,0 +1,38 @@
+"""Build tetris/_C with CMake and Ninja; all metadata is in pyproject.toml."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Configure and build with CMake, in a folder that is kept so that rebuilds are incremental."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the one extension and put it where setuptools expects it."""
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # One folder per interpreter: torch's headers and the module's suffix differ between them.
+        build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake",
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+            f"-DTETRIS_VERSION={self.distribution.get_version()}",
+            f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            *os.environ.get("TETRIS_CMAKE_ARGS", "").split(),
+            str(ROOT),
+        ]
+        subprocess.run(configure, cwd=build, check=True)
+        subprocess.run(["cmake", "--build", ".", "--target", "_C"], cwd=build, check=True)
+
+
+setup(ext_modules=[Extension("tetris._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,156 @@
+#include "reorder/swap_values.h"
+
+#include <cmath>
+
+#if defined(__GNUC__)
+#define TETRIS_INLINE __attribute__((always_inline)) inline
+#else
+#define TETRIS_INLINE inline
+#endif
+
+// One binary for every x86-64: the loader picks the clone. Sanitizers start after the loader, so
+// they get the plain version.
+#if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__linux__) && \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define TETRIS_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define TETRIS_CLONES
+#endif
+
+namespace tetris::reorder {
+namespace {
+
+#if defined(__GNUC__)
+// Vector extensions, not intrinsics: each clone lowers them to its own width.
+// NOTE: with plain arrays of floats GCC 12 spills the sums of swap_values_along.
+typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+typedef int32_t Bits __attribute__((vector_size(kLanes * sizeof(int32_t)), may_alias));
+
+// sum += max(floor, |x|) on kLanes lanes
+TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const Lanes& x) {
+  const Lanes& at_least = *reinterpret_cast<const Lanes*>(floor);
+  const Lanes magnitude = (Lanes)((Bits)x & 0x7fffffff);
+  sum += magnitude > at_least ? magnitude : at_least;
+}
+
+TETRIS_INLINE void accumulate_sum(Lanes& sum, const float* floor, const float* x, const float* y) {
+  accumulate(sum, floor,
+             *reinterpret_cast<const Lanes*>(x) + *reinterpret_cast<const Lanes*>(y));
+}
+
+TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const float* x) {
+  accumulate(sum, floor, *reinterpret_cast<const Lanes*>(x));
+}
+
+TETRIS_INLINE float total(const Lanes& sum) {
+  typedef float Half __attribute__((vector_size(kLanes * 2), aligned(4), may_alias));
+  const Half* half = reinterpret_cast<const Half*>(&sum);
+  const Half eight = half[0] + half[1];
+  const float* lane = reinterpret_cast<const float*>(&eight);
+  return ((lane[0] + lane[4]) + (lane[1] + lane[5])) + ((lane[2] + lane[6]) + (lane[3] + lane[7]));
+}
+#else
+struct Lanes {
+  float lane[kLanes];
+};
+
+inline void accumulate(Lanes& sum, const float* floor, const float* x) {
+  for (int64_t u = 0; u < kLanes; ++u) sum.lane[u] += std::fmax(floor[u], std::fabs(x[u]));
+}
+
+inline void accumulate_sum(Lanes& sum, const float* floor, const float* x, const float* y) {
+  for (int64_t u = 0; u < kLanes; ++u) sum.lane[u] += std::fmax(floor[u], std::fabs(x[u] + y[u]));
+}
+
+inline float total(const Lanes& sum) {
+  float result = 0;
+  for (float x : sum.lane) result += x;
+  return result;
+}
+#endif
+
+// Candidates run along the lanes: sum[u] += max(floor[l], |base[l] + tile[l][u]|).
+template <int64_t kWidth>
+TETRIS_INLINE void accumulate_across(const float* base, const float* floor, const float* tile,
+                                     int64_t width, int64_t length, float* values) {
+  float sum[kWidth] = {};
+  for (int64_t l = 0; l < length; ++l) {
+    for (int64_t u = 0; u < kWidth; ++u) {
+      const float x = std::fabs(base[l] + tile[l * width + u]);
+      sum[u] += x > floor[l] ? x : floor[l];
+    }
+  }
+  for (int64_t u = 0; u < kWidth; ++u) values[u] = sum[u];
+}
+
+#if defined(__GNUC__)
+// NOTE: GCC 12 vectorizes the loop above at 2 * kLanes but not at kLanes (6 times slower).
+template <>
+TETRIS_INLINE void accumulate_across<kLanes>(const float* base, const float* floor,
+                                             const float* tile, int64_t width, int64_t length,
+                                             float* values) {
+  Lanes sum = {};
+  for (int64_t l = 0; l < length; ++l) {
+    const Lanes x = base[l] + *reinterpret_cast<const Lanes*>(tile + l * width);
+    const Lanes magnitude = (Lanes)((Bits)x & 0x7fffffff);
+    const Lanes at_least = floor[l] - Lanes{};
+    sum += magnitude > at_least ? magnitude : at_least;
+  }
+  *reinterpret_cast<Lanes*>(values) = sum;
+}
+#endif
+
+}  // namespace
+
+TETRIS_CLONES
+float pair_value(const float* diff, const float* floor, int64_t stride) {
+  Lanes sum = {};
+  for (int64_t l = 0; l < stride; l += kLanes) accumulate(sum, floor + l, diff + l);
+  return total(sum);
+}
+
+TETRIS_CLONES
+void swap_values_along(const float* diff, const float* floor, const float* out, const float* lines,
+                       const int32_t* ids, int64_t count, int64_t stride, float* base,
+                       float* values) {
+  for (int64_t l = 0; l < stride; ++l) base[l] = diff[l] - out[l];
+  int64_t j = 0;
+  for (; j + 4 <= count; j += 4) {  // four candidates share the loads of base and floor
+    const float* a = lines + ids[j] * stride;
+    const float* b = lines + ids[j + 1] * stride;
+    const float* c = lines + ids[j + 2] * stride;
+    const float* d = lines + ids[j + 3] * stride;
+    Lanes sum_a = {}, sum_b = {}, sum_c = {}, sum_d = {};
+    for (int64_t l = 0; l < stride; l += kLanes) {
+      accumulate_sum(sum_a, floor + l, base + l, a + l);
+      accumulate_sum(sum_b, floor + l, base + l, b + l);
+      accumulate_sum(sum_c, floor + l, base + l, c + l);
+      accumulate_sum(sum_d, floor + l, base + l, d + l);
+    }
+    values[j] = total(sum_a);
+    values[j + 1] = total(sum_b);
+    values[j + 2] = total(sum_c);
+    values[j + 3] = total(sum_d);
+  }
+  for (; j < count; ++j) {
+    const float* a = lines + ids[j] * stride;
+    Lanes sum = {};
+    for (int64_t l = 0; l < stride; l += kLanes) accumulate_sum(sum, floor + l, base + l, a + l);
+    values[j] = total(sum);
+  }
+}
+
+TETRIS_CLONES
+void swap_values_across(const float* diff, const float* floor, const float* out, const float* tile,
+                        int64_t width, int64_t length, float* base, float* values) {
+  for (int64_t l = 0; l < length; ++l) base[l] = diff[l] - out[l];
+  int64_t first = 0;
+  for (; first + 2 * kLanes <= width; first += 2 * kLanes) {
+    accumulate_across<2 * kLanes>(base, floor, tile + first, width, length, values + first);
+  }
+  if (first < width) {
+    accumulate_across<kLanes>(base, floor, tile + first, width, length, values + first);
+  }
+}
+
+}  // namespace tetris::reorder

@@ -1,0 +1,354 @@
+#include "reorder/threshold.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+#include "reorder/objective.h"
+#include "reorder/swap_values.h"
+
+namespace tetris::reorder {
+namespace {
+
+constexpr size_t kNoise = 8192;  // Gumbel variates, read from a random offset on
+constexpr int64_t kMaxBlock = 256;
+
+// The lines of two groups that one thread goes through should stay in its cache.
+constexpr int64_t kClusterBytes = 384 << 10;
+
+// Rounds between exact sums, and passes between table rebuilds, follow from rough costs (ns):
+// a pair of lines costs 1/15 per element, an element of saliency 1, a block 40 (it is selected).
+constexpr double kSwapCost = 1.0 / 15, kBuildCost = 1.0, kBlockCost = 40.0;
+
+int64_t clamp_to_int(double x, double low, double high) {
+  return static_cast<int64_t>(std::ceil(std::min(high, std::max(low, x))));
+}
+
+}  // namespace
+
+void ThresholdSearch::Scratch::resize(int64_t stride, int64_t width) {
+  if (static_cast<int64_t>(mean.size()) < stride) {
+    for (std::vector<float>* v : {&mean, &diff, &floor, &base, &sorted}) {
+      v->resize(static_cast<size_t>(stride));
+    }
+  }
+  if (static_cast<int64_t>(values.size()) < width) {
+    values.resize(static_cast<size_t>(width));
+    noisy.resize(static_cast<size_t>(width));
+  }
+}
+
+ThresholdSearch::ThresholdSearch(const Problem& problem, Order start,
+                                 const ThresholdOptions& options, Control& control, Pool& pool)
+    : problem_(problem),
+      options_(options),
+      control_(control),
+      pool_(pool),
+      order_(start),
+      best_(std::move(start)),
+      gumbel_(kNoise + kMaxBlock),
+      scratch_(static_cast<size_t>(pool.size())) {
+  Random random(options.seed, 0x6e6f697365);
+  for (float& x : gumbel_) x = static_cast<float>(-std::log(-std::log(random.uniform() * 0.999999)));
+  start_seconds_ = control.seconds();
+}
+
+double ThresholdSearch::progress() const {
+  if (options_.sweeps > 0) {
+    return static_cast<double>(sweep_) / static_cast<double>(options_.sweeps);
+  }
+  return (control_.seconds() - start_seconds_) / std::max(options_.seconds, 1e-9);
+}
+
+bool ThresholdSearch::time_is_up() const { return options_.sweeps <= 0 && progress() >= 1; }
+
+double ThresholdSearch::temperature(double done) const {
+  const double annealed = done / (1 - options_.descent);
+  if (annealed >= 1 || options_.hot <= 0) return 0;
+  return options_.hot * std::pow(options_.cold / options_.hot, annealed);
+}
+
+void ThresholdSearch::run() {
+  int idle = 0;
+  while (progress() < 1) {
+    accepted_ = 0;
+    // The first sweep descends: temperatures are measured in the swaps of what it reaches.
+    const double heat = sweep_ == 0 ? 0 : temperature(progress());
+    const bool descending = heat == 0 && sweep_ > 0;
+    if (problem_.rows_matter()) pass(Axis::kRows, heat);
+    if (problem_.cols_matter()) pass(Axis::kCols, heat);
+    ++sweep_;
+    // A sweep of a large matrix does not visit all pairs, hence more than one idle sweep.
+    idle = descending && accepted_ == 0 ? idle + 1 : 0;
+    if (idle == 8) break;
+  }
+  // The last rounds have not been accounted for.
+  if (perm_) settle_accounts();
+}
+
+void ThresholdSearch::pass(Axis axis, double heat) {
+  const bool rows = axis == Axis::kRows;
+  const bool alone = !(problem_.rows_matter() && problem_.cols_matter());
+  perm_ = rows ? &order_.rows : &order_.cols;
+  if (sweep_ == 0 || !alone) table_.build(problem_, order_, axis, pool_);
+  exact_rows_ = rows && problem_.balanced;
+  floor_rows_ = rows && !problem_.balanced && !problem_.allow_empty_rows;
+
+  // Neighbouring groups of a random order form clusters that are paired as a whole.
+  const int64_t group_bytes = 4 * table_.stride * (table_.block + 1);
+  const int64_t cluster =
+      std::max<int64_t>(1, std::min(kClusterBytes / (2 * group_bytes), table_.groups / 16));
+  const int64_t clusters = (table_.groups + cluster - 1) / cluster;
+  const int64_t turns = clusters < 2 ? 0 : clusters - 1 + clusters % 2;
+
+  // NOTE: nothing here may depend on the number of threads.
+  const double lines = static_cast<double>(table_.lines);
+  const double length = static_cast<double>(table_.length);
+  const double elements = static_cast<double>(problem_.rows * problem_.row_elements());
+  const double round_cost = lines * static_cast<double>(table_.block * cluster) * length / 2 *
+                            kSwapCost;
+  const double exact_cost =
+      static_cast<double>(problem_.blocks()) * kBlockCost + lines * length * 0.3;
+  const int64_t rounds = clamp_to_int(8 * exact_cost / round_cost, 4, 512);
+  const double segment_cost = static_cast<double>(rounds) * round_cost;
+  const int64_t segments =
+      alone ? 1 : clamp_to_int(3 * elements * kBuildCost / segment_cost, 1, 64);
+
+  std::vector<int32_t> groups(static_cast<size_t>(table_.groups));
+  int64_t turn = turns;
+  for (int64_t segment = 0; segment < segments; ++segment) {
+    settle_accounts();
+    double& scale = scale_[rows];
+    if (scale < 0 && sweep_ > 0) scale = swap_scale(Random(options_.seed, 0x7363616c65));
+    temperature_ = heat > 0 ? static_cast<float>(heat * scale) : 0.0f;
+    for (int64_t r = 0; r < rounds; ++r, ++turn) {
+      if (time_is_up()) return;
+      control_.poll(progress());
+      Random random(options_.seed, Random::mix(static_cast<uint64_t>(sweep_) * 2 + rows) ^
+                                       static_cast<uint64_t>(segment * rounds + r));
+      if (turn >= turns) {
+        std::iota(groups.begin(), groups.end(), 0);
+        shuffle(groups, random);
+        turn = 0;
+      }
+      // Round-robin tournament: cluster 0 stays, the others rotate; an odd one sits out.
+      const int64_t players = turns + 1;
+      const auto player = [&](int64_t seat) {
+        return seat == 0 ? 0 : 1 + (seat - 1 + turn) % turns;
+      };
+      const uint64_t stream = random.next();
+      pool_.run(players / 2, [&](int64_t match, int worker) {
+        const int64_t a = player(match), b = player(players - 1 - match);
+        if (a >= clusters || b >= clusters) return;
+        uint64_t visits = 0;
+        for (int64_t i = a * cluster; i < std::min(table_.groups, (a + 1) * cluster); ++i) {
+          for (int64_t j = b * cluster; j < std::min(table_.groups, (b + 1) * cluster); ++j) {
+            const uint64_t id = (static_cast<uint64_t>(match) << 32) + visits++;
+            visit(groups[i], groups[j], Random(stream, id), scratch_[worker]);
+          }
+        }
+      });
+    }
+  }
+}
+
+// Sums groups exactly, notes the order if it is the best so far, and sets the price.
+void ThresholdSearch::settle_accounts() {
+  table_.group_sums(*perm_, sums_, pool_);
+  const std::vector<float> blocks = table_.to_block_sums(problem_, sums_);
+  const double mass = select_blocks(problem_, blocks).mass;
+  if (mass > best_mass_) {
+    best_mass_ = mass;
+    best_ = order_;
+  }
+  prices_ = block_row_prices(problem_, blocks, /*floor_in_price=*/!floor_rows_);
+  if (exact_rows_) counts_ = balanced_counts(problem_, blocks);
+  for (int64_t g = 0; g < table_.groups; ++g) {
+    float* sum = sums_.data() + g * table_.stride;
+    for (int64_t l = 0; l < table_.length; ++l) {
+      sum[l] -= prices_[table_.block_row(problem_, g, l)];
+    }
+  }
+}
+
+// What the milder tenth of random swaps changes, to measure temperatures by. The mean, even the
+// median, would be ruled by pairs of very unequal lines, which are out of the question anyway.
+double ThresholdSearch::swap_scale(Random random) {
+  constexpr int kSamples = 511;
+  std::vector<double> sizes;
+  for (int i = 0; i < kSamples; ++i) {
+    const int64_t p = random.below(static_cast<uint32_t>(table_.lines));
+    const int64_t q = random.below(static_cast<uint32_t>(table_.lines));
+    const int64_t g = p / table_.block, h = q / table_.block;
+    if (g == h) continue;
+    const float* a = table_.line((*perm_)[p]);
+    const float* b = table_.line((*perm_)[q]);
+    const float* sum_g = sums_.data() + g * table_.stride;
+    const float* sum_h = sums_.data() + h * table_.stride;
+    double gain = 0;
+    for (int64_t l = 0; l < table_.length; ++l) {
+      const float change = b[l] - a[l];
+      gain += std::max(sum_g[l] + change, 0.0f) + std::max(sum_h[l] - change, 0.0f) -
+              std::max(sum_g[l], 0.0f) - std::max(sum_h[l], 0.0f);
+    }
+    if (gain != 0) sizes.push_back(std::fabs(gain));
+  }
+  if (sizes.empty()) return 0;
+  const size_t tenth = sizes.size() / 10;
+  std::nth_element(sizes.begin(), sizes.begin() + static_cast<std::ptrdiff_t>(tenth), sizes.end());
+  return sizes[tenth];
+}
+
+void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
+  const int64_t stride = table_.stride, length = table_.length;
+  int32_t* lines_g = perm_->data() + g * table_.block;
+  int32_t* lines_h = perm_->data() + h * table_.block;
+  const int64_t count_g = std::min(table_.block, table_.lines - g * table_.block);
+  const int64_t count_h = std::min(table_.block, table_.lines - h * table_.block);
+  const int64_t width = pad_lanes(count_h);
+  float* sum_g = sums_.data() + g * stride;
+  float* sum_h = sums_.data() + h * stride;
+  s.resize(stride, width);
+  float* diff = s.diff.data();
+
+  for (int64_t l = 0; l < stride; ++l) {
+    s.mean[l] = 0.5f * (sum_g[l] + sum_h[l]);
+    diff[l] = 0.5f * (sum_g[l] - sum_h[l]);
+    s.floor[l] = std::fabs(s.mean[l]);
+  }
+  // Measured: candidates along the lanes win for tall blocks, unless lines are long.
+  const bool across = count_h >= 12 && (length <= 256 || count_h > 16);
+  if (across) {
+    s.tile.assign(static_cast<size_t>(length * width), 0.0f);
+    for (int64_t j = 0; j < count_h; ++j) {
+      const float* line = table_.line(lines_h[j]);
+      for (int64_t l = 0; l < length; ++l) s.tile[l * width + j] = line[l];
+    }
+  }
+
+  float value = pair_value(diff, s.floor.data(), stride);
+  double shortfall = floor_rows_ ? shortfall_after(s, nullptr, nullptr) : 0;
+  double exact = exact_rows_ ? exact_mass_after(g, h, s, nullptr, nullptr) : 0;
+  bool changed = false;
+  for (int64_t i = 0; i < count_g; ++i) {
+    const float* out = table_.line(lines_g[i]);
+    float* values = s.values.data();
+    if (across) {
+      swap_values_across(diff, s.floor.data(), out, s.tile.data(), width, length, s.base.data(),
+                         values);
+    } else {
+      swap_values_along(diff, s.floor.data(), out, table_.values.data(), lines_h, count_h, stride,
+                        s.base.data(), values);
+    }
+    // A group below the price is worth its best block all the same: as long as one of the two is,
+    // every candidate needs a look at its maxima. Otherwise only the winner does.
+    const bool each = shortfall < 0;
+    if (each) {
+      for (int64_t j = 0; j < count_h; ++j) {
+        values[j] += static_cast<float>(shortfall_after(s, out, table_.line(lines_h[j])));
+      }
+    }
+    // Staying must be beaten by more than the rounding of the sums.
+    float to_beat = value + static_cast<float>(shortfall);
+    const float rounding = 1e-6f * std::fabs(to_beat);
+    const float* noisy = values;
+    if (temperature_ > 0) {
+      const float* noise = gumbel_.data() + random.below(kNoise);
+      for (int64_t j = 0; j < count_h; ++j) s.noisy[j] = values[j] + temperature_ * noise[j];
+      to_beat += temperature_ * noise[count_h];
+      noisy = s.noisy.data();
+    }
+    const int64_t j = std::max_element(noisy, noisy + count_h) - noisy;
+    if (!(noisy[j] > to_beat + rounding)) continue;
+
+    const float* in = table_.line(lines_h[j]);
+    double shortfall_then = 0, exact_then = 0;
+    if (floor_rows_) {
+      shortfall_then = shortfall_after(s, out, in);
+      if (!each && !(noisy[j] + shortfall_then > to_beat + rounding)) continue;
+    }
+    if (exact_rows_) {
+      exact_then = exact_mass_after(g, h, s, out, in);
+      const double loss = temperature_ > 0 ? -temperature_ * std::log(random.uniform()) : 0;
+      if (!(exact_then + loss > exact + rounding)) continue;
+    }
+    for (int64_t l = 0; l < stride; ++l) diff[l] += in[l] - out[l];
+    if (across) {
+      for (int64_t l = 0; l < length; ++l) s.tile[l * width + j] = out[l];
+    }
+    std::swap(lines_g[i], lines_h[j]);
+    value = values[j] - (each ? static_cast<float>(shortfall_then) : 0.0f);
+    shortfall = shortfall_then;
+    changed = true;
+    if (exact_rows_) {
+      exact = exact_then;
+      reprice(g, h, s);
+      value = pair_value(diff, s.floor.data(), stride);
+    }
+  }
+  if (!changed) return;
+  accepted_.fetch_add(1, std::memory_order_relaxed);
+  for (int64_t l = 0; l < stride; ++l) {
+    sum_g[l] = s.mean[l] + diff[l];
+    sum_h[l] = s.mean[l] - diff[l];
+  }
+}
+
+// How far the best blocks of both groups lie below the price, once `in` has replaced `out` in the
+// first and `out` has replaced `in` in the second.
+double ThresholdSearch::shortfall_after(const Scratch& s, const float* out,
+                                        const float* in) const {
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  float best_g[kLanes], best_h[kLanes];
+  std::fill_n(best_g, kLanes, kLowest);
+  std::fill_n(best_h, kLanes, kLowest);
+  const auto look = [&](int64_t l, int64_t u) {
+    const float diff = out ? s.diff[l] + (in[l] - out[l]) : s.diff[l];
+    const float x = s.mean[l] + diff, y = s.mean[l] - diff;
+    best_g[u] = x > best_g[u] ? x : best_g[u];
+    best_h[u] = y > best_h[u] ? y : best_h[u];
+  };
+  int64_t l = 0;
+  for (; l + kLanes <= table_.length; l += kLanes) {
+    for (int64_t u = 0; u < kLanes; ++u) look(l + u, u);
+  }
+  for (; l < table_.length; ++l) look(l, 0);
+  const float g = *std::max_element(best_g, best_g + kLanes);
+  const float h = *std::max_element(best_h, best_h + kLanes);
+  return std::min(g, 0.0f) + std::min(h, 0.0f);
+}
+
+// Balanced mode: the mass that two block rows keep after the swap, and the prices that go with it.
+double ThresholdSearch::exact_mass_after(int64_t g, int64_t h, Scratch& s, const float* out,
+                                         const float* in) {
+  const int64_t length = table_.length;
+  double mass = 0;
+  for (const int64_t group : {g, h}) {
+    const float sign = group == g ? 1.0f : -1.0f;
+    for (int64_t l = 0; l < length; ++l) {
+      const float diff = out ? s.diff[l] + (in[l] - out[l]) : s.diff[l];
+      s.sorted[l] = s.mean[l] + sign * diff;
+    }
+    const float price = separating_price(s.sorted.data(), length, counts_[group]);
+    s.price_shift[group == h] = price;
+    // separating_price leaves the largest counts_[group] values in front.
+    for (int64_t l = 0; l < counts_[group]; ++l) mass += s.sorted[l];
+    mass += static_cast<double>(prices_[group]) * static_cast<double>(counts_[group]);
+  }
+  return mass;
+}
+
+// Balanced mode: moves both groups' sums to the prices found by exact_mass_after.
+void ThresholdSearch::reprice(int64_t g, int64_t h, Scratch& s) {
+  const float shift_g = s.price_shift[0], shift_h = s.price_shift[1];
+  prices_[g] += shift_g;
+  prices_[h] += shift_h;
+  for (int64_t l = 0; l < table_.length; ++l) {
+    s.mean[l] -= 0.5f * (shift_g + shift_h);
+    s.diff[l] -= 0.5f * (shift_g - shift_h);
+    s.floor[l] = std::fabs(s.mean[l]);
+  }
+}
+
+}  // namespace tetris::reorder

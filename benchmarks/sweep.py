@@ -1,0 +1,241 @@
+"""Measures a grid of layers and returns plain rows, ready for JSON."""
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import tetris
+
+from .layers import Shape, SparseLayer, dense_candidates, sparse_candidate
+from .machine import cache_bytes
+from .rivals import rival_candidates
+from .timing import Candidate, Plan, interleave, quartiles
+
+Row = dict[str, object]
+Step = Callable[[str], None]  # called once per finished group, with its name
+
+FEW_TOKENS = 16  # up to here weights come from memory, not from cache
+GROUP = 4  # sparse candidates between two turns of the dense baselines
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure."""
+
+    shapes: list[Shape]
+    blocks: list[tuple[int, int]]
+    sparsities: list[float]
+    threads: list[int]
+    compiled: bool
+    plan: Plan
+
+    def groups(self) -> list[tuple[Shape, int, float, list[tuple[int, int]]]]:
+        """Groups of candidates that are timed together with the dense baselines."""
+        return [
+            (shape, threads, sparsity, self.blocks[first : first + GROUP])
+            for shape in self.shapes
+            for threads in self.threads
+            for sparsity in self.sparsities
+            for first in range(0, len(self.blocks), GROUP)
+        ]
+
+
+def fma_peak(seconds: float = 0.3) -> float | None:
+    """Measured FMA peak of one core for the instruction set in use, FLOP/s; None if unknown."""
+    probe = getattr(tetris._C, "fma_peak", None)
+    if probe is None:
+        return None
+    return max(probe(tetris._C.isa_in_use(), seconds) for _ in range(3))
+
+
+def copies_for(tokens: int, layer_bytes: int) -> int:
+    """How many copies of a layer make it come from memory on every call.
+
+    With few tokens a network streams its weights: every other layer runs in between, so its
+    weights are not in cache. Here copies take turns until together they fill the last-level
+    cache three times. With many tokens weights are used often enough for it not to matter, and
+    one warm copy is used.
+    """
+    if tokens > FEW_TOKENS:
+        return 1
+    last_level = max(cache_bytes().values(), default=32 << 20)
+    return int(np.clip(np.ceil(3 * last_level / layer_bytes), 1, 64))
+
+
+@torch.inference_mode()
+def run(grid: Grid, step: Step) -> Iterator[Row]:
+    """Times the grid group by group, slow dense baselines dropped after a first look."""
+    dense: dict[str, Candidate] = {}
+    layers: dict[tuple, SparseLayer] = {}
+    x = torch.empty(0)
+    at: tuple[Shape, int] | None = None
+    peak = None
+    for shape, threads, sparsity, blocks in grid.groups():
+        if at is None or at[0] != shape:
+            layers.clear()
+            x = torch.randn(shape.tokens, shape.inputs, generator=torch.Generator().manual_seed(0))
+        if at != (shape, threads):
+            torch.set_num_threads(threads)
+            dense = fast_dense(shape, x, grid)
+            peak = fma_peak()
+            at = (shape, threads)
+        group = dict(dense)
+        copies = {}
+        for block in blocks:
+            key = (block, sparsity)
+            if key not in layers:
+                layers[key] = SparseLayer.random(shape.inputs, shape.outputs, *key)
+                layers[key].check(x)
+            copies[block] = copies_for(shape.tokens, layers[key].stored_bytes)
+            group[_name(block)] = sparse_candidate(layers[key], x, copies[block])
+        times = interleave(group, grid.plan)
+        for block in blocks:
+            group[_name(block)]()
+            yield _row(
+                shape,
+                threads,
+                sparsity,
+                layers[block, sparsity],
+                times[_name(block)],
+                {name: times[name] for name in dense},
+                copies[block],
+                peak,
+            )
+        del group
+        gc.collect()
+        step(f"{shape}, {threads} thread{'s' * (threads > 1)}, {sparsity:.0%}")
+
+
+def fast_dense(shape: Shape, x: torch.Tensor, grid: Grid) -> dict[str, Candidate]:
+    """The dense baselines worth interleaving: those within a fifth of the fastest."""
+    weight = torch.randn(shape.outputs, shape.inputs) / shape.inputs**0.5
+    copies = copies_for(shape.tokens, 4 * weight.numel())
+    candidates = dense_candidates(x, weight, copies, grid.compiled)
+    times = interleave(candidates, Plan(budget_s=1.0, min_rounds=2, max_rounds=4))
+    best = min(np.median(t) for t in times.values())
+    return {name: c for name, c in candidates.items() if np.median(times[name]) < 1.2 * best}
+
+
+def _name(block: tuple[int, int]) -> str:
+    return f"{block[0]}x{block[1]}"
+
+
+def _row(
+    shape: Shape,
+    threads: int,
+    sparsity: float,
+    layer: SparseLayer,
+    sparse: np.ndarray,
+    dense: dict[str, np.ndarray],
+    copies: int,
+    peak: float | None,
+) -> Row:
+    best = min(dense, key=lambda name: float(np.median(dense[name])))
+    low, median, high = quartiles(sparse)
+    dense_low, dense_median, dense_high = quartiles(dense[best])
+    # paired by round: a machine that slows down for a while slows both
+    ratio_low, speedup, ratio_high = quartiles(dense[best] / sparse)
+    stored = 2 * shape.tokens * layer.values.numel()
+    dense_bytes = 4 * shape.inputs * shape.outputs
+    return {
+        "isa": tetris._C.isa_in_use(),
+        "threads": threads,
+        "shape": str(shape),
+        "tokens": shape.tokens,
+        "block": _name(layer.block),
+        "sparsity": sparsity,
+        "density": layer.density,
+        "cache": "warm" if shape.tokens > FEW_TOKENS else f"memory, {copies} copies",
+        "kernel": tetris._C.last_kernel(),
+        "sparse_ms": 1e3 * median,
+        "sparse_iqr_ms": [1e3 * low, 1e3 * high],
+        "dense_ms": 1e3 * dense_median,
+        "dense_iqr_ms": [1e3 * dense_low, 1e3 * dense_high],
+        "dense": best,
+        "all_dense_ms": {name: 1e3 * float(np.median(t)) for name, t in dense.items()},
+        "rounds": len(sparse),
+        "speedup": speedup,
+        "speedup_iqr": [ratio_low, ratio_high],
+        "efficiency": speedup * layer.density,
+        "stored_gflops": stored / median / 1e9,
+        "equivalent_gflops": shape.flops / median / 1e9,
+        "dense_gflops": shape.flops / dense_median / 1e9,
+        "peak_share": stored / median / (peak * threads) if peak else None,
+        "bytes_ratio": dense_bytes / layer.stored_bytes,
+    }
+
+
+@torch.inference_mode()
+def run_rivals(shape: Shape, points: list[tuple[tuple[int, int], float]], step: Step):
+    """Sparse peers at a few points, on one thread (scipy has no more)."""
+    torch.set_num_threads(1)
+    x = torch.randn(shape.tokens, shape.inputs)
+    grid = Grid([shape], [], [], [1], False, Plan())
+    dense = fast_dense(shape, x, grid)
+    for block, sparsity in points:
+        layer = SparseLayer.random(shape.inputs, shape.outputs, block, sparsity)
+        group = {**dense, "tetris": lambda layer=layer: layer(x), **rival_candidates(layer, x)}
+        times = interleave(group, Plan(budget_s=4.0, min_rounds=3, max_rounds=5))
+        medians = {name: 1e3 * float(np.median(t)) for name, t in times.items()}
+        best = min(medians[name] for name in dense)
+        for name in group:
+            if name not in dense:
+                yield {
+                    "name": name,
+                    "shape": str(shape),
+                    "block": _name(block),
+                    "sparsity": sparsity,
+                    "ms": medians[name],
+                    "dense_ms": best,
+                    "speedup": best / medians[name],
+                }
+        step(f"peers, {_name(block)}, {sparsity:.0%}")
+
+
+def run_training(grid: Grid, step: Step) -> Iterator[Row]:
+    """A training step of the layer (forward, dX, dValues) against that of F.linear."""
+    for shape in grid.shapes:
+        x = torch.randn(shape.tokens, shape.inputs, requires_grad=True)
+        grad = torch.randn(shape.tokens, shape.outputs)
+        weight = torch.randn(shape.outputs, shape.inputs, requires_grad=True)
+
+        def dense(x=x, grad=grad, weight=weight) -> object:
+            return torch.autograd.grad(F.linear(x, weight), (x, weight), grad)
+
+        for threads in grid.threads:
+            torch.set_num_threads(threads)
+            for sparsity in grid.sparsities:
+                group: dict[str, Candidate] = {"dense": dense}
+                densities = {}
+                for block in grid.blocks:
+                    layer = SparseLayer.random(shape.inputs, shape.outputs, block, sparsity)
+                    layer.values.requires_grad_()
+                    densities[_name(block)] = layer.density
+
+                    def sparse(x=x, grad=grad, layer=layer) -> object:
+                        return torch.autograd.grad(layer(x), (x, layer.values), grad)
+
+                    group[_name(block)] = sparse
+                times = interleave(group, grid.plan)
+                dense_ms = 1e3 * float(np.median(times["dense"]))
+                for name, density in densities.items():
+                    low, speedup, high = quartiles(times["dense"] / times[name])
+                    sparse_ms = 1e3 * float(np.median(times[name]))
+                    yield {
+                        "isa": tetris._C.isa_in_use(),
+                        "threads": threads,
+                        "shape": str(shape),
+                        "block": name,
+                        "sparsity": sparsity,
+                        "density": density,
+                        "sparse_ms": sparse_ms,
+                        "dense_ms": dense_ms,
+                        "speedup": speedup,
+                        "speedup_iqr": [low, high],
+                        "efficiency": speedup * density,
+                    }
+                step(f"training {shape}, {sparsity:.0%}")

@@ -1,0 +1,118 @@
+"""What the kernels must reach, and whether a result file shows that they do.
+
+Efficiency is speed-up times stored share: 1 means that a layer with a tenth of its weights takes
+a tenth of the time of the fastest dense library.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BANDS = {"50-75 %": (0.5, 0.75), "90 %": (0.9,), "95 %": (0.95,)}
+_LARGE = (0.97, 0.93, 0.80)
+_SMALL = (0.93, 0.88, 0.75)
+TARGETS = {
+    **{block: _LARGE for block in ("8x1", "16x1", "32x1", "8x8", "16x16", "32x32", "64x64")},
+    **{block: _SMALL for block in ("4x1", "4x4")},
+    "2x1": (0.65, 0.65, 0.55),
+    "1x1": (0.42, 0.42, 0.38),
+}
+POINT_MARGIN = 0.12  # no single point may lie further below its target
+FEW_TOKENS_SHARE = 0.7  # of the target, at 2 to 16 tokens
+MANY_TOKENS = 128
+TRAINING_TARGETS = {"4x1": 0.35, "16x16": 0.6, "32x32": 0.6}  # at 75 to 90 % sparsity
+DECODE_SHARE = 0.8  # of the ratio of bytes read, at one token
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One line of the pass/fail table."""
+
+    isa: str
+    threads: int
+    what: str
+    block: str
+    band: str
+    target: float
+    mean: float
+    worst: float
+    worst_at: str
+    passed: bool
+
+
+def geometric_mean(values: list[float]) -> float:
+    """Of positive numbers."""
+    return float(np.exp(np.mean(np.log(values))))
+
+
+def judge(rows: list[dict], training: list[dict]) -> list[Verdict]:
+    """Compares measured rows with the targets; combinations that were not measured are absent."""
+    verdicts = []
+    for isa, threads in sorted({(r["isa"], r["threads"]) for r in rows}):
+        here = [r for r in rows if (r["isa"], r["threads"]) == (isa, threads)]
+        for what, low, high, share in (
+            (f">= {MANY_TOKENS} tokens", MANY_TOKENS, 10**9, 1.0),
+            ("2-16 tokens", 2, 16, FEW_TOKENS_SHARE),
+        ):
+            some = [r for r in here if low <= r["tokens"] <= high]
+            for block, targets in TARGETS.items():
+                for (band, levels), target in zip(BANDS.items(), targets, strict=True):
+                    points = [r for r in some if r["block"] == block and r["sparsity"] in levels]
+                    if points:
+                        margin = POINT_MARGIN * share
+                        verdicts.append(
+                            _verdict(
+                                isa, threads, what, block, band, target * share, margin, points
+                            )
+                        )
+        for block in TARGETS:
+            for band, levels in BANDS.items():
+                points = [
+                    {**r, "efficiency": r["speedup"] / r["bytes_ratio"]}
+                    for r in here
+                    if r["tokens"] == 1 and r["block"] == block and r["sparsity"] in levels
+                ]
+                if points:
+                    what = "1 token, of bytes"
+                    verdicts.append(
+                        _verdict(isa, threads, what, block, band, DECODE_SHARE, 1.0, points)
+                    )
+    for isa, threads in sorted({(r["isa"], r["threads"]) for r in training}):
+        for block, target in TRAINING_TARGETS.items():
+            points = [
+                r
+                for r in training
+                if (r["isa"], r["threads"], r["block"]) == (isa, threads, block)
+                and 0.75 <= r["sparsity"] <= 0.9
+            ]
+            if points:
+                verdicts.append(
+                    _verdict(isa, threads, "training", block, "75-90 %", target, 1.0, points)
+                )
+    return verdicts
+
+
+def _verdict(
+    isa: str,
+    threads: int,
+    what: str,
+    block: str,
+    band: str,
+    target: float,
+    margin: float,
+    points: list[dict],
+) -> Verdict:
+    mean = geometric_mean([p["efficiency"] for p in points])
+    worst = min(points, key=lambda p: p["efficiency"])
+    return Verdict(
+        isa=isa,
+        threads=threads,
+        what=what,
+        block=block,
+        band=band,
+        target=target,
+        mean=mean,
+        worst=worst["efficiency"],
+        worst_at=f"{worst['shape']} {worst['sparsity']:.0%}",
+        passed=mean >= target and worst["efficiency"] >= target - margin,
+    )

@@ -1,0 +1,81 @@
+"""Interleaved timing: candidates take turns, so a slow minute of the machine hits all of them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+Candidate = Callable[[], object]
+Durations = dict[str, np.ndarray]  # seconds per call, one entry per round
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        sample_s: a sample repeats the call until this much time has passed.
+        budget_s: rounds stop when the group has used this much time ...
+        min_rounds: ... but not before this many rounds ...
+        max_rounds: ... and at the latest after this many.
+    """
+
+    sample_s: float = 0.02
+    budget_s: float = 6.0
+    min_rounds: int = 5
+    max_rounds: int = 15
+
+
+def interleave(candidates: dict[str, Candidate], plan: Plan | None = None) -> Durations:
+    """Times the candidates round-robin: one sample of each per round.
+
+    The first call of each is not timed (allocation, lazy packing); the second sets how many
+    calls make a sample. Every other round runs in reverse order, so that no candidate always
+    follows the same neighbour.
+
+    Returns:
+        For every candidate the seconds per call of each round; equal positions ran in the same
+        round, so ratios of equal positions are paired.
+    """
+    plan = plan or Plan()
+    repeats = {}
+    for name, call in candidates.items():
+        call()
+        repeats[name] = max(1, int(np.ceil(plan.sample_s / _sample(call, 1))))
+    durations: dict[str, list[float]] = {name: [] for name in candidates}
+    order = list(candidates.items())
+    started = time.perf_counter()
+    for done in range(plan.max_rounds):
+        if done >= plan.min_rounds and time.perf_counter() - started > plan.budget_s:
+            break
+        for name, call in order if done % 2 == 0 else reversed(order):
+            durations[name].append(_sample(call, repeats[name]))
+    return {name: np.asarray(values) for name, values in durations.items()}
+
+
+def _sample(call: Candidate, repeats: int) -> float:
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return max((time.perf_counter() - started) / repeats, 1e-9)
+
+
+def rotate(calls: list[Candidate]) -> Candidate:
+    """One candidate that takes the given calls in turn, for example one per copy of the weights."""
+    if len(calls) == 1:
+        return calls[0]
+    position = 0
+
+    def call() -> object:
+        nonlocal position
+        position = (position + 1) % len(calls)
+        return calls[position]()
+
+    return call
+
+
+def quartiles(values: np.ndarray) -> tuple[float, float, float]:
+    """Lower quartile, median and upper quartile."""
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    return float(low), float(middle), float(high)

@@ -18,7 +18,7 @@ list(SUBLIST torch_config 5 -1 torch_includes)
 
 Python_add_library(_C MODULE WITH_SOABI
   csrc/bindings.cpp
-  #csrc/bindings_reorder.cpp
+  csrc/bindings_reorder.cpp
   csrc/ops/library.cpp
   csrc/ops/bsmm_checks.cpp
   csrc/ops/bsmm_cpu.cpp

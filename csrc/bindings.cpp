@@ -16,5 +16,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas_supported", &tetris::cpu::isas_supported);
   m.def("force_isa", &tetris::cpu::force_isa, py::arg("name"));
   m.def("last_kernel", [] { return std::string(tetris::cpu::last_kernel()); });
-  //bind_reorder(m);
+  bind_reorder(m);
 }

@@ -1,6 +1,7 @@
 #include "reorder/parallel.h"
 
 #include <algorithm>
+#include <system_error>
 
 namespace tetris::reorder {
 namespace {

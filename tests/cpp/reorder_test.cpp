@@ -1,0 +1,321 @@
+// Unit tests of the permutation search, against obvious references in double.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <set>
+#include <stdexcept>
+
+#include "reorder/assignment.h"
+#include "reorder/axis.h"
+#include "reorder/objective.h"
+#include "reorder/random.h"
+#include "reorder/search.h"
+#include "reorder/sort.h"
+#include "reorder/swap.h"
+#include "reorder/swap_values.h"
+
+namespace tetris::reorder {
+namespace {
+
+std::vector<float> random_values(int64_t n, uint64_t seed) {
+  Random random(seed);
+  std::vector<float> values(static_cast<size_t>(n));
+  for (float& x : values) x = static_cast<float>(-std::log(random.uniform()));
+  return values;
+}
+
+struct Case {
+  std::vector<float> values;
+  Problem problem;
+
+  Case(int64_t rows, int64_t cols, int64_t positions, int64_t bo, int64_t bi, double sparsity,
+       uint64_t seed = 1)
+      : values(random_values(rows * cols * positions, seed)) {
+    problem.saliency = values.data();
+    problem.rows = rows;
+    problem.cols = cols;
+    problem.positions = positions;
+    problem.block_rows = bo;
+    problem.block_cols = bi;
+    const double blocks = static_cast<double>(problem.blocks());
+    problem.kept = problem.blocks() - static_cast<int64_t>(sparsity * blocks);
+  }
+
+  Order random_order(uint64_t seed) const {
+    Order order = identity_order(problem);
+    Random random(seed);
+    shuffle(order.rows, random);
+    shuffle(order.cols, random);
+    return order;
+  }
+
+  std::vector<double> reference_sums(const Order& order) const {
+    const Problem& p = problem;
+    std::vector<double> sums(static_cast<size_t>(p.blocks()));
+    for (int64_t r = 0; r < p.rows; ++r) {
+      for (int64_t c = 0; c < p.cols; ++c) {
+        for (int64_t k = 0; k < p.positions; ++k) {
+          const int64_t column = k * p.col_groups() + c / p.block_cols;
+          sums[r / p.block_rows * p.blocks_per_row() + column] +=
+              values[(order.rows[r] * p.cols + order.cols[c]) * p.positions + k];
+        }
+      }
+    }
+    return sums;
+  }
+};
+
+bool is_permutation(const Permutation& perm) {
+  std::set<int32_t> seen(perm.begin(), perm.end());
+  return seen.size() == perm.size() && *seen.begin() == 0 &&
+         *seen.rbegin() == static_cast<int32_t>(perm.size()) - 1;
+}
+
+TEST(Pool, RunsEveryIndexOnce) {
+  Pool pool(4);
+  for (int64_t count : {0, 1, 3, 1000}) {
+    std::vector<std::atomic<int>> hits(static_cast<size_t>(count));
+    for (int repeat = 0; repeat < 50; ++repeat) {
+      pool.run(count, [&](int64_t i, int worker) {
+        ASSERT_LT(worker, 4);
+        ++hits[i];
+      });
+    }
+    for (auto& h : hits) EXPECT_EQ(h, 50);
+  }
+}
+
+TEST(Pool, RethrowsWhatATaskThrows) {
+  Pool pool(3);
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    EXPECT_THROW(pool.run(100, [](int64_t i, int) {
+      if (i == 50) throw std::runtime_error("task");
+    }), std::runtime_error);
+    std::atomic<int> count{0};
+    pool.run(10, [&](int64_t, int) { ++count; });
+    EXPECT_EQ(count, 10);
+  }
+}
+
+TEST(SwapValues, AgreeWithTheDirectForm) {
+  for (int64_t length : {1, 15, 16, 33, 100}) {
+    for (int64_t count : {1, 3, 4, 7, 16, 20, 32, 50, 128}) {
+      const int64_t stride = pad_lanes(length), width = pad_lanes(count);
+      const std::vector<float> g = random_values(length, 1), h = random_values(length, 2);
+      std::vector<float> diff(stride), floor(stride), base(stride), lines((count + 1) * stride);
+      const std::vector<float> random = random_values((count + 1) * length, 3);
+      for (int64_t j = 0; j <= count; ++j) {
+        std::copy_n(random.data() + j * length, length, lines.data() + j * stride);
+      }
+      std::vector<float> tile(length * width);
+      std::vector<int32_t> ids(count);
+      double mean = 0;
+      for (int64_t l = 0; l < length; ++l) {
+        const float a = g[l] - 1.0f, b = h[l] - 1.0f;
+        diff[l] = 0.5f * (a - b);
+        floor[l] = std::fabs(0.5f * (a + b));
+        mean += 0.5 * (a + b);
+        for (int64_t j = 0; j < count; ++j) tile[l * width + j] = lines[j * stride + l];
+      }
+      for (int64_t j = 0; j < count; ++j) ids[j] = static_cast<int32_t>(j);
+      std::vector<float> along(count), across(width);
+      const float* out = lines.data() + count * stride;
+      swap_values_along(diff.data(), floor.data(), out, lines.data(), ids.data(), count, stride,
+                        base.data(), along.data());
+      swap_values_across(diff.data(), floor.data(), out, tile.data(), width, length, base.data(),
+                         across.data());
+      for (int64_t j = 0; j < count; ++j) {
+        double expected = 0;
+        for (int64_t l = 0; l < length; ++l) {
+          const double change = lines[j * stride + l] - out[l];
+          expected += std::max(g[l] - 1 + change, 0.0) + std::max(h[l] - 1 - change, 0.0);
+        }
+        EXPECT_NEAR(mean + along[j], expected, 1e-4 * length) << length << " " << count;
+        EXPECT_NEAR(mean + across[j], expected, 1e-4 * length) << length << " " << count;
+      }
+    }
+  }
+}
+
+TEST(Objective, BlockSumsAndTablesAgreeWithTheReference) {
+  for (const Case& c : {Case(20, 30, 1, 4, 5, .5), Case(19, 31, 3, 4, 8, .5),
+                        Case(70, 130, 1, 1, 16, .5), Case(7, 5, 9, 16, 16, .5)}) {
+    Pool pool(2);
+    const Order order = c.random_order(7);
+    const std::vector<double> expected = c.reference_sums(order);
+    const std::vector<float> sums = block_sums(c.problem, order, pool);
+    ASSERT_EQ(sums.size(), expected.size());
+    for (size_t b = 0; b < sums.size(); ++b) EXPECT_NEAR(sums[b], expected[b], 1e-3);
+    for (const Axis axis : {Axis::kRows, Axis::kCols}) {
+      LineTable table;
+      table.build(c.problem, order, axis, pool);
+      std::vector<float> groups;
+      table.group_sums(axis == Axis::kRows ? order.rows : order.cols, groups, pool);
+      const std::vector<float> blocks = table.to_block_sums(c.problem, groups);
+      for (size_t b = 0; b < blocks.size(); ++b) EXPECT_NEAR(blocks[b], expected[b], 1e-3);
+      for (int64_t g = 0; g < table.groups; ++g) {
+        for (int64_t l = 0; l < table.length; ++l) {
+          EXPECT_EQ(groups[g * table.stride + l], blocks[table.block_index(c.problem, g, l)]);
+        }
+      }
+    }
+  }
+}
+
+TEST(Objective, SelectionIsTheBestOfAllSelections) {
+  // 3 x 3 blocks: try all 512 subsets.
+  for (const bool balanced : {false, true}) {
+    for (const bool allow_empty : {false, true}) {
+      for (int64_t kept = 0; kept <= 9; ++kept) {
+        Case c(3, 3, 1, 1, 1, .5, 11);
+        c.problem.kept = kept;
+        c.problem.balanced = balanced;
+        c.problem.allow_empty_rows = allow_empty;
+        const Selection found = select_blocks(c.problem, c.values);
+        const int64_t count = allow_empty ? kept : std::max<int64_t>(kept, 3);
+        double best = 0;
+        for (int set = 0; set < 512; ++set) {
+          int64_t rows[3] = {}, size = 0;
+          double mass = 0;
+          for (int b = 0; b < 9; ++b) {
+            if (set >> b & 1) ++size, ++rows[b / 3], mass += c.values[b];
+          }
+          const int64_t most = *std::max_element(rows, rows + 3);
+          const int64_t least = *std::min_element(rows, rows + 3);
+          if (size != count || (!allow_empty && least == 0)) continue;
+          if (balanced && most - least > 1) continue;
+          best = std::max(best, mass);
+        }
+        // With a floor the selection keeps each row's best, then the best of the rest.
+        EXPECT_NEAR(found.mass, best, 1e-5) << balanced << allow_empty << kept;
+        EXPECT_EQ(std::count(found.keep.begin(), found.keep.end(), 1), count);
+        EXPECT_EQ(found.floor_bound, count > kept);
+      }
+    }
+  }
+}
+
+TEST(Objective, TiesGoToTheLowerIndex) {
+  Case c(1, 6, 1, 1, 1, .5);
+  c.values = {1, 2, 1, 2, 1, 1};
+  c.problem.saliency = c.values.data();
+  c.problem.kept = 4;
+  EXPECT_EQ(select_blocks(c.problem, c.values).keep, (std::vector<uint8_t>{1, 1, 1, 1, 0, 0}));
+}
+
+TEST(Objective, HeaviestElements) {
+  Pool pool(2);
+  std::vector<float> values = random_values(1001, 5);
+  values[3] = values[4] = values[5] = 0.5f;
+  std::vector<float> sorted = values;
+  std::sort(sorted.rbegin(), sorted.rend());
+  const double total = std::accumulate(values.begin(), values.end(), 0.0);
+  for (int64_t count : {0, 1, 2, 500, 610, 1000, 1001}) {
+    const double expected = std::accumulate(sorted.begin(), sorted.begin() + count, 0.0) / total;
+    EXPECT_NEAR(heaviest_elements_share(values.data(), 1001, count, pool), expected, 1e-9);
+  }
+}
+
+TEST(Sort, DescendingAndStable) {
+  Case c(4, 2, 1, 2, 2, .5);
+  c.values = {1, 1, 3, 3, 1, 1, 4, 5};
+  c.problem.saliency = c.values.data();
+  Pool pool(1);
+  EXPECT_EQ(l1_sorted_order(c.problem, pool).rows, (Permutation{3, 1, 0, 2}));
+}
+
+TEST(Assignment, BeatsEveryPermutation) {
+  for (uint64_t seed = 0; seed < 20; ++seed) {
+    Random random(seed);
+    const int64_t n = 7, groups = 3;
+    const std::vector<int64_t> capacity = {3, 3, 1};
+    std::vector<double> cost(n * groups);
+    for (double& x : cost) x = random.below(seed % 2 ? 5 : 1000);
+    const std::vector<int32_t> group = assign_to_groups(cost, n, groups, capacity);
+    std::vector<int64_t> used(groups);
+    double found = 0, best = 1e300;
+    for (int64_t i = 0; i < n; ++i) found += cost[i * groups + group[i]], ++used[group[i]];
+    EXPECT_EQ(used, capacity);
+    std::vector<int32_t> slots = {0, 0, 0, 1, 1, 1, 2};
+    do {
+      double total = 0;
+      for (int64_t i = 0; i < n; ++i) total += cost[i * groups + slots[i]];
+      best = std::min(best, total);
+    } while (std::next_permutation(slots.begin(), slots.end()));
+    EXPECT_NEAR(found, best, 1e-9);
+  }
+}
+
+TEST(Alternation, RemovedMassNeverRises) {
+  for (const MStep step : {MStep::kSwap, MStep::kAssign}) {
+    for (const Case& c : {Case(64, 48, 1, 8, 8, .75), Case(37, 29, 2, 8, 4, .6)}) {
+      Pool pool(2);
+      Control control;
+      const Alternation a = alternate(c.problem, c.random_order(3), step, 100, control, pool);
+      EXPECT_TRUE(is_permutation(a.order.rows));
+      EXPECT_TRUE(is_permutation(a.order.cols));
+      for (size_t i = 1; i < a.trace.size(); ++i) EXPECT_LE(a.trace[i], a.trace[i - 1] + 1e-3);
+      EXPECT_LT(a.trace.back(), a.trace.front());
+    }
+  }
+}
+
+class SearchModes : public testing::TestWithParam<std::tuple<bool, bool, int>> {};
+
+TEST_P(SearchModes, NeverWorseAndTheSameForAnyNumberOfThreads) {
+  const auto [balanced, allow_empty, shape] = GetParam();
+  Case c = shape == 0   ? Case(64, 48, 1, 16, 16, .75)
+           : shape == 1 ? Case(50, 70, 1, 4, 1, .75)
+           : shape == 2 ? Case(33, 21, 9, 8, 4, .8)
+                        : Case(130, 257, 1, 1, 32, .5);
+  c.problem.balanced = balanced;
+  c.problem.allow_empty_rows = allow_empty;
+  SearchOptions options;
+  options.sweeps = 4;
+  SearchResult first;
+  for (int threads : {1, 2, 4}) {
+    options.threads = threads;
+    Control control;
+    const SearchResult found = search(c.problem, options, control);
+    EXPECT_TRUE(is_permutation(found.order.rows));
+    EXPECT_TRUE(is_permutation(found.order.cols));
+    EXPECT_GE(found.selection.mass, found.identity_mass);
+    EXPECT_GE(found.selection.mass, found.l1_sort_mass);
+    if (threads == 1) first = found;
+    EXPECT_EQ(found.order.rows, first.order.rows);
+    EXPECT_EQ(found.order.cols, first.order.cols);
+    EXPECT_EQ(found.selection.keep, first.selection.keep);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(All, SearchModes,
+                         testing::Combine(testing::Bool(), testing::Bool(), testing::Range(0, 4)));
+
+TEST(Search, RoundsInParallelGiveTheSameResult) {
+  // Large enough for the threads to share rounds instead of starts.
+  Case c(512, 2048, 1, 16, 1, .75);
+  SearchOptions options;
+  options.sweeps = 1;
+  options.threads = 1;
+  Control one, four;
+  const SearchResult alone = search(c.problem, options, one);
+  options.threads = 4;
+  const SearchResult together = search(c.problem, options, four);
+  EXPECT_EQ(alone.order.rows, together.order.rows);
+  EXPECT_GT(alone.selection.mass, alone.l1_sort_mass);
+}
+
+TEST(Search, StopsWhenToldTo) {
+  Case c(256, 256, 1, 8, 8, .75);
+  SearchOptions options;
+  options.seconds = 60;
+  options.threads = 2;
+  Control control([](double) { return false; });
+  EXPECT_THROW(search(c.problem, options, control), Cancelled);
+  EXPECT_LT(control.seconds(), 10);
+}
+
+}  // namespace
+}  // namespace tetris::reorder

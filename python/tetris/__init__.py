@@ -1,8 +1,20 @@
-"""Reordered block-sparse GEMM for torch: pruned networks that are actually faster."""
+"""Reordered block-sparse GEMM for torch: pruned networks that are actually faster.
+
+>>> sparse = tetris.sparsify(model, sparsity=0.9, block=(4, 1), exclude="classifier")
+"""
 
 import torch  # noqa: F401  (its libraries must be loaded before _C)
 
 from . import _C
 from . import ops as ops
+from . import prune as prune
+from . import reorder as reorder
+from .info import Info as Info
+from .info import info as info
+from .layout import BlockLayout as BlockLayout
+from .model import densify as densify
+from .model import sparsify as sparsify
+from .nn import SparseLinear as SparseLinear
+from .prune.report import SparsifyReport as SparsifyReport
 
 __version__: str = _C.version

@@ -1,0 +1,242 @@
+"""Whole models: make linear layers sparse, and dense again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal, overload
+
+from torch import nn
+
+from .layout import Reorder
+from .nn import SparseLinear, dense_linear, sparse_linear
+from .prune.options import LayerImportance, LayerOptions, LayerOverride
+from .prune.plan import Scope, plan_layers
+from .prune.report import LayerReport, SparsifyReport
+from .prune.saliency import check_importance, layer_saliency
+from .prune.tree import (
+    Selector,
+    check_hooks,
+    copy_or_same,
+    layer_options,
+    replace_modules,
+    select_linear,
+)
+
+
+@overload
+def sparsify(
+    model: nn.Module,
+    *,
+    sparsity: float = ...,
+    block: tuple[int, int] = ...,
+    include: Selector | Iterable[Selector] | None = ...,
+    exclude: Selector | Iterable[Selector] | None = ...,
+    importance: LayerImportance = ...,
+    reorder: Reorder = ...,
+    overrides: Mapping[str, LayerOverride] | None = ...,
+    scope: Scope = ...,
+    types: tuple[type[nn.Linear], ...] = ...,
+    inplace: bool = ...,
+    balanced: bool = ...,
+    allow_empty_rows: bool = ...,
+    seed: int = ...,
+    budget: float | None = ...,
+    sweeps: int | None = ...,
+    progress: bool = ...,
+    return_report: Literal[False] = ...,
+) -> nn.Module: ...
+
+
+@overload
+def sparsify(
+    model: nn.Module,
+    *,
+    sparsity: float = ...,
+    block: tuple[int, int] = ...,
+    include: Selector | Iterable[Selector] | None = ...,
+    exclude: Selector | Iterable[Selector] | None = ...,
+    importance: LayerImportance = ...,
+    reorder: Reorder = ...,
+    overrides: Mapping[str, LayerOverride] | None = ...,
+    scope: Scope = ...,
+    types: tuple[type[nn.Linear], ...] = ...,
+    inplace: bool = ...,
+    balanced: bool = ...,
+    allow_empty_rows: bool = ...,
+    seed: int = ...,
+    budget: float | None = ...,
+    sweeps: int | None = ...,
+    progress: bool = ...,
+    return_report: Literal[True],
+) -> tuple[nn.Module, SparsifyReport]: ...
+
+
+def sparsify(
+    model: nn.Module,
+    *,
+    sparsity: float = 0.9,
+    block: tuple[int, int] = (4, 1),
+    include: Selector | Iterable[Selector] | None = None,
+    exclude: Selector | Iterable[Selector] | None = None,
+    importance: LayerImportance = "magnitude",
+    reorder: Reorder = "threshold",
+    overrides: Mapping[str, LayerOverride] | None = None,
+    scope: Scope = "layer",
+    types: tuple[type[nn.Linear], ...] = (nn.Linear,),
+    inplace: bool = False,
+    balanced: bool = False,
+    allow_empty_rows: bool = False,
+    seed: int = 0,
+    budget: float | None = None,
+    sweeps: int | None = None,
+    progress: bool = False,
+    return_report: bool = False,
+) -> nn.Module | tuple[nn.Module, SparsifyReport]:
+    """Prune the linear layers of a model to blocks and let them compute with what is left.
+
+    Every ``nn.Linear`` that include and exclude select is replaced by a
+    :class:`tetris.SparseLinear`. The layer that produces the logits loses accuracy out of
+    proportion to the time it takes: exclude it. To fine-tune afterwards, train the result as it is
+    (only stored values learn), or use :class:`tetris.prune.TetrisPruner`.
+
+    Args:
+        model: Any module. If it is itself an ``nn.Linear``, the sparse layer is returned.
+        sparsity: Share of blocks to remove, in [0, 1].
+        block: (bo, bi), block height along outputs and width along inputs, each from 1 to 128.
+        include: Layers to prune, all if None: names, fnmatch patterns (``"encoder.*"``), module
+            types, or modules; each stands for every linear layer at or below what it matches.
+        exclude: Layers to leave dense, in the same terms; wins over include.
+        importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
+            ``"squared"``, a function ``f(layer name, layer) -> [out, in]``, or a dict from layer
+            name to such a tensor; non-negative.
+        reorder: The search for row and column orders, see :meth:`tetris.BlockLayout.from_dense`;
+            False keeps the order.
+        overrides: Settings for some layers, ``{"decoder.*": {"sparsity": 0.8, "block": (8, 1)}}``:
+            any of :class:`tetris.prune.LayerOverride`. Later entries win.
+        scope: ``"layer"``: each layer has this sparsity. ``"global"``: all layers together have it;
+            blocks compete by saliency per number, so that layers with larger weights keep more.
+            Layers whose sparsity an override sets stay out of the competition.
+        types: Exact types to replace. Subclasses of ``nn.Linear`` must be named here: their
+            ``forward`` is lost.
+        inplace: Change the model itself; otherwise a deep copy.
+        balanced: Store equally many blocks in every block row (up to one).
+        allow_empty_rows: Let block rows lose all their blocks; otherwise each keeps its best one.
+        seed: Seed of the search.
+        budget: Seconds the search may take per layer.
+        sweeps: Sweeps of the search instead of a time budget: the result then depends on the
+            arguments alone, not on the speed of the machine.
+        progress: Show a progress bar per layer.
+        return_report: Return ``(model, report)``; ``print(report)`` shows the layers, what they
+            retain, and which linear layers stay dense and why.
+
+    Returns:
+        The model with sparse layers, or with ``return_report`` the model and a
+        :class:`tetris.prune.SparsifyReport`. Layers that shared one weight share one ``values``
+        Parameter and one layout.
+
+    Raises:
+        ValueError: an argument breaks a rule; a pattern matches nothing; nothing is left to prune;
+            a weight is shared with a module that stays dense; a layer has hooks that would be lost.
+            The model is unchanged then.
+
+    Example:
+        >>> sparse, report = tetris.sparsify(
+        ...     model, sparsity=0.9, block=(4, 1), exclude="classifier", return_report=True
+        ... )
+        >>> print(report)
+
+    Method: Ji et al., "TETRIS: TilE-matching the TRemendous Irregular Sparsity", NeurIPS 2018; the
+    search differs, see :mod:`tetris.reorder`.
+    """
+    where = "tetris.sparsify"
+    default = LayerOptions(
+        sparsity=sparsity,
+        block=block,
+        importance=importance,
+        reorder=reorder,
+        balanced=balanced,
+        allow_empty_rows=allow_empty_rows,
+        seed=seed,
+        budget=budget,
+        sweeps=sweeps,
+    )
+    selection = select_linear(where, model, include, exclude, types)
+    if inplace and "" in selection.layers:
+        raise ValueError(
+            f"{where}: a model that is one nn.Linear cannot be replaced in place; use inplace=False"
+        )
+    options, fixed = layer_options(where, model, selection, default, overrides)
+    for name, layer in selection.layers.items():
+        check_hooks(where, name, layer)
+    check_importance(where, importance, selection.layers)
+    saliency = {}
+    for first, group in selection.tied.items():
+        parts = [
+            layer_saliency(where, n, selection.layers[n], options[n].importance) for n in group
+        ]
+        saliency[first] = sum(parts[1:], start=parts[0])
+    plans = plan_layers(
+        where, saliency, {n: options[n] for n in saliency}, fixed, scope, default.sparsity, progress
+    )
+
+    target = copy_or_same(model, inplace)
+    new: dict[str, nn.Module] = {}
+    reports = []
+    for first, group in selection.tied.items():
+        values = None
+        for name in group:
+            layer = target.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            sparse = sparse_linear(layer, plans[first].layout, bias=layer.bias, values=values)
+            values = sparse.values
+            new[name] = sparse
+            reports.append(
+                LayerReport.of(name, plans[first].layout, saliency[first], plans[first].search)
+            )
+    target = replace_modules(target, new)
+    if not return_report:
+        return target
+    order = list(selection.layers)
+    reports.sort(key=lambda r: order.index(r.name))
+    return target, SparsifyReport(tuple(reports), selection.skipped)
+
+
+def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+    """Replace every :class:`tetris.SparseLinear` by the ``nn.Linear`` with the same weight.
+
+    The inverse of :func:`sparsify` as far as there is one: removed weights are zero. Layers that
+    share values share the dense weight.
+
+    Args:
+        model: Any module; if it is itself a sparse layer, the dense one is returned.
+        inplace: Change the model itself; otherwise a deep copy.
+
+    Raises:
+        ValueError: a layer has a fused activation, or hooks that would be lost. The model is
+            unchanged then.
+    """
+    where = "tetris.densify"
+    names = [n for n, m in model.named_modules() if isinstance(m, SparseLinear)]
+    if inplace and "" in names:
+        raise ValueError(
+            f"{where}: a model that is one SparseLinear cannot be replaced in place; use inplace=False"
+        )
+    for name in names:
+        layer = model.get_submodule(name)
+        check_hooks(where, name, layer)
+        if isinstance(layer, SparseLinear) and layer.activation != "none":
+            raise ValueError(
+                f"{where}: layer {name!r} fuses {layer.activation!r}, which nn.Linear cannot express; set "
+                "its activation to 'none' and apply the function after the layer"
+            )
+    target = copy_or_same(model, inplace)
+    new: dict[str, nn.Module] = {}
+    weights: dict[tuple[int, object], nn.Parameter] = {}
+    for name in names:
+        layer = target.get_submodule(name)
+        assert isinstance(layer, SparseLinear)
+        key = (id(layer.values), layer.layout)
+        dense = dense_linear(layer, bias=layer.bias, weight=weights.get(key))
+        weights[key] = dense.weight
+        new[name] = dense
+    return replace_modules(target, new)

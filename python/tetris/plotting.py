@@ -1,0 +1,110 @@
+"""Pictures of layouts. Needs matplotlib: ``pip install 'tetris[plot]'``."""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from .layout import BlockLayout
+
+_MAX_PIXELS = 1024  # larger matrices are averaged down: a screen shows no more
+_KEPT, _FAINT = "#1f5fa8", "#f3f1ec"
+
+
+def plot_layout(
+    layout: BlockLayout, path: str | PathLike[str], weight: Tensor | None = None
+) -> None:
+    """Save the two views of a layout side by side; see :meth:`tetris.BlockLayout.plot`.
+
+    Left, the weights that are kept, where the model has them; right, the same weights after the
+    permutations, where they fill blocks that a dense kernel can read.
+
+    Args:
+        layout: The layout.
+        path: File to write; the ending chooses the format.
+        weight: [out, in]; kept weights are then coloured by magnitude.
+    """
+    figure_class = _matplotlib_figure()
+    bo, bi = layout.block
+    kept = layout.mask().float()
+    shade = kept
+    if weight is not None:
+        if tuple(weight.shape) != tuple(kept.shape):
+            raise ValueError(
+                f"BlockLayout.plot: weight must be [{layout.out_features}, {layout.in_features}] "
+                f"(got {list(weight.shape)})"
+            )
+        magnitude = weight.detach().float().abs().to(kept.device)
+        top = _high(magnitude, kept)
+        shade = kept * (0.35 + 0.65 * (magnitude / top).clamp(max=1.0))
+    after = shade
+    if layout.row_perm is not None:
+        after = after.index_select(0, layout.row_perm)
+    if layout.col_perm is not None:
+        after = after.index_select(1, layout.col_perm)
+
+    aspect = layout.out_features / layout.in_features
+    width = 4.6
+    figure = figure_class(figsize=(2 * width, min(max(width * aspect, 2.0), 9.0) + 1.1), dpi=150)
+    figure.set_layout_engine("constrained")
+    left, right = figure.subplots(1, 2)
+    same = layout.reordered == "none"
+    _draw(left, shade, "Kept weights, original order", "input", "output")
+    title = f"The same weights as {bo}x{bi} blocks, " + ("order unchanged" if same else "reordered")
+    _draw(right, after, title, "input, packed order", "output, packed order")
+    rows, groups = layout.block_grid
+    what = (
+        "darker: larger magnitude, pale: removed"
+        if weight is not None
+        else "blue: kept, pale: removed"
+    )
+    figure.suptitle(
+        f"{layout.out_features}x{layout.in_features} weight, {layout.nnz_blocks} of {rows * groups} "
+        f"blocks stored ({layout.sparsity:.0%} removed)    {what}",
+        fontsize=9,
+    )
+    figure.savefig(path)
+
+
+def _high(magnitude: Tensor, kept: Tensor) -> float:
+    """A magnitude that few kept weights exceed, so that outliers do not wash out the picture."""
+    values = magnitude[kept.bool()]
+    if values.numel() == 0:
+        return 1.0
+    return max(float(values.kthvalue(max(1, int(0.98 * values.numel()))).values), 1e-30)
+
+
+def _draw(axes: Any, image: Tensor, title: str, x_label: str, y_label: str) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    rows, cols = image.shape
+    if max(rows, cols) > _MAX_PIXELS:
+        size = (min(rows, _MAX_PIXELS), min(cols, _MAX_PIXELS))
+        image = F.adaptive_avg_pool2d(image[None, None], size)[0, 0]
+    axes.imshow(
+        image.cpu().numpy(),
+        cmap=LinearSegmentedColormap.from_list("kept", [_FAINT, _KEPT]),
+        vmin=0.0,
+        vmax=max(float(image.max()), 1e-6),
+        extent=(0, cols, rows, 0),
+        aspect="auto" if max(rows, cols) > 4 * min(rows, cols) else "equal",
+        interpolation="nearest",
+    )
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.set_ylabel(y_label, fontsize=8)
+    axes.tick_params(labelsize=7)
+
+
+def _matplotlib_figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "BlockLayout.plot needs matplotlib, which is an extra: pip install 'tetris[plot]'"
+        ) from error
+    return Figure

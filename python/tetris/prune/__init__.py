@@ -1,0 +1,18 @@
+"""Pruning methods. Each ends in one :class:`tetris.BlockLayout` per layer.
+
+A method is one file with one class: it says what a weight is worth (``saliency``) and, if it must,
+when masks change. :class:`BlockPruner` does the rest, in this order::
+
+    saliency -> layout search -> block masks -> schedule -> finalize() -> model with SparseLinear
+"""
+
+from .base import BlockPruner as BlockPruner
+from .masks import BlockMask as BlockMask
+from .options import LayerOptions as LayerOptions
+from .options import LayerOverride as LayerOverride
+from .report import LayerReport as LayerReport
+from .report import SparsifyReport as SparsifyReport
+from .schedule import Cubic as Cubic
+from .schedule import OneShot as OneShot
+from .schedule import Schedule as Schedule
+from .tetris import TetrisPruner as TetrisPruner

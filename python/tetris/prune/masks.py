@@ -1,0 +1,70 @@
+"""The mask of one layer while it trains."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..layout import BlockLayout, inverse_permutation
+
+
+class BlockMask(nn.Module):
+    """Parametrization that zeroes the blocks of a weight which are not kept.
+
+    One bool per block and two permutations are its whole state; the element mask is expanded where
+    it is needed.
+
+    Attributes:
+        block: (bo, bi).
+        block_mask: bool[G, C] buffer in packed order, True is kept.
+        row_perm: int32[out] buffer, original output of each packed slot.
+        col_perm: int32[in] buffer, the same for inputs.
+    """
+
+    block_mask: Tensor
+    row_perm: Tensor
+    col_perm: Tensor
+
+    def __init__(self, layout: BlockLayout) -> None:
+        super().__init__()
+        self.block = layout.block
+        self.register_buffer("block_mask", layout.block_mask())
+        for name, size in (("row_perm", layout.out_features), ("col_perm", layout.in_features)):
+            perm = getattr(layout, name)
+            identity = torch.arange(size, dtype=torch.int32, device=layout.device)
+            self.register_buffer(name, identity if perm is None else perm.clone())
+
+    def element_mask(self) -> Tensor:
+        """bool[out, in] in original order."""
+        bo, bi = self.block
+        rows = inverse_permutation(self.row_perm) // bo
+        cols = inverse_permutation(self.col_perm) // bi
+        return self.block_mask[rows][:, cols]
+
+    def layout(self) -> BlockLayout:
+        """The layout that stores the kept blocks."""
+        return BlockLayout.from_block_mask(
+            self.block_mask,
+            self.block,
+            self.row_perm.numel(),
+            self.col_perm.numel(),
+            self.row_perm,
+            self.col_perm,
+        )
+
+    def set(self, layout: BlockLayout) -> None:
+        """Keep what a layout of the same block and features stores."""
+        fresh = BlockMask(layout)
+        for name, buffer in self.named_buffers():
+            buffer.copy_(getattr(fresh, name))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weight, zero outside kept blocks (even where it is NaN)."""
+        return torch.where(self.element_mask(), weight, 0.0)
+
+    def extra_repr(self) -> str:
+        """Describe the mask in one line."""
+        return (
+            f"block={self.block[0]}x{self.block[1]}, "
+            f"blocks={int(self.block_mask.sum())}/{self.block_mask.numel()}"
+        )

@@ -1,0 +1,87 @@
+"""From settings to one layout per layer: saliency, scope, search."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from torch import Tensor
+
+from ..layout import BlockLayout, search_layout, search_method
+from ..reorder import SearchResult
+from .allocate import Scored, allocate, sorted_sums
+from .options import LayerOptions
+
+Scope = Literal["layer", "global"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one layer will store.
+
+    Attributes:
+        options: Settings; ``sparsity`` is the layer's own, also with scope ``global``.
+        saliency: [out, in] that the search saw.
+        layout: Result.
+        search: What the search reported.
+    """
+
+    options: LayerOptions
+    saliency: Tensor
+    layout: BlockLayout
+    search: SearchResult
+
+
+def plan_layers(
+    where: str,
+    saliency: Mapping[str, Tensor],
+    options: Mapping[str, LayerOptions],
+    fixed: set[str],
+    scope: Scope,
+    sparsity: float,
+    progress: bool,
+) -> dict[str, Plan]:
+    """Search a layout for every layer.
+
+    Args:
+        where: Function named in messages.
+        saliency: name -> [out, in].
+        options: name -> settings.
+        fixed: Layers that keep their own sparsity with scope ``global``.
+        scope: ``layer``, each layer has its sparsity; ``global``, the layers share ``sparsity``.
+        sparsity: Of all layers together, with scope ``global``.
+        progress: Show progress bars.
+    """
+    if scope not in ("layer", "global"):
+        raise ValueError(f"{where}: scope must be 'layer' or 'global' (got {scope!r})")
+    options = dict(options)
+    shared = [name for name in saliency if name not in fixed]
+    if scope == "global" and shared:
+        scored = {}
+        for name in shared:
+            o = options[name]
+            sums = sorted_sums(saliency[name], o.block, search_method(o.reorder) != "identity")
+            scored[name] = Scored(sums, o.block[0] * o.block[1], not o.allow_empty_rows)
+        for name, own in allocate(scored, sparsity).items():
+            options[name] = replace(options[name], sparsity=own)
+    plans = {}
+    for name, values in saliency.items():
+        o = options[name]
+        try:
+            layout, search = search_layout(
+                values,
+                o.block,
+                o.sparsity,
+                reorder=o.reorder,
+                seed=o.seed,
+                budget=o.budget,
+                sweeps=o.sweeps,
+                balanced=o.balanced,
+                allow_empty_rows=o.allow_empty_rows,
+                progress=progress,
+            )
+        except ValueError as error:
+            raise ValueError(f"{where}: layer {name!r}: {error}") from error
+        plans[name] = Plan(o, values, layout, search)
+    return plans

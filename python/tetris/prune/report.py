@@ -1,0 +1,126 @@
+"""What was stored, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..layout import BlockLayout, block_sums
+from ..reorder import SearchResult
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer. Saliency shares are of the layer's total, from 0 to 1.
+
+    Attributes:
+        name: Name in the model.
+        shape: (out, in).
+        block: (bo, bi).
+        blocks: Blocks of the layer.
+        stored_blocks: Blocks stored.
+        block_sparsity: Removed share of the blocks.
+        element_sparsity: Removed share of the weights; differs at ragged edges.
+        retained: Saliency in stored blocks.
+        identity_retained: What blocks would have kept without reordering.
+        l1_sort_retained: The same after sorting rows and columns by L1 norm.
+        unstructured_retained: What the best single weights would have kept: an upper bound.
+        empty_rows: Block rows without a stored block: outputs that are constant.
+        empty_cols: Column groups without a stored block: inputs that are ignored.
+        floor_bound: The budget was below one block per block row, and one each was kept.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    block: tuple[int, int]
+    blocks: int
+    stored_blocks: int
+    block_sparsity: float
+    element_sparsity: float
+    retained: float
+    identity_retained: float
+    l1_sort_retained: float
+    unstructured_retained: float
+    empty_rows: int
+    empty_cols: int
+    floor_bound: bool
+
+    @classmethod
+    def of(
+        cls, name: str, layout: BlockLayout, saliency: Tensor, search: SearchResult
+    ) -> LayerReport:
+        """Describe a layout under a saliency [out, in], beside what its search reported."""
+        mask = layout.block_mask()
+        sums = block_sums(saliency.double(), layout.block, layout.row_perm, layout.col_perm)
+        total = float(sums.sum())
+        return cls(
+            name=name,
+            shape=(layout.out_features, layout.in_features),
+            block=layout.block,
+            blocks=mask.numel(),
+            stored_blocks=layout.nnz_blocks,
+            block_sparsity=layout.sparsity,
+            element_sparsity=1.0 - float(layout.mask().double().mean()),
+            retained=float(sums[mask].sum()) / total if total > 0 else 1.0,
+            identity_retained=search.identity_retained,
+            l1_sort_retained=search.l1_sort_retained,
+            unstructured_retained=search.unstructured_retained,
+            empty_rows=int((~mask.any(1)).sum()),
+            empty_cols=int((~mask.any(0)).sum()),
+            floor_bound=search.floor_bound,
+        )
+
+
+@dataclass(frozen=True)
+class SparsifyReport:
+    """All layers of a model: ``print`` it, or read the fields.
+
+    Attributes:
+        layers: One entry per sparse layer, in the model's order.
+        skipped: Linear layers that stay dense, with the reason.
+    """
+
+    layers: tuple[LayerReport, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sparsity(self) -> float:
+        """Removed share of the weights of all sparse layers."""
+        total = sum(r.shape[0] * r.shape[1] for r in self.layers)
+        removed = sum(r.shape[0] * r.shape[1] * r.element_sparsity for r in self.layers)
+        return removed / total if total else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "skipped": dict(self.skipped),
+            "sparsity": self.sparsity,
+        }
+
+    def __str__(self) -> str:
+        width = max([len("layer"), *(len(r.name) for r in self.layers)])
+        lines = [
+            "retained saliency in stored blocks, beside other ways to choose as many",
+            f"{'layer':{width}}  {'shape':>11}  {'block':>7}  {'stored':>14}  {'removed':>7}  "
+            f"{'retained':>8}  {'no order':>8}  {'L1 sort':>8}  {'elements':>8}",
+        ]
+        for r in self.layers:
+            lines.append(
+                f"{r.name:{width}}  {f'{r.shape[0]}x{r.shape[1]}':>11}  "
+                f"{f'{r.block[0]}x{r.block[1]}':>7}  {f'{r.stored_blocks}/{r.blocks}':>14}  "
+                f"{r.element_sparsity:7.1%}  {r.retained:8.1%}  {r.identity_retained:8.1%}  "
+                f"{r.l1_sort_retained:8.1%}  {r.unstructured_retained:8.1%}"
+            )
+            if r.floor_bound:
+                lines.append(
+                    f"{'':{width}}  more than asked: one block in each of the block rows is kept"
+                )
+            if r.empty_rows:
+                lines.append(f"{'':{width}}  {r.empty_rows} block rows are empty")
+        lines.append(f"{'all':{width}}  {self.sparsity:.1%} of these weights removed")
+        lines += [f"dense: {name or '(root)'}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""From an ``importance`` argument to one non-negative number per weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from ..layout import saliency_of
+from .options import LayerImportance
+
+
+def layer_saliency(where: str, name: str, layer: nn.Linear, importance: LayerImportance) -> Tensor:
+    """Worth of each weight of a layer, float32[out, in] on the CPU, non-negative and finite.
+
+    Args:
+        where: Function named in messages.
+        name: The layer's name.
+        layer: The layer.
+        importance: See :data:`LayerImportance`.
+    """
+    where = f"{where}: layer {name!r}"
+    value: object = importance
+    if isinstance(importance, Mapping):
+        if name not in importance:
+            raise ValueError(
+                f"{where}: importance has no entry for it (got {', '.join(map(repr, importance)) or 'none'}); "
+                "add one, or exclude the layer"
+            )
+        value = importance[name]
+    elif callable(importance):
+        value = importance(name, layer)
+    if not isinstance(value, (str, Tensor)):
+        raise TypeError(f"{where}: importance must give a tensor (got {type(value).__name__})")
+    return saliency_of(where, layer.weight, value)  # type: ignore[arg-type]
+
+
+def check_importance(where: str, importance: LayerImportance, names: Iterable[str]) -> None:
+    """Raise if importance has entries for layers that are not pruned."""
+    if isinstance(importance, Mapping):
+        names = set(names)
+        unknown = [key for key in importance if key not in names]
+        if unknown:
+            raise ValueError(
+                f"{where}: importance names layers that are not pruned: "
+                f"{', '.join(map(repr, unknown))} (pruned: {', '.join(sorted(names))})"
+            )

@@ -1,0 +1,72 @@
+"""When a pruner removes how much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+Schedule = Callable[[int, float], float]
+"""``schedule(step, final)``: sparsity that holds after ``step`` optimiser steps, in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """Everything at once, before the first step."""
+
+    def __call__(self, step: int, final: float) -> float:
+        """Return the final sparsity."""
+        return final
+
+
+@dataclass(frozen=True)
+class Cubic:
+    """Fast at first, slow towards the end: automated gradual pruning.
+
+    ``s_t = s_f + (s_i - s_f) * (1 - t / T)^3`` with ``t = step - begin`` and ``T = end - begin``
+    (Zhu and Gupta, "To prune, or not to prune", 2017, equation 1).
+
+    Attributes:
+        begin: Step at which pruning starts.
+        end: Step from which the final sparsity holds.
+        every: Masks change at every so many steps after ``begin``, and at ``end``.
+        initial: Sparsity s_i at ``begin``; none before.
+
+    Example:
+        >>> Cubic(begin=0, end=100)(50, 0.8)
+        0.7
+    """
+
+    begin: int
+    end: int
+    every: int = 1
+    initial: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.begin < self.end or self.every < 1 or not 0.0 <= self.initial <= 1.0:
+            raise ValueError(
+                "Cubic: needs 0 <= begin < end, every >= 1 and initial in [0, 1] (got begin "
+                f"{self.begin}, end {self.end}, every {self.every}, initial {self.initial})"
+            )
+
+    def __call__(self, step: int, final: float) -> float:
+        """Return the sparsity after ``step`` steps."""
+        if step < self.begin:
+            return 0.0
+        if step >= self.end:
+            return final
+        t = (step - self.begin) // self.every * self.every / (self.end - self.begin)
+        return final + (min(self.initial, final) - final) * (1.0 - t) ** 3
+
+
+def as_schedule(schedule: Literal["one_shot"] | Schedule) -> Schedule:
+    """The schedule that a ``schedule`` argument stands for."""
+    if isinstance(schedule, str):
+        if schedule == "one_shot":
+            return OneShot()
+    elif callable(schedule):
+        return schedule
+    raise ValueError(
+        "schedule must be 'one_shot', tetris.prune.Cubic(begin, end, every) or a function "
+        f"(step, final sparsity) -> sparsity (got {schedule!r})"
+    )

@@ -1,0 +1,243 @@
+"""Finding the layers of a model that may become sparse, and exchanging them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from ..nn import SparseLinear
+from .options import LayerOptions, LayerOverride
+
+Selector = str | type | nn.Module
+"""A name, an fnmatch pattern of names, a module type, or a module; stands for all layers below."""
+
+
+@dataclass
+class Selection:
+    """Layers that become sparse, and those that do not.
+
+    Attributes:
+        layers: name -> layer, in the model's order; a layer used under several names once.
+        tied: name -> names of the selected layers that share its weight Parameter, itself first.
+            Only the first of such a group is a key.
+        skipped: name -> reason, for the linear layers that stay dense.
+    """
+
+    layers: dict[str, nn.Linear] = field(default_factory=dict)
+    tied: dict[str, list[str]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def select_linear(
+    where: str,
+    model: nn.Module,
+    include: Selector | Iterable[Selector] | None,
+    exclude: Selector | Iterable[Selector] | None,
+    types: tuple[type[nn.Linear], ...],
+) -> Selection:
+    """Choose layers, as :func:`tetris.sparsify` explains.
+
+    Raises:
+        ValueError: an entry of include or exclude matches nothing, nothing is left to do, or a
+            weight is shared with something that stays dense.
+        TypeError: an entry is of no known kind.
+    """
+    tree = _Tree(model)
+    included = None if include is None else tree.resolve(where, "include", include)
+    excluded = set() if exclude is None else tree.resolve(where, "exclude", exclude)
+    inside_attention = {
+        id(child): name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+        for child in module.modules()
+    }
+    result = Selection()
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear):
+            continue
+        if id(module) in excluded:
+            result.skipped[name] = "excluded"
+        elif included is not None and id(module) not in included:
+            result.skipped[name] = "not included"
+        elif id(module) in inside_attention:
+            result.skipped[name] = "nn.MultiheadAttention uses the weight itself, not the layer"
+        elif parametrize.is_parametrized(module):
+            result.skipped[name] = "parametrized: remove the parametrizations first"
+        elif type(module) not in types:
+            result.skipped[name] = (
+                f"a {type(module).__name__}, which may use its weight in ways of its own; "
+                "pass types= if it is an ordinary linear layer"
+            )
+        elif not isinstance(module._parameters.get("weight"), nn.Parameter):
+            result.skipped[name] = "weight is not a Parameter of the layer (weight_norm, prune?)"
+        elif not module.weight.is_floating_point() or module.weight.numel() == 0:
+            result.skipped[name] = f"weight is {module.weight.dtype}{list(module.weight.shape)}"
+        else:
+            result.layers[name] = module
+    if not result.layers:
+        reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in result.skipped.items())
+        raise ValueError(
+            f"{where}: no nn.Linear layer to prune in {type(model).__name__}"
+            + (f" ({reasons})" if reasons else "; convolutions are not supported yet")
+        )
+    _find_ties(where, model, result)
+    return result
+
+
+def layer_options(
+    where: str,
+    model: nn.Module,
+    selection: Selection,
+    default: LayerOptions,
+    overrides: Mapping[str, LayerOverride] | None,
+) -> tuple[dict[str, LayerOptions], set[str]]:
+    """Settings of each selected layer, and the layers whose sparsity an override fixes.
+
+    Later overrides win over earlier ones.
+    """
+    options = dict.fromkeys(selection.layers, default)
+    fixed: set[str] = set()
+    tree = _Tree(model)
+    for pattern, changes in (overrides or {}).items():
+        matched = tree.resolve(where, "overrides", [pattern])
+        names = [n for n, layer in selection.layers.items() if id(layer) in matched]
+        if not names:
+            raise ValueError(f"{where}: overrides[{pattern!r}] matches no layer that is pruned")
+        for name in names:
+            options[name] = options[name].override(f"{where}: overrides[{pattern!r}]", changes)
+            if "sparsity" in changes:
+                fixed.add(name)
+    for first, group in selection.tied.items():
+        for other in group[1:]:
+            if options[other] != options[first]:
+                raise ValueError(
+                    f"{where}: {first!r} and {other!r} share one weight and need equal overrides"
+                )
+    return options, fixed
+
+
+def copy_or_same(model: nn.Module, inplace: bool) -> nn.Module:
+    """The model to change: itself, or a deep copy."""
+    return model if inplace else copy.deepcopy(model)
+
+
+def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+    """Put modules in place of others, under every name these have.
+
+    Returns:
+        The model; if its root is replaced, the new root.
+    """
+    by_id = {id(model.get_submodule(name)): module for name, module in new.items()}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and id(child) in by_id:
+                parent._modules[name] = by_id[id(child)]
+    model = by_id.get(id(model), model)
+    _set_fast_paths(model)
+    return model
+
+
+def check_hooks(where: str, name: str, module: nn.Module) -> None:
+    """Raise if replacing a module would lose hooks."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    found = [kind.strip("_") for kind in kinds if getattr(module, kind, None)]
+    if found:
+        raise ValueError(
+            f"{where}: layer {name!r} has {', '.join(found)}, which its sparse replacement would not "
+            "have; remove them and register them on the result, or exclude the layer"
+        )
+
+
+class _Tree:
+    """All names of all modules."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.names = list(model.named_modules(remove_duplicate=False))
+
+    def resolve(
+        self, where: str, argument: str, selectors: Selector | Iterable[Selector]
+    ) -> set[int]:
+        """Ids of all modules at or below what the selectors match; each must match something."""
+        if isinstance(selectors, (str, type, nn.Module)):
+            selectors = [selectors]
+        found: set[int] = set()
+        for selector in selectors:
+            test = _test(where, argument, selector)
+            hits = [module for name, module in self.names if test(name, module)]
+            below = {id(m): m for hit in hits for m in hit.modules()}
+            if not hits:
+                known = ", ".join(n for n, m in self.names if isinstance(m, nn.Linear)) or "none"
+                raise ValueError(
+                    f"{where}: {argument} entry {selector!r} matches no module "
+                    f"(linear layers: {known})"
+                )
+            if argument == "include" and not any(isinstance(m, nn.Linear) for m in below.values()):
+                kinds = ", ".join(sorted({type(hit).__name__ for hit in hits}))
+                raise ValueError(
+                    f"{where}: include entry {selector!r} matches no linear layer (only {kinds}); "
+                    "convolutions are not supported yet"
+                )
+            found.update(below)
+        return found
+
+
+def _test(where: str, argument: str, selector: Selector) -> Callable[[str, nn.Module], bool]:
+    if isinstance(selector, str):
+        return lambda name, module: name == selector or fnmatchcase(name, selector)
+    if isinstance(selector, type):
+        return lambda name, module: isinstance(module, selector)
+    if isinstance(selector, nn.Module):
+        return lambda name, module: module is selector
+    raise TypeError(
+        f"{where}: {argument} takes names, patterns, module types and modules "
+        f"(got {selector!r}, a {type(selector).__name__})"
+    )
+
+
+def _find_ties(where: str, model: nn.Module, selection: Selection) -> None:
+    users: dict[int, list[tuple[str, nn.Module, str]]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                users.setdefault(id(parameter), []).append((name, module, key))
+    selected = {id(layer): name for name, layer in selection.layers.items()}
+    for name, layer in selection.layers.items():
+        group = []
+        for other_name, other, key in users[id(layer.weight)]:
+            if id(other) not in selected or key != "weight":
+                raise ValueError(
+                    f"{where}: {name!r} shares its weight with {other_name + '.' + key!r}, which "
+                    f"stays dense; exclude {name!r}, or give it a weight of its own"
+                )
+            group.append(selected[id(other)])
+        if group[0] == name:
+            selection.tied[name] = group
+
+
+def _set_fast_paths(model: nn.Module) -> None:
+    """Keep torch's fused encoder layer from reading weights that are gone.
+
+    In inference nn.TransformerEncoderLayer passes ``linear1.weight`` to a fused kernel, unless its
+    activation is none that the kernel knows; 0 says so, and the layer then calls its submodules.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            sparse = isinstance(module.linear1, SparseLinear) or isinstance(
+                module.linear2, SparseLinear
+            )
+            module.activation_relu_or_gelu = 0 if sparse else _activation_code(module.activation)
+        elif isinstance(module, nn.TransformerEncoder):
+            if any(isinstance(m, SparseLinear) for m in module.modules()):
+                module.use_nested_tensor = False
+
+
+def _activation_code(activation: object) -> int:
+    if activation is F.relu or isinstance(activation, nn.ReLU):
+        return 1
+    return 2 if activation is F.gelu or isinstance(activation, nn.GELU) else 0

@@ -1,0 +1,132 @@
+// Arbitrary bytes as a layer: the products either name a broken rule or are right, and touch
+// nothing outside their arrays. Which of the two it must be is decided here, independently of
+// core/check.h.
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+
+#include "cpu/bsmm.h"
+#include "cpu/dispatch.h"
+#include "problem.h"
+
+namespace tetris::test {
+namespace {
+
+class Bytes {
+ public:
+  Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
+  uint8_t next() { return at_ < size_ ? data_[at_++] : 0; }
+  int64_t range(int64_t low, int64_t high) { return low + next() % (high - low + 1); }
+  int32_t word() {
+    uint32_t v = 0;
+    for (int i = 0; i < 4; ++i) v = v << 8 | next();
+    return static_cast<int32_t>(v);
+  }
+
+ private:
+  const uint8_t* data_;
+  size_t size_, at_ = 0;
+};
+
+bool valid_permutation(const std::vector<int32_t>& p) {
+  std::vector<int32_t> sorted = p;
+  std::sort(sorted.begin(), sorted.end());
+  for (size_t i = 0; i < sorted.size(); ++i)
+    if (sorted[i] != static_cast<int32_t>(i)) return false;
+  return true;
+}
+
+bool valid(const Shape& s, const Index& index) {
+  const int64_t rows = (s.n + s.bo - 1) / s.bo, groups = (s.k + s.bi - 1) / s.bi;
+  int64_t begin = 0;
+  if (index.row_ptr[0] != 0) return false;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t end = index.row_ptr[r + 1];
+    if (end < begin || end > static_cast<int64_t>(index.col_idx.size())) return false;
+    for (int64_t b = begin; b < end; ++b) {
+      if (index.col_idx[b] < 0 || index.col_idx[b] >= groups) return false;
+      if (b > begin && index.col_idx[b] <= index.col_idx[b - 1]) return false;
+    }
+    begin = end;
+  }
+  return begin == static_cast<int64_t>(index.col_idx.size()) && valid_permutation(index.row_perm) &&
+         valid_permutation(index.col_perm);
+}
+
+[[noreturn]] void fail(const Shape& s, const char* what, const std::string& detail) {
+  std::fprintf(stderr, "%s: %s: %s\n", s.name().c_str(), what, detail.c_str());
+  std::abort();
+}
+
+void fuzz(Bytes in) {
+  const auto isas = cpu::isas_supported();
+  cpu::force_isa(isas[in.next() % isas.size()]);
+  Shape s{};
+  s.m = in.range(0, 40);
+  s.n = in.range(1, 70);
+  s.k = in.range(1, 70);
+  // Small blocks for the most part.
+  const int flags = in.next();
+  s.bo = flags & 1 ? in.range(1, 128) : in.range(1, 8);
+  s.bi = flags & 2 ? in.range(1, 128) : in.range(1, 4);
+  s.row_perm = flags & 4;
+  s.col_perm = flags & 8;
+  s.bias = flags & 16;
+  s.density = in.range(0, 10) / 10.0;
+  std::mt19937 rng(in.next());
+  Index index = random_index(s, rng);
+  // A valid index, then edits: a step from right to wrong is where checks fail.
+  for (int64_t edits = in.range(0, 6); edits > 0; --edits) {
+    std::vector<int32_t>* arrays[] = {&index.row_ptr, &index.col_idx, &index.row_perm,
+                                      &index.col_perm};
+    auto& a = *arrays[in.next() % 4];
+    const int kind = in.next() % 4;
+    if (kind == 3 && &a == &index.col_idx) a.resize(a.size() + in.range(0, 3));
+    if (a.empty()) continue;
+    const size_t at = (in.next() << 8 | in.next()) % a.size();
+    if (kind == 0) a[at] = static_cast<int8_t>(in.next());
+    if (kind == 1) a[at] = in.word();
+    if (kind == 2) std::swap(a[at], a[in.next() % a.size()]);
+  }
+  const bool good = valid(s, index);
+  const Place place = flags & 32   ? Place::kHeap
+                      : flags & 64 ? Place::kAfterGuard
+                                   : Place::kBeforeGuard;
+  const int64_t gap = in.range(0, 2);
+  Problem<float> p(s, index, rng, place, gap);
+  if (good) p.poison_padding();
+
+  constexpr float kNan = Problem<float>::kNan;
+  Guarded<float> y(p.x.size() ? Problem<float>::matrix_size(s.m, s.n, s.n + gap) : 0, place);
+  Guarded<float> dx(Problem<float>::matrix_size(s.m, s.k, s.k + gap), place),
+      dv(p.values.size(), place);
+  for (auto* out : {&y, &dx, &dv})
+    for (auto& v : *out) v = kNan;
+  const cpu::Parallel serial{};
+  const std::string errors[] = {
+      cpu::bsmm_forward<float>(p.view, p.values.data(), {p.x.data(), p.ldx}, s.m,
+                               s.bias ? p.bias.data() : nullptr, cpu::Activation::kNone,
+                               {y.data(), s.n + gap}, serial),
+      cpu::bsmm_grad_input<float>(p.view, p.values.data(), {p.dy.data(), p.ldg}, s.m,
+                                  {dx.data(), s.k + gap}, serial),
+      cpu::bsmm_grad_values<float>(p.view, {p.x.data(), p.ldx}, {p.dy.data(), p.ldg}, s.m,
+                                   dv.data(), serial)};
+  for (const auto& error : errors)
+    if (error.empty() != good)
+      fail(s, good ? "a good index was refused" : "a bad index was accepted", error);
+  if (!good) return;
+  const auto check = [&](const char* what, int64_t wrong) {
+    if (wrong >= 0) fail(s, what, "element " + std::to_string(wrong) + " is wrong");
+  };
+  check("y", first_wrong(y.data(), s.n + gap, s.m, s.n, p.forward(), s.k));
+  check("dx", first_wrong(dx.data(), s.k + gap, s.m, s.k, p.grad_input(), s.n));
+  check("dvalues", first_wrong(dv.data(), dv.size(), 1, dv.size(), p.grad_values(), s.m));
+}
+
+}  // namespace
+}  // namespace tetris::test
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  tetris::test::fuzz(tetris::test::Bytes(data, size));
+  return 0;
+}

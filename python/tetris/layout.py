@@ -24,10 +24,8 @@ if TYPE_CHECKING:
     from scipy.sparse import bsr_matrix
 
 MAX_BLOCK = 128
-Reorder = Literal["threshold", "identity", "l1_sort", "swap", "assign"] | bool
+Reorder = _reorder.Method | bool
 Importance = Literal["magnitude", "squared"] | Tensor
-
-_METHODS = ("threshold", "identity", "l1_sort", "swap", "assign")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,13 +112,14 @@ class BlockLayout:
             block: (bo, bi).
             sparsity: Share of *blocks* to remove, in [0, 1]: ``floor(sparsity * blocks)`` go.
             reorder: How rows and columns are permuted. ``"threshold"`` (or True) is the search of
-                the library; ``"identity"`` (or False) keeps the order; ``"l1_sort"``, ``"swap"`` and
-                ``"assign"`` are the simpler rungs, see :mod:`tetris.reorder`.
+                the library; ``"identity"`` (or False) keeps the order; ``"l1_sort"``, ``"swap"``
+                and ``"assign"`` are the simpler rungs, see :mod:`tetris.reorder`.
             importance: What a weight is worth: ``"magnitude"`` (None is the same), ``"squared"``,
                 or a non-negative tensor shaped like the weight.
-            seed: Seed of the search; equal arguments give equal layouts where no budget is set.
+            seed: Seed of the search.
             budget: Seconds the search may take.
-            sweeps: Sweeps the search makes.
+            sweeps: Sweeps of the search instead of a time budget: the result then depends on the
+                arguments alone, not on the speed of the machine.
             balanced: Store the same number of blocks in every block row (up to one).
             allow_empty_rows: Let block rows lose all their blocks. Otherwise every block row keeps
                 its best one, even where that exceeds what ``sparsity`` leaves.
@@ -334,7 +333,11 @@ class BlockLayout:
         """
         shape = self._bsr_shape("to_sparse_bsr", values, packed)
         return torch.sparse_bsr_tensor(
-            self.row_ptr, self.col_idx, values.detach().transpose(1, 2).contiguous(), shape
+            self.row_ptr.clone(),
+            self.col_idx.clone(),
+            values.detach().transpose(1, 2).clone(memory_format=torch.contiguous_format),
+            shape,
+            check_invariants=False,  # a layout has been checked
         )
 
     @classmethod
@@ -357,17 +360,18 @@ class BlockLayout:
             (int(blocks.shape[1]), int(blocks.shape[2])),
             tensor.shape[0],
             tensor.shape[1],
-            tensor.crow_indices().to(torch.int32),
-            tensor.col_indices().to(torch.int32),
+            tensor.crow_indices().to(torch.int32, copy=True),
+            tensor.col_indices().to(torch.int32, copy=True),
         )
-        return layout, blocks.transpose(1, 2).contiguous()
+        return layout, blocks.transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
     def to_scipy_bsr(self, values: Tensor, *, packed: bool = False) -> bsr_matrix:
         """The weight as a ``scipy.sparse.bsr_matrix``; rules as in :meth:`to_sparse_bsr`."""
         sparse = _import_scipy("BlockLayout.to_scipy_bsr")
         shape = self._bsr_shape("to_scipy_bsr", values, packed)
-        data = values.detach().cpu().transpose(1, 2).contiguous().numpy()
-        indices, indptr = self.col_idx.cpu().numpy(), self.row_ptr.cpu().numpy()
+        # Copies: scipy sorts and sums in place.
+        data = values.detach().cpu().transpose(1, 2).numpy().copy("C")
+        indices, indptr = self.col_idx.cpu().numpy().copy(), self.row_ptr.cpu().numpy().copy()
         return sparse.bsr_matrix((data, indices, indptr), shape=shape, blocksize=self.block)
 
     @classmethod
@@ -379,27 +383,27 @@ class BlockLayout:
         sparse = _import_scipy("BlockLayout.from_scipy_bsr")
         if not sparse.issparse(matrix) or matrix.format != "bsr":
             raise TypeError(
-                f"BlockLayout.from_scipy_bsr: a scipy.sparse BSR matrix is needed (got {type(matrix).__name__})"
+                "BlockLayout.from_scipy_bsr: a scipy.sparse BSR matrix is needed "
+                f"(got {type(matrix).__name__})"
             )
-        matrix = matrix.copy()
-        matrix.sum_duplicates()
-        matrix.sort_indices()
-        bo, bi = matrix.blocksize
+        tidy: Any = sparse.bsr_matrix(matrix, copy=True)
+        tidy.sum_duplicates()
+        tidy.sort_indices()
         layout = cls(
-            (int(bo), int(bi)),
-            int(matrix.shape[0]),
-            int(matrix.shape[1]),
-            torch.from_numpy(matrix.indptr.astype("int32")),
-            torch.from_numpy(matrix.indices.astype("int32")),
+            check_block(map(int, tidy.blocksize)),
+            int(tidy.shape[0]),
+            int(tidy.shape[1]),
+            torch.from_numpy(tidy.indptr.astype("int32")),
+            torch.from_numpy(tidy.indices.astype("int32")),
         )
-        return layout, torch.from_numpy(matrix.data.copy()).transpose(1, 2).contiguous()
+        return layout, torch.from_numpy(tidy.data.copy()).transpose(1, 2).contiguous()
 
     def _bsr_shape(self, function: str, values: Tensor, packed: bool) -> tuple[int, int]:
         bo, bi = self.block
         if tuple(values.shape) != (self.nnz_blocks, bi, bo):
             raise ValueError(
-                f"BlockLayout.{function}: values must be [nnzb, bi, bo] = [{self.nnz_blocks}, {bi}, "
-                f"{bo}] (got {list(values.shape)})"
+                f"BlockLayout.{function}: values must be [nnzb, bi, bo] = [{self.nnz_blocks}, "
+                f"{bi}, {bo}] (got {list(values.shape)})"
             )
         rows, groups = self.block_grid
         shape = (rows * bo, groups * bi)
@@ -412,8 +416,8 @@ class BlockLayout:
             )
         if shape != (self.out_features, self.in_features):
             raise ValueError(
-                f"BlockLayout.{function}: BSR needs blocks that divide the matrix (got {bo}x{bi} and "
-                f"{self.out_features}x{self.in_features}); pass packed=True for one padded to "
+                f"BlockLayout.{function}: BSR needs blocks that divide the matrix (got {bo}x{bi} "
+                f"and {self.out_features}x{self.in_features}); pass packed=True for one padded to "
                 f"{shape[0]}x{shape[1]}"
             )
         return shape
@@ -476,7 +480,7 @@ class BlockLayout:
 
     @property
     def reordered(self) -> str:
-        """Which axes have a permutation: ``none``, ``rows``, ``columns`` or ``rows and columns``."""
+        """Axes with a permutation: ``none``, ``rows``, ``columns`` or ``rows and columns``."""
         axes = [
             n for n, p in (("rows", self.row_perm), ("columns", self.col_perm)) if p is not None
         ]
@@ -523,15 +527,15 @@ def search_layout(
     return layout, result
 
 
-def search_method(reorder: Reorder) -> str:
+def search_method(reorder: Reorder) -> _reorder.Method:
     """Name of the search that a ``reorder`` argument stands for."""
     if reorder is True:
         return "threshold"
     if reorder is False:
         return "identity"
-    if reorder not in _METHODS:
+    if reorder not in _reorder.METHODS:
         raise ValueError(
-            f"reorder must be True, False or one of {', '.join(_METHODS)} (got {reorder!r})"
+            f"reorder must be True, False or one of {', '.join(_reorder.METHODS)} (got {reorder!r})"
         )
     return reorder
 
@@ -585,7 +589,8 @@ def check_block(block: Iterable[int]) -> tuple[int, int]:
     pair = tuple(block) if isinstance(block, Iterable) else (block,)
     if len(pair) != 2 or not all(isinstance(b, int) and 1 <= b <= MAX_BLOCK for b in pair):
         raise ValueError(
-            f"block must be (height along out, width along in), each from 1 to {MAX_BLOCK} (got {block!r})"
+            f"block must be (height along out, width along in), each from 1 to {MAX_BLOCK} "
+            f"(got {block!r})"
         )
     return pair[0], pair[1]
 
@@ -594,8 +599,8 @@ def check_matrix(where: str, weight: Tensor) -> None:
     """Raise unless a weight is [out, in] with something in it."""
     if weight.dim() in (3, 4, 5):
         raise NotImplementedError(
-            f"{where}: a convolution weight (shape {list(weight.shape)}) needs SparseConv2d, which this "
-            "version does not have; linear weights [out, in] only"
+            f"{where}: a convolution weight (shape {list(weight.shape)}) needs SparseConv2d, which "
+            "this version does not have; linear weights [out, in] only"
         )
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(
@@ -667,15 +672,16 @@ def _check_col_idx(block_rows: Tensor, col_idx: Tensor, groups: int) -> None:
     if outside.numel():
         i = int(outside[0])
         raise ValueError(
-            f"BlockLayout: col_idx[{i}] must be in [0, {groups}), the column groups (got {int(col_idx[i])})"
+            f"BlockLayout: col_idx[{i}] must be in [0, {groups}), the column groups "
+            f"(got {int(col_idx[i])})"
         )
     wrong = ((block_rows[1:] == block_rows[:-1]) & (col_idx[1:] <= col_idx[:-1])).nonzero()
     if wrong.numel():
         i = int(wrong[0]) + 1
         raise ValueError(
             "BlockLayout: col_idx must ascend strictly within a block row (got "
-            f"col_idx[{i - 1}] = {int(col_idx[i - 1])} and col_idx[{i}] = {int(col_idx[i])} in block "
-            f"row {int(block_rows[i])})"
+            f"col_idx[{i - 1}] = {int(col_idx[i - 1])} and col_idx[{i}] = {int(col_idx[i])} in "
+            f"block row {int(block_rows[i])})"
         )
 
 
@@ -690,8 +696,8 @@ def _check_permutation(name: str, perm: Tensor, size: int) -> bool:
     if bool((counts != 1).any()):
         twice, never = int(counts.argmax()), int((counts == 0).nonzero()[0])
         raise ValueError(
-            f"BlockLayout: {name} must hold each index once (got {twice} {int(counts[twice])} times "
-            f"and {never} never)"
+            f"BlockLayout: {name} must hold each index once (got {twice} {int(counts[twice])} "
+            f"times and {never} never)"
         )
     return bool((perm == torch.arange(size, device=perm.device)).all())
 

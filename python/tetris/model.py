@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, overload
+from typing import Literal, cast, overload
 
 from torch import nn
 
@@ -219,15 +219,16 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     names = [n for n, m in model.named_modules() if isinstance(m, SparseLinear)]
     if inplace and "" in names:
         raise ValueError(
-            f"{where}: a model that is one SparseLinear cannot be replaced in place; use inplace=False"
+            f"{where}: a model that is one SparseLinear cannot be replaced in place; "
+            "use inplace=False"
         )
     for name in names:
         layer = model.get_submodule(name)
         check_hooks(where, name, layer)
         if isinstance(layer, SparseLinear) and layer.activation != "none":
             raise ValueError(
-                f"{where}: layer {name!r} fuses {layer.activation!r}, which nn.Linear cannot express; set "
-                "its activation to 'none' and apply the function after the layer"
+                f"{where}: layer {name!r} fuses {layer.activation!r}, which nn.Linear cannot "
+                "express; set its activation to 'none' and apply the function after the layer"
             )
     target = copy_or_same(model, inplace)
     new: dict[str, nn.Module] = {}
@@ -237,6 +238,6 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         assert isinstance(layer, SparseLinear)
         key = (id(layer.values), layer.layout)
         dense = dense_linear(layer, bias=layer.bias, weight=weights.get(key))
-        weights[key] = dense.weight
+        weights[key] = cast(nn.Parameter, dense.weight)
         new[name] = dense
     return replace_modules(target, new)

@@ -38,7 +38,8 @@ class SparseLinear(nn.Module):
         out_features: Size of the last dimension of the output.
         bias: Learn a bias.
         layout: Which blocks are stored.
-        activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``, applied in the same pass.
+        activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``, applied in the same
+            pass.
         device: Where the parameters and the layout go.
         dtype: Type of the parameters: float32, or float64 for checks (slow).
 
@@ -79,7 +80,8 @@ class SparseLinear(nn.Module):
             )
         if activation not in _ACTIVATIONS:
             raise ValueError(
-                f"SparseLinear: activation must be one of {', '.join(_ACTIVATIONS)} (got {activation!r})"
+                f"SparseLinear: activation must be one of {', '.join(_ACTIVATIONS)} "
+                f"(got {activation!r})"
             )
         self.in_features = in_features
         self.out_features = out_features
@@ -183,8 +185,9 @@ class SparseLinear(nn.Module):
         """
         if self.activation != "none":
             raise ValueError(
-                f"SparseLinear.to_dense: nn.Linear has no activation (this layer fuses {self.activation!r}); "
-                "set layer.activation = 'none' and apply the function after the layer"
+                "SparseLinear.to_dense: nn.Linear has no activation (this layer fuses "
+                f"{self.activation!r}); set layer.activation = 'none' and apply the function after "
+                "the layer"
             )
         bias = self.bias
         if bias is not None:
@@ -216,15 +219,18 @@ class SparseLinear(nn.Module):
                 "SparseLinear: x.size(-1) must equal in_features "
                 f"(got {x.size(-1)} and {self.in_features}; x has shape {list(x.shape)})"
             )
-        buffers = self._buffers  # NOTE: an attribute of a module costs ten times a dict item
+        # NOTE: an attribute that Module.__getattr__ finds costs ten dict items, and an op call is a
+        # few microseconds. The attribute is for values that something else provides (parametrize).
+        parameters, buffers = self._parameters, self._buffers
+        values = parameters.get("values")
         return _bsmm(
             x,
-            self.values,
+            self.values if values is None else values,
             buffers["row_ptr"],
             buffers["col_idx"],
             buffers["row_perm"],
             buffers["col_perm"],
-            self.bias,
+            parameters["bias"] if "bias" in parameters else self.bias,
             self.out_features,
             self.activation,
         )

@@ -47,9 +47,8 @@ def plot_layout(
     if layout.col_perm is not None:
         after = after.index_select(1, layout.col_perm)
 
-    aspect = layout.out_features / layout.in_features
-    width = 4.6
-    figure = figure_class(figsize=(2 * width, min(max(width * aspect, 2.0), 9.0) + 1.1), dpi=150)
+    panel = 4.1 * layout.out_features / layout.in_features  # inches, if pixels are square
+    figure = figure_class(figsize=(9.2, min(max(panel, 1.6), 9.0) + 1.1), dpi=150)
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2)
     same = layout.reordered == "none"
@@ -63,8 +62,8 @@ def plot_layout(
         else "blue: kept, pale: removed"
     )
     figure.suptitle(
-        f"{layout.out_features}x{layout.in_features} weight, {layout.nnz_blocks} of {rows * groups} "
-        f"blocks stored ({layout.sparsity:.0%} removed)    {what}",
+        f"{layout.out_features}x{layout.in_features} weight, {layout.nnz_blocks} of "
+        f"{rows * groups} blocks stored ({layout.sparsity:.0%} removed)    {what}",
         fontsize=9,
     )
     figure.savefig(path)

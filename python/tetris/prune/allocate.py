@@ -27,7 +27,7 @@ class Scored:
 
 
 def sorted_sums(saliency: Tensor, block: tuple[int, int], reorder: bool) -> Tensor:
-    """Block sums [G, C] under the L1-sorted order, a cheap stand-in for the order yet to be found."""
+    """Block sums [G, C] in L1-sorted order, a cheap stand-in for the order yet to be found."""
     if not reorder:
         return block_sums(saliency, block)
     rows = saliency.sum(1).argsort(descending=True, stable=True)

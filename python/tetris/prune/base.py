@@ -80,8 +80,8 @@ class BlockPruner:
         for group in selection.tied.values():
             if len(group) > 1:
                 raise ValueError(
-                    f"{where}: {group[0]!r} and {group[1]!r} share one weight, which cannot be masked "
-                    "twice; exclude them, or use tetris.sparsify, which keeps the tie"
+                    f"{where}: {group[0]!r} and {group[1]!r} share one weight, which cannot be "
+                    "masked twice; exclude them, or use tetris.sparsify, which keeps the tie"
                 )
         self._layer_options, self._fixed = layer_options(
             where, model, selection, options, overrides
@@ -103,10 +103,8 @@ class BlockPruner:
                 self._masks[name] = mask
             self.update()
         except BaseException:
-            for name in self._masks:  # nothing has been zeroed unless every layer was
-                parametrize.remove_parametrizations(
-                    self._layers[name], "weight", leave_parametrized=False
-                )
+            for name in self._masks:  # nothing has been zeroed yet
+                _unmask(self._layers[name], masked=False)
             raise
         self._apply()
 
@@ -120,7 +118,7 @@ class BlockPruner:
         raise NotImplementedError(f"{type(self).__name__} must implement saliency(name, layer)")
 
     def update(self) -> None:
-        """Choose the masks that hold after ``self.steps`` steps, if they differ from the present."""
+        """Choose the masks that hold after ``self.steps`` steps, if they differ from now."""
         sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
         if sparsity == self._reached:
             return
@@ -134,7 +132,6 @@ class BlockPruner:
 
     # -- the training loop --------------------------------------------------------------------
 
-    @torch.no_grad()
     def step(self) -> None:
         """Call after each ``optimizer.step()``: follow the schedule, zero what is masked."""
         self._check_attached("step")
@@ -183,13 +180,14 @@ class BlockPruner:
             check_hooks(self._name, name, layer)
         if inplace and "" in self._layers:
             raise ValueError(
-                f"{self._name}: a model that is one nn.Linear cannot be replaced in place; use inplace=False"
+                f"{self._name}: a model that is one nn.Linear cannot be replaced in place; "
+                "use inplace=False"
             )
         if self._reached != self._targets:
             now, end = self.sparsity, _mean(self._targets)
             warnings.warn(
-                f"{self._name}.finalize: the schedule has not ended ({self.steps} steps, {now:.1%} of "
-                f"blocks removed, {end:.1%} planned)",
+                f"{self._name}.finalize: the schedule has not ended ({self.steps} steps, {now:.1%} "
+                f"of blocks removed, {end:.1%} planned)",
                 stacklevel=3,
             )
         target = copy_or_same(self.model, inplace)
@@ -211,16 +209,14 @@ class BlockPruner:
         """Make the model an ordinary dense one again, with the masked weights; end the pruner."""
         self._check_attached("remove")
         for name in self._masks:
-            parametrize.remove_parametrizations(
-                self._layers[name], "weight", leave_parametrized=True
-            )
+            _unmask(self._layers[name], masked=True)
         self._masks = {}
         return self.model
 
     # -- checkpoints --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, sparsities, masks and permutations: with the model's own, all that resuming needs."""
+        """Steps, sparsities, masks and permutations: with the model's state, all to resume from."""
         return {
             "steps": self.steps,
             "targets": dict(self._targets),
@@ -235,7 +231,9 @@ class BlockPruner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a pruner of the same layers and blocks stopped.
 
-        Load the model's and the optimizer's state too: this one holds no weights.
+        Load the model's and the optimizer's state too: this one holds no weights. Optimizers number
+        Parameters in the model's order, which masking changes: make the optimizer after the
+        pruner in both programs, or before it in both.
 
         Raises:
             ValueError: the state is of other layers, blocks or shapes; nothing is changed then.
@@ -247,16 +245,17 @@ class BlockPruner:
         layers = state["layers"]
         if set(layers) != set(self._masks):
             raise ValueError(
-                f"{self._name}.load_state_dict: the state is of layers {sorted(layers)}, this pruner of "
-                f"{sorted(self._masks)}; make the pruner with the same include and exclude"
+                f"{self._name}.load_state_dict: the state is of layers {sorted(layers)}, "
+                f"this pruner of {sorted(self._masks)}; make the pruner with the same include "
+                "and exclude"
             )
         layouts = {}
         for name, mask in self._masks.items():
             saved = layers[name]
             if tuple(saved["block"]) != mask.block:
                 raise ValueError(
-                    f"{self._name}.load_state_dict: layer {name!r} has blocks of {mask.block} here and "
-                    f"{tuple(saved['block'])} in the state; make the pruner with the same block"
+                    f"{self._name}.load_state_dict: layer {name!r} has blocks of {mask.block} here "
+                    f"and {tuple(saved['block'])} in the state; make the pruner with the same block"
                 )
             layouts[name] = BlockLayout.from_block_mask(
                 saved["block_mask"],
@@ -282,14 +281,13 @@ class BlockPruner:
     def _check_attached(self, method: str) -> None:
         if not self._masks:
             raise RuntimeError(
-                f"{self._name}.{method}: the pruner has ended (remove() or finalize(inplace=True)); "
-                "make a new one to prune further"
+                f"{self._name}.{method}: the pruner has ended (remove() or "
+                "finalize(inplace=True)); make a new one to prune further"
             )
 
     def _scheduled(self, final: float) -> float:
         return min(final, check_sparsity(self.schedule(self.steps, final)))
 
-    @torch.no_grad()
     def _saliencies(self) -> dict[str, Tensor]:
         return {name: self.saliency(name, layer) for name, layer in self._layers.items()}
 
@@ -315,7 +313,7 @@ class BlockPruner:
             self._plans = self._search(sparsity, together)
             return {name: plan.layout for name, plan in self._plans.items()}
         saliency = self._saliencies()
-        old = {name: plan.layout for name, plan in self._plans.items()}
+        old = self.layouts()
         if self.scope == "global":
             scored = {
                 n: Scored(
@@ -357,6 +355,13 @@ class BlockPruner:
 
 def _original(layer: nn.Module) -> nn.Parameter:
     return layer.parametrizations.weight.original  # type: ignore[union-attr,return-value]
+
+
+def _unmask(layer: nn.Module, masked: bool) -> None:
+    """End a parametrization, with the masked or the original weight."""
+    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=masked)
+    bias = layer._parameters.pop("bias")  # the weight comes first again, as optimizers count
+    layer._parameters["bias"] = bias
 
 
 def _mean(values: Mapping[str, float]) -> float:

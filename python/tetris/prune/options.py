@@ -13,7 +13,7 @@ from ..layout import Reorder, check_block, check_sparsity, search_method
 LayerImportance = (
     Literal["magnitude", "squared"] | Callable[[str, nn.Module], Tensor] | Mapping[str, Tensor]
 )
-"""What a weight is worth: a name, ``f(layer name, layer) -> [out, in]``, or tensors by layer name."""
+"""Worth of weights: a name, ``f(layer name, layer) -> [out, in]``, or tensors by layer name."""
 
 
 class LayerOverride(TypedDict, total=False):
@@ -55,6 +55,7 @@ class LayerOptions:
         unknown = [key for key in changes if key not in known]
         if unknown:
             raise ValueError(
-                f"{where}: overrides may set {', '.join(known)} (got {', '.join(map(repr, unknown))})"
+                f"{where}: overrides may set {', '.join(known)} "
+                f"(got {', '.join(map(repr, unknown))})"
             )
         return replace(self, **changes)

@@ -24,8 +24,8 @@ def layer_saliency(where: str, name: str, layer: nn.Linear, importance: LayerImp
     if isinstance(importance, Mapping):
         if name not in importance:
             raise ValueError(
-                f"{where}: importance has no entry for it (got {', '.join(map(repr, importance)) or 'none'}); "
-                "add one, or exclude the layer"
+                f"{where}: importance has no entry for it (got "
+                f"{', '.join(map(repr, importance)) or 'none'}); add one, or exclude the layer"
             )
         value = importance[name]
     elif callable(importance):

@@ -1,4 +1,4 @@
-"""TETRIS: reorder rows and columns so that light weights share blocks, remove the lightest blocks."""
+"""TETRIS: reorder so that light weights share blocks, then remove the lightest blocks."""
 
 from __future__ import annotations
 
@@ -20,20 +20,19 @@ class TetrisPruner(BlockPruner):
     """Prunes to blocks by the magnitude of reordered weights, around an ordinary training loop.
 
     A block is worth the sum of the importance of its weights, ``c_B = sum_B |W[row_perm][:,
-    col_perm]|``; the ``floor(sparsity * blocks)`` lightest go (Ji et al., "TETRIS: TilE-matching the
-    TRemendous Irregular Sparsity", NeurIPS 2018, algorithm 1; the search for the permutations is
-    that of :mod:`tetris.reorder`). Rows are outputs: a block is bo outputs by bi inputs.
+    col_perm]|``; the ``floor(sparsity * blocks)`` lightest go (Ji et al., "TETRIS: TilE-matching
+    the TRemendous Irregular Sparsity", NeurIPS 2018; the search for the permutations is that of
+    :mod:`tetris.reorder`). Rows are outputs: a block is bo outputs by bi inputs.
 
     Args:
         model: The model to prune; changed in place until :meth:`remove` or :meth:`finalize`.
         sparsity: Share of blocks to remove in the end.
         block: (bo, bi).
         schedule: ``"one_shot"``; ``Cubic(begin, end, every)``; or ``f(step, final) -> sparsity``.
-            A callable importance that needs gradients is called at construction already.
         include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
         exclude: Layers to leave alone: the first and the last as a rule.
         types: Exact types to prune.
-        importance: What a weight is worth.
+        importance: What a weight is worth; a function is called here and at every change of masks.
         reorder: Search to use.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.

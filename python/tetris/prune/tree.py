@@ -82,9 +82,11 @@ def select_linear(
             result.layers[name] = module
     if not result.layers:
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in result.skipped.items())
+        if not reasons and any(isinstance(m, SparseLinear) for m in model.modules()):
+            reasons = "its linear layers are sparse already: tetris.densify(model) first"
         raise ValueError(
-            f"{where}: no nn.Linear layer to prune in {type(model).__name__}"
-            + (f" ({reasons})" if reasons else "; convolutions are not supported yet")
+            f"{where}: no nn.Linear layer to prune in {type(model).__name__} "
+            f"({reasons or 'it has none; convolutions are not supported yet'})"
         )
     _find_ties(where, model, result)
     return result
@@ -149,8 +151,8 @@ def check_hooks(where: str, name: str, module: nn.Module) -> None:
     found = [kind.strip("_") for kind in kinds if getattr(module, kind, None)]
     if found:
         raise ValueError(
-            f"{where}: layer {name!r} has {', '.join(found)}, which its sparse replacement would not "
-            "have; remove them and register them on the result, or exclude the layer"
+            f"{where}: layer {name!r} has {', '.join(found)}, which its sparse replacement would "
+            "not have; remove them and register them on the result, or exclude the layer"
         )
 
 

@@ -29,10 +29,10 @@ from rich.progress import (
 )
 
 import tetris
+from tetris.timing import Plan
 
 from . import machine, report, sweep, targets
 from .layers import Shape, parse_block
-from .timing import Plan
 
 SHAPES = [
     "512x1024x4096",

@@ -1,6 +1,5 @@
 """The problems: random block-sparse layers of exact density, and dense rivals of equal shape."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .timing import Candidate, rotate
+from tetris.timing import Candidate, prepacked_linear, rotate
 
 
 @dataclass(frozen=True)
@@ -169,29 +168,15 @@ def dense_candidates(
     found: dict[str, Candidate] = {
         "F.linear": rotate([lambda w=w: F.linear(x, w) for w in weights])
     }
-    if prepacked := _onednn(x):
-        found["oneDNN"] = rotate([prepacked(w) for w in weights])
+    packed = [call for w in weights if (call := prepacked_linear(w, None, x.shape[0]))]
+    if packed:
+        found["oneDNN"] = rotate([lambda call=call: call(x) for call in packed])
     if compiled:
         torch._dynamo.reset()
         calls = [call for w in weights if (call := _compiled(x, w))]
         if len(calls) == copies:
             found["compile"] = rotate(calls)
     return found
-
-
-def _onednn(x: Tensor) -> Callable[[Tensor], Candidate] | None:
-    """The linear of oneDNN on prepacked weights, where this torch has it."""
-    ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(ops, "_linear_pointwise"):
-        return None
-
-    def prepare(weight: Tensor) -> Candidate:
-        packed = weight
-        if hasattr(ops, "_reorder_linear_weight"):
-            packed = ops._reorder_linear_weight(weight, x.shape[0])
-        return lambda: ops._linear_pointwise(x, packed, None, "none", [], "")
-
-    return prepare
 
 
 def _compiled(x: Tensor, weight: Tensor) -> Candidate | None:

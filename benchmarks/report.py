@@ -1,5 +1,6 @@
 """Turns measured rows into markdown tables and figures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from .machine import sentence
@@ -19,9 +20,9 @@ STYLES = {
 DRAWN = ("32x32", "16x1", "4x4", "4x1", "2x1", "1x1")
 
 
-def table(head: list[str], lines: list[list[str]]) -> str:
+def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
+    rows = [list(head), ["---"] * len(head), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
@@ -148,12 +149,13 @@ def markdown(result: dict) -> str:
         f"Printed by `{result['command']}`.",
         "Speed-up is against the fastest of the dense routes that torch offers (`F.linear`, "
         "oneDNN with prepacked weights, and in the full run `torch.compile` with freezing), timed "
-        "in turns with the sparse candidates. Times are medians; speed-up and spread are the median "
-        "and the quartiles of the ratios of samples taken in the same turn. **Efficiency** is speed-up times stored share: 1 means time proportional to what "
-        "is left. Layers are random, their density is exact, rows and columns are both permuted "
-        "at random, nothing is packed or sorted beforehand. Cache: x and y are warm; weights are "
-        "warm above 16 tokens, and up to 16 tokens come from memory, dense and sparse alike "
-        "(copies of the layer take turns, together three times the last-level cache).",
+        "in turns with the sparse candidates. Times are medians; speed-up and spread are the "
+        "median and the quartiles of the ratios of samples taken in the same turn. **Efficiency** "
+        "is speed-up times stored share: 1 means time proportional to what is left. Layers are "
+        "random, their density is exact, rows and columns are both permuted at random, nothing is "
+        "packed or sorted beforehand. Cache: x and y are warm; weights are warm above 16 tokens, "
+        "and up to 16 tokens come from memory, dense and sparse alike (copies of the layer take "
+        "turns, together three times the last-level cache).",
     ]
     for isa, peak in result["peaks"].items():
         if peak:
@@ -239,7 +241,8 @@ def _speedup_figure(rows: list[dict], title: str, path: Path) -> None:
         tokens, inputs, outputs = shape.split("x")
         plural = "s" * (tokens != "1")
         axis.set_title(f"{tokens} token{plural}, {inputs} to {outputs}", fontsize=11)
-        axis.set_xscale("log")
+        if len(sparsities) > 1:
+            axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xticks(ideal, [f"{s:.0%}" for s in sparsities])
         axis.minorticks_off()

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tetris.timing import Candidate
+
 from .layers import SparseLayer
-from .timing import Candidate
 
 
 def rival_candidates(layer: SparseLayer, x: Tensor) -> dict[str, Candidate]:

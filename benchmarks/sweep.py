@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 import tetris
+from tetris.timing import Candidate, Plan, interleave, quartiles
 
 from .layers import Shape, SparseLayer, dense_candidates, sparse_candidate
 from .machine import cache_bytes
 from .rivals import rival_candidates
-from .timing import Candidate, Plan, interleave, quartiles
 
 Row = dict[str, object]
 Step = Callable[[str], None]  # called once per finished group, with its name

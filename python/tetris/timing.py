@@ -1,10 +1,15 @@
-"""Interleaved timing: candidates take turns, so a slow minute of the machine hits all of them."""
+"""Fair timing: candidates take turns, so a slow minute of the machine hits all of them.
+
+Also the dense opponent that every comparison has to beat, see :func:`prepacked_linear`.
+"""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Candidate = Callable[[], object]
 Durations = dict[str, np.ndarray]  # seconds per call, one entry per round
@@ -79,3 +84,20 @@ def quartiles(values: np.ndarray) -> tuple[float, float, float]:
     """Lower quartile, median and upper quartile."""
     low, middle, high = np.percentile(values, [25, 50, 75])
     return float(low), float(middle), float(high)
+
+
+def prepacked_linear(
+    weight: Tensor, bias: Tensor | None, tokens: int, activation: str = "none"
+) -> Callable[[Tensor], Tensor] | None:
+    """The fastest dense linear layer inside torch: oneDNN with weights packed ahead of time.
+
+    torch uses this route only in frozen graphs; ``nn.Linear`` goes to MKL, which is slower on most
+    shapes. None where this torch has no oneDNN or no such op.
+    """
+    ops = torch.ops.mkldnn
+    if not torch.backends.mkldnn.is_available() or not hasattr(ops, "_linear_pointwise"):
+        return None
+    packed = weight
+    if hasattr(ops, "_reorder_linear_weight"):
+        packed = ops._reorder_linear_weight(weight, tokens)
+    return lambda x: ops._linear_pointwise(x, packed, bias, activation, [], "")

@@ -1,0 +1,113 @@
+"""Runs the demo: everything between the command line and the table."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+from .. import data as datasets
+from . import report
+from .config import DemoConfig, Variant
+from .latency import fuse_relu, measure
+from .train import accuracy, mlp, steps_of, train
+from .variants import build
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one variant reached; accuracies per seed."""
+
+    variant: Variant
+    accuracies: list[float]
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The whole run."""
+
+    data_name: str
+    dense_accuracies: list[float]
+    dense_milliseconds: float
+    dense_library: str
+    results: list[Result]
+    example: nn.Sequential  # a TETRIS model of the first seed, for the picture
+
+
+def run(config: DemoConfig, console: Console | None = None) -> Outcome:
+    """Trains, prunes, fine-tunes, measures, prints the table and writes the pictures."""
+    console = console or Console()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    data = datasets.load(config.data, digits=config.digits)
+    console.print(f"Data: {data.note}.", highlight=False)
+    outcome = _outcome(config, data, console)
+    console.print(report.table(outcome, config))
+    console.print(report.legend(outcome, config), highlight=False)
+    for path in report.pictures(outcome, config):
+        console.print(f"written: {path}", highlight=False)
+    return outcome
+
+
+def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Outcome:
+    variants = config.variants()
+    features, classes = data.train_x.shape[1], int(data.train_y.max()) + 1
+    dense_steps = steps_of(data, epochs=config.dense_epochs, batch=config.train_batch)
+    tune_steps = steps_of(data, epochs=config.tune_epochs, batch=config.train_batch)
+    narrow = sum(v.method == "narrow" for v in variants)
+    per_seed = dense_steps + len(variants) * tune_steps + narrow * dense_steps
+    dense_accuracies: list[float] = []
+    accuracies: dict[Variant, list[float]] = {variant: [] for variant in variants}
+    first: dict[Variant, nn.Sequential] = {}
+    dense = mlp(features, config.hidden, classes)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+    bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
+    with bar:
+        task = bar.add_task("", total=per_seed * len(config.seeds))
+
+        def step() -> None:
+            bar.advance(task)
+
+        def fit(model: nn.Module, epochs: int, learning_rate: float, seed: int) -> float:
+            train(
+                model,
+                data,
+                epochs=epochs,
+                batch=config.train_batch,
+                learning_rate=learning_rate,
+                seed=seed,
+                step=step,
+            )
+            return accuracy(model, data)
+
+        for seed in config.seeds:
+            bar.update(task, description=f"seed {seed}: dense training")
+            torch.manual_seed(seed)
+            network = mlp(features, config.hidden, classes)
+            dense_accuracies.append(fit(network, config.dense_epochs, config.learning_rate, seed))
+            if seed == config.seeds[0]:
+                dense = copy.deepcopy(network)
+            for variant in variants:
+                bar.update(task, description=f"seed {seed}: {_label(variant)}")
+                model = build(network, variant, config, seed)
+                epochs, rate = config.tune_epochs, config.tune_learning_rate
+                if variant.method == "narrow":  # from scratch
+                    epochs += config.dense_epochs
+                accuracies[variant].append(fit(model, epochs, rate, seed + 1000))
+                first.setdefault(variant, model)
+        bar.update(task, description="measuring latency")
+        x = data.test_x[: config.latency_batch].contiguous()
+        models = {_label(v): fuse_relu(model) for v, model in first.items()}
+        library, times = measure(dense, models, x)
+    results = [Result(v, accuracies[v], times[_label(v)]) for v in variants]
+    example = next(first[v] for v in reversed(variants) if v.method == "TETRIS")
+    return Outcome(data.name, dense_accuracies, times["dense"], library, results, example)
+
+
+def _label(variant: Variant) -> str:
+    height, width = variant.block
+    block = "" if variant.method == "narrow" else f" {height}x{width}"
+    return f"{variant.method}{block} at {variant.sparsity:.0%}"

@@ -50,9 +50,10 @@ py::array to_mask(const ro::Problem& p, const ro::Selection& selection) {
   return mask;
 }
 
-py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t block_cols, int64_t kept,
-                bool balanced, bool allow_empty_rows, int method, int start, uint64_t seed,
-                double seconds, int64_t sweeps, int threads, const py::object& progress) {
+py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t block_cols,
+                      int64_t kept, bool balanced, bool allow_empty_rows, int method, int start,
+                      uint64_t seed, double seconds, int64_t sweeps, int threads,
+                      const py::object& progress) {
   const ro::Problem problem =
       make_problem(saliency, block_rows, block_cols, kept, balanced, allow_empty_rows);
   ro::SearchOptions options;
@@ -100,10 +101,10 @@ py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t bloc
   return result;
 }
 
-py::array select_mask(const Saliency& saliency, int64_t block_rows, int64_t block_cols, int64_t kept,
-                 bool balanced, bool allow_empty_rows,
-                 const py::array_t<int32_t, py::array::c_style>& rows,
-                 const py::array_t<int32_t, py::array::c_style>& cols) {
+py::array select_mask(const Saliency& saliency, int64_t block_rows, int64_t block_cols,
+                      int64_t kept, bool balanced, bool allow_empty_rows,
+                      const py::array_t<int32_t, py::array::c_style>& rows,
+                      const py::array_t<int32_t, py::array::c_style>& cols) {
   const ro::Problem problem =
       make_problem(saliency, block_rows, block_cols, kept, balanced, allow_empty_rows);
   const auto to_permutation = [](const py::array_t<int32_t, py::array::c_style>& array, int64_t n) {

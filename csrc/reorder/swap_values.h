@@ -29,7 +29,7 @@ void swap_values_along(const float* diff, const float* floor, const float* out, 
                        float* values);
 
 // The same from a transposed copy of h's lines, tile[l * width + j], width a multiple of kLanes.
-// Vectors run across candidates: no horizontal sums, best for tall blocks. values has `width` floats.
+// Vectors run across candidates: no horizontal sums, best for tall blocks. values: `width` floats.
 void swap_values_across(const float* diff, const float* floor, const float* out, const float* tile,
                         int64_t width, int64_t length, float* base, float* values);
 

@@ -50,7 +50,9 @@ ThresholdSearch::ThresholdSearch(const Problem& problem, Order start,
       gumbel_(kNoise + kMaxBlock),
       scratch_(static_cast<size_t>(pool.size())) {
   Random random(options.seed, 0x6e6f697365);
-  for (float& x : gumbel_) x = static_cast<float>(-std::log(-std::log(random.uniform() * 0.999999)));
+  for (float& x : gumbel_) {
+    x = static_cast<float>(-std::log(-std::log(random.uniform() * 0.999999)));
+  }
   start_seconds_ = control.seconds();
 }
 

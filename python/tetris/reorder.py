@@ -4,8 +4,8 @@ After pruning to blocks, a layer keeps the saliency of its kept blocks and loses
 output and input channels first gathers small weights in the same blocks, so that less is lost
 (TETRIS: Ji et al., "TETRIS: TilE-matching the TRemendous Irregular Sparsity", NeurIPS 2018).
 ``"swap"`` is the paper's alternation, in a form that needs a table of lines x groups instead of
-lines x lines. ``"threshold"``, the default, is ours: it chooses the blocks anew with every swap, and
-anneals; csrc/reorder/threshold.h explains it.
+lines x lines. ``"threshold"``, the default, is ours: it chooses the blocks anew with every swap,
+and anneals; csrc/reorder/threshold.h explains it.
 
 Retained saliency is a proxy for accuracy. Orders of equal share can differ in accuracy: sorted
 starts crowd the kept blocks into few rows, so try both values of ``start`` and ``balanced``.
@@ -357,9 +357,7 @@ def _perm_tensor(perm: NDArray[np.int32] | None) -> torch.Tensor | None:
     return None if perm is None else torch.from_numpy(perm)
 
 
-def _permutation(
-    name: str, perm: torch.Tensor | NDArray[Any] | None, n: int
-) -> NDArray[np.int32]:
+def _permutation(name: str, perm: torch.Tensor | NDArray[Any] | None, n: int) -> NDArray[np.int32]:
     if perm is None:
         return np.arange(n, dtype=np.int32)
     array = perm.detach().cpu().numpy() if isinstance(perm, torch.Tensor) else np.asarray(perm)

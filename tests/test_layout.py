@@ -191,6 +191,7 @@ def test_equality_is_by_content_and_identity_permutations_are_none():
     assert "reordered rows" in repr(layout)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
 def test_bsr_round_trips():
     pytest.importorskip("scipy")
     layout = BlockLayout(**{**GOOD, "row_perm": None})
@@ -209,6 +210,7 @@ def test_bsr_round_trips():
     assert torch.equal(same, values)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
 def test_bsr_of_a_reordered_layout_must_be_asked_for():
     layout = BlockLayout(**GOOD)
     values = torch.randn(3, 2, 2)

@@ -187,6 +187,31 @@ def test_a_failing_start_leaves_the_model_as_it_was():
         TetrisPruner(shared, block=(4, 4))
 
 
+def test_masks_follow_every_way_their_buffers_can_change():
+    model = mlp()
+    pruner = TetrisPruner(model, sparsity=0.5, **FAST)
+    mask = model[0].parametrizations.weight[0]
+
+    def agrees(module):
+        return torch.equal(module.element_mask(), module.layout().mask())
+
+    assert agrees(mask)
+    mask.block_mask[0] = ~mask.block_mask[0]
+    assert agrees(mask)
+    other = copy.deepcopy(model)
+    mask.row_perm.copy_(mask.row_perm.flip(0))
+    assert agrees(mask)
+    again = other[0].parametrizations.weight[0]
+    assert agrees(again)
+    assert not torch.equal(again.element_mask(), mask.element_mask())
+    other.load_state_dict(model.state_dict(), assign=True)
+    assert torch.equal(again.element_mask(), mask.element_mask())
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    x = torch.randn(2, 16)
+    torch.testing.assert_close(compiled(x), model(x))
+    pruner.remove()
+
+
 def test_a_method_is_one_function():
     class FirstRows(BlockPruner):
         def saliency(self, name, layer):

@@ -11,8 +11,8 @@ from ..layout import BlockLayout, inverse_permutation
 class BlockMask(nn.Module):
     """Parametrization that zeroes the blocks of a weight which are not kept.
 
-    One bool per block and two permutations are its whole state; the element mask is expanded where
-    it is needed.
+    One bool per block and two permutations are its whole state; the element mask is expanded from
+    them when they change.
 
     Attributes:
         block: (bo, bi).
@@ -28,6 +28,7 @@ class BlockMask(nn.Module):
     def __init__(self, layout: BlockLayout) -> None:
         super().__init__()
         self.block = layout.block
+        self._expanded: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None
         self.register_buffer("block_mask", layout.block_mask())
         for name, size in (("row_perm", layout.out_features), ("col_perm", layout.in_features)):
             perm = getattr(layout, name)
@@ -35,7 +36,22 @@ class BlockMask(nn.Module):
             self.register_buffer(name, identity if perm is None else perm.clone())
 
     def element_mask(self) -> Tensor:
-        """bool[out, in] in original order."""
+        """bool[out, in] in original order; do not change it."""
+        buffers = (self.block_mask, self.row_perm, self.col_perm)
+        if torch.compiler.is_compiling() or any(b.is_inference() for b in buffers):
+            return self._expand()
+        versions = tuple(b._version for b in buffers)
+        # Kept with the tensors it was made of: identity and version tell whether it still holds.
+        kept = self._expanded
+        if (
+            kept is None
+            or kept[1] != versions
+            or any(a is not b for a, b in zip(kept[0], buffers, strict=True))
+        ):
+            self._expanded = kept = (buffers, versions, self._expand())
+        return kept[2]
+
+    def _expand(self) -> Tensor:
         bo, bi = self.block
         rows = inverse_permutation(self.row_perm) // bo
         cols = inverse_permutation(self.col_perm) // bi

@@ -1,0 +1,134 @@
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tetris
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks import gemm, readme, report, targets
+from benchmarks.layers import Shape, SparseLayer, dense_candidates, parse_block
+from tetris.timing import Plan, interleave, rotate
+
+
+def test_rounds_are_paired_and_bounded():
+    calls = []
+    times = interleave(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        Plan(sample_s=0.0, budget_s=0.0, min_rounds=4, max_rounds=9),
+    )
+    assert {len(t) for t in times.values()} == {4}
+    assert "".join(calls[4:]) == "abbaabba"  # after one warm-up and one probe of each
+
+
+def test_rotation_visits_every_copy():
+    seen = []
+    call = rotate([lambda i=i: seen.append(i) for i in range(3)])
+    for _ in range(6):
+        call()
+    assert sorted(seen) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), (3, 5), (16, 16)])
+@pytest.mark.parametrize("shape", [(64, 96), (50, 37)])
+def test_random_layer_is_exact_and_correct(shape, block):
+    inputs, outputs = shape
+    layer = SparseLayer.random(inputs, outputs, block, 0.75, seed=1)
+    blocks = -(-outputs // block[0]) * -(-inputs // block[1])
+    assert len(layer.values) == blocks - int(0.75 * blocks)
+    layer.check(torch.randn(9, inputs))
+
+
+def test_check_notices_a_wrong_result(monkeypatch):
+    layer = SparseLayer.random(64, 64, (4, 1), 0.5)
+    right = SparseLayer.__call__
+    monkeypatch.setattr(SparseLayer, "__call__", lambda self, x: right(self, x).roll(1, dims=1))
+    with pytest.raises(RuntimeError, match="wrong result in block row"):
+        layer.check(torch.randn(5, 64))
+
+
+def test_dense_baselines_agree():
+    x, weight = torch.randn(8, 32), torch.randn(48, 32)
+    with torch.inference_mode():
+        for call in dense_candidates(x, weight, 2, compiled=False).values():
+            torch.testing.assert_close(call(), x @ weight.T, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["512x1024", "0x1x1", "axbxc"])
+def test_bad_shape_is_explained(text):
+    with pytest.raises(ValueError, match="TOKENSxINxOUT"):
+        Shape.parse(text)
+
+
+def test_bad_block_is_explained():
+    with pytest.raises(ValueError, match="from 1 to 128"):
+        parse_block("129x1")
+
+
+def point(block: str, efficiency: float, **other) -> dict:
+    row = {"isa": "avx512", "threads": 1, "shape": "512x1024x4096", "tokens": 512}
+    row |= {"sparsity": 0.9, "speedup": 10 * efficiency, "bytes_ratio": 9.0}
+    return row | {"block": block, "efficiency": efficiency} | other
+
+
+def test_verdicts():
+    met, low, outlier = (
+        targets.judge(rows, [])[0]
+        for rows in (
+            [point("16x16", 0.94)],
+            [point("16x16", 0.92)],
+            [point("16x16", 0.80, shape="512x384x1536"), point("16x16", 1.3)],
+        )
+    )
+    assert met.passed
+    assert not low.passed
+    assert not outlier.passed  # the mean is met, one point is 0.13 below the target
+    assert outlier.mean > 0.93
+
+
+def test_one_token_is_judged_by_bytes():
+    row = point("4x1", 0.5, tokens=1, speedup=7.3)
+    (verdict,) = targets.judge([row], [])
+    assert verdict.mean == pytest.approx(7.3 / 9)
+    assert verdict.passed
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench")
+    words = ["--quick", "--shapes", "128x64x96", "2x64x96", "--blocks", "4x1", "16x16"]
+    words += ["--sparsity", "75", "90", "--training", "--out", str(out)]
+    before = torch.get_num_threads()
+    assert gemm.main(words) == 0
+    torch.set_num_threads(before)
+    return out
+
+
+def test_small_run_writes_everything(small_run):
+    result = json.loads((small_run / "gemm.json").read_text())
+    assert len(result["rows"]) == 2 * 2 * 2
+    assert len(result["training"]) == 2 * 2 * 2
+    for row in result["rows"]:
+        assert row["kernel"].startswith("bsmm_f32_")
+        assert row["kernel"].endswith(tetris._C.isa_in_use())
+        assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
+        assert row["speedup_iqr"][0] <= row["speedup"] <= row["speedup_iqr"][1]
+        assert np.isfinite(row["stored_gflops"])
+    text = (small_run / "gemm.md").read_text()
+    assert "128x64x96" in text
+    assert result["machine"]["cpu"] in text
+    assert list(small_run.glob("speedup-*-1t.png"))
+
+
+def test_readme_is_filled_between_markers():
+    text = "a\n<!-- results -->\nold\n<!-- /results -->\nb\n<!-- other -->\n"
+    assert readme.fill(text, {"results": "new", "absent": "x"}) == text.replace("old", "new")
+
+
+def test_summary_shows_speed_and_efficiency():
+    rows = [point("4x1", 0.4), point("4x1", 0.9)]
+    assert "| 4x1 | 6.00x (0.60) |" in report.summary_table(rows, "avx512", 1)

@@ -1,0 +1,80 @@
+# Everything a newcomer or a CI machine does with the repository. Start with `make demo`.
+#
+# Set-up happens in a virtual environment of its own, .venv, and once: stamp files inside it remember
+# what is installed, and the extension is rebuilt when its sources change. Needed from the machine:
+# Python 3.10 or newer with venv, a C++17 compiler, and a package index (or wheels) for pip.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Any torch >= 2.6 will do: make TORCH=torch==2.6.0, or TORCH=torch for the newest.
+TORCH ?= torch==2.13.0
+# Passed on: make demo ARGS=--quick, make test ARGS="-k bsmm -x", make bench ARGS=--quick
+ARGS ?=
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+
+BIN := $(VENV)/bin
+export PATH := $(abspath $(BIN)):$(PATH)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
+SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' 'tests/*.cpp')
+CPP_BUILD := build/cpp-test
+CPP_FLAGS := -DTETRIS_BUILD_TESTS=ON -DTETRIS_BUILD_EXTENSION=OFF
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench build lint format cpp-test clean
+
+help: ## Show this list
+	@echo 'usage: make TARGET [ARGS="..."]'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@echo 'variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) JOBS=$(JOBS)'
+
+demo: $(VENV)/.with-demo ## Prune a network here and see what it gains (ARGS=--quick: under a minute)
+	$(BIN)/tetris demo $(ARGS)
+
+test: $(VENV)/.with-test ## Run the Python tests (ARGS="-k name": some of them)
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.with-bench ## Compare with the dense libraries on this machine (ARGS=--quick)
+	$(BIN)/python -m benchmarks.gemm $(ARGS)
+
+build: $(VENV)/.built ## Build the extension into the virtual environment
+
+lint: $(VENV)/.with-lint ## Check style and types of everything tracked
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/pyright
+
+format: $(VENV)/.with-lint ## Rewrite everything tracked in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+cpp-test: $(VENV)/.torch ## Run the C++ tests under sanitizers (needs googletest)
+	cmake -G Ninja -S . -B $(CPP_BUILD) $(CPP_FLAGS) -DCMAKE_BUILD_TYPE=Debug \
+	  -DCMAKE_CXX_FLAGS=-O1 -DTETRIS_SANITIZE=address,undefined
+	cmake --build $(CPP_BUILD)
+	ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS)
+
+clean: ## Remove what was built; the virtual environment stays
+	rm -rf build dist python/*.egg-info python/tetris/_C*.so $(VENV)/.built $(VENV)/.with-*
+
+# torch is not a build requirement that pip could fetch by itself: the extension must be built
+# against the very torch that will load it.
+$(VENV)/.torch:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3'; exit 1; }
+	@command -v c++ >/dev/null || { echo 'A C++17 compiler is needed (Debian: apt install g++)'; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy 'setuptools>=69' wheel 'pybind11>=2.12' \
+	  'cmake>=3.22' ninja
+	touch $@
+
+$(VENV)/.built: $(VENV)/.torch $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+$(VENV)/.with-%: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$*]'
+	touch $@

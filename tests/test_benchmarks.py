@@ -132,3 +132,10 @@ def test_readme_is_filled_between_markers():
 def test_summary_shows_speed_and_efficiency():
     rows = [point("4x1", 0.4), point("4x1", 0.9)]
     assert "| 4x1 | 6.00x (0.60) |" in report.summary_table(rows, "avx512", 1)
+
+
+def test_claim_needs_its_blocks():
+    rows = [point(block, e) for block, e in (("16x1", 0.95), ("4x1", 0.9), ("1x1", 0.42))]
+    result = {"rows": rows, "native_isa": "avx512"}
+    assert "**9.5 times** as fast" in readme.claim(result)
+    assert readme.claim({**result, "rows": rows[:2]}) is None

@@ -87,7 +87,7 @@ def pictures(outcome: Outcome, config: DemoConfig) -> list[Path]:
 
 def _curve(outcome: Outcome, config: DemoConfig, path: Path) -> None:
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, axes = plt.subplots(
         1, len(config.blocks), figsize=(5.6 * len(config.blocks), 4.8), squeeze=False, sharey=True
@@ -112,6 +112,7 @@ def _curve(outcome: Outcome, config: DemoConfig, path: Path) -> None:
             if points:
                 _line(axis, points, method, colour, marker)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.set_title(f"blocks of {block[0]}x{block[1]}")
@@ -120,7 +121,8 @@ def _curve(outcome: Outcome, config: DemoConfig, path: Path) -> None:
     axes[0, 0].set_ylabel("test accuracy, %")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     levels = ", ".join(f"{s:.0%}" for s in sorted(config.sparsities, reverse=True))
-    figure.suptitle(f"{outcome.data_name}: {levels} of the hidden weights removed, left to right")
+    order = ", left to right" if len(config.sparsities) > 1 else ""
+    figure.suptitle(f"{outcome.data_name}: {levels} of the hidden weights removed{order}")
     figure.legend(handles, labels, loc="lower center", ncols=len(labels), frameon=False)
     figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=130)

@@ -119,8 +119,8 @@ TEST(Products, RandomShapes) {
 }
 
 TEST(Products, Threads) {
-  for (int n : {2, 3, 8})
-    for (int64_t m : {1, 2, 15, 40, 300})
+  for (int n : {2, 8})
+    for (int64_t m : {1, 2, 15, 40, 130})
       check_products<float>({m, 259, m == 1 ? 4100 : 520, 4, 1, 0.5}, 9, kPlaces[n % 3], 1, n);
 }
 

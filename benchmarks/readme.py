@@ -1,4 +1,7 @@
-"""Fills the results of README.md from benchmarks/results/gemm.json.
+"""Fills the results of README.md from benchmarks/results.
+
+The speed comes from gemm.json, the curves are its pictures, and the accuracy table is demo.md as
+``tetris demo --out benchmarks/results`` writes it.
 
     python -m benchmarks.readme [--check]
 
@@ -87,7 +90,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{args.json} is missing: run python -m benchmarks.gemm first", file=sys.stderr)
         return 1
     before = args.readme.read_text()
-    after = fill(before, fragments(json.loads(args.json.read_text())))
+    result = json.loads(args.json.read_text())
+    pieces = fragments(result)
+    folder = args.json.parent
+    if (folder / "demo.md").exists():
+        pieces["demo"] = (folder / "demo.md").read_text().strip()
+    curves = folder / f"speedup-{result['native_isa']}-1t.png"
+    if curves.exists():
+        pieces["curves"] = f"![speed-up against sparsity, per shape and block]({curves.as_posix()})"
+    after = fill(before, pieces)
     if args.check:
         print("up to date" if after == before else "out of date: run python -m benchmarks.readme")
         return int(after != before)

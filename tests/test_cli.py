@@ -87,10 +87,11 @@ def test_latency_covers_every_network():
 
 def test_demo_end_to_end(tmp_path):
     config = DemoConfig(
-        hidden=128,
+        hidden=96,
         sparsities=(0.8,),
         blocks=((4, 1),),
         seeds=(0, 1),
+        threads=1,
         dense_epochs=8,
         tune_epochs=4,
         digits=True,
@@ -101,7 +102,9 @@ def test_demo_end_to_end(tmp_path):
     text = console.export_text()
     assert "TETRIS" in text
     assert "±" in text
-    assert {path.name for path in tmp_path.iterdir()} == {"layout.png", "accuracy-latency.png"}
+    files = {path.name for path in tmp_path.iterdir()}
+    assert files == {"layout.png", "accuracy-latency.png", "demo.md"}
+    assert "| TETRIS | 4x1 | 80% |" in (tmp_path / "demo.md").read_text()
     for result in outcome.results:
         assert len(result.accuracies) == 2
         assert min(result.accuracies) > 0.7

@@ -52,6 +52,22 @@ def table(outcome: Outcome, config: DemoConfig) -> Table:
     return made
 
 
+def markdown(outcome: Outcome, config: DemoConfig) -> str:
+    """The table and its legend for a document."""
+    lines = ["| method | block | removed | accuracy % | ms | speed-up |"]
+    lines += ["| --- | --- | --- | --- | --- | --- |"]
+    dense = outcome.dense_milliseconds
+    lines.append(f"| dense | | 0% | {_percent(outcome.dense_accuracies)} | {dense:.3f} | 1.00x |")
+    for result in outcome.results:
+        variant, ms = result.variant, result.milliseconds
+        block = "" if variant.method == "narrow" else f"{variant.block[0]}x{variant.block[1]}"
+        lines.append(
+            f"| {variant.method} | {block} | {variant.sparsity:.0%} | "
+            f"{_percent(result.accuracies)} | {ms:.3f} | {dense / ms:.2f}x |"
+        )
+    return f"{outcome.data_name}.\n\n" + "\n".join(lines) + f"\n\n{legend(outcome, config)}\n"
+
+
 def legend(outcome: Outcome, config: DemoConfig) -> str:
     """How the table was made, in words."""
     seeds = len(config.seeds)
@@ -68,13 +84,12 @@ def legend(outcome: Outcome, config: DemoConfig) -> str:
 
 
 def pictures(outcome: Outcome, config: DemoConfig) -> list[Path]:
-    """Writes the layout before and after reordering, and accuracy against measured time."""
+    """Writes into ``config.out`` the layout before and after reordering, and accuracy against measured time."""
     try:
         import matplotlib
     except ImportError:
         return []
     matplotlib.use("Agg")
-    config.out.mkdir(parents=True, exist_ok=True)
     layout_path = config.out / "layout.png"
     layer = outcome.example[2]
     assert isinstance(layer, SparseLinear)

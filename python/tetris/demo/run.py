@@ -47,7 +47,10 @@ def run(config: DemoConfig, console: Console | None = None) -> Outcome:
     outcome = _outcome(config, data, console)
     console.print(report.table(outcome, config))
     console.print(report.legend(outcome, config), highlight=False)
-    for path in report.pictures(outcome, config):
+    config.out.mkdir(parents=True, exist_ok=True)
+    text = config.out / "demo.md"
+    text.write_text(report.markdown(outcome, config))
+    for path in [text, *report.pictures(outcome, config)]:
         console.print(f"written: {path}", highlight=False)
     return outcome
 

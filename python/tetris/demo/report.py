@@ -84,7 +84,7 @@ def legend(outcome: Outcome, config: DemoConfig) -> str:
 
 
 def pictures(outcome: Outcome, config: DemoConfig) -> list[Path]:
-    """Writes into ``config.out`` the layout before and after reordering, and accuracy against measured time."""
+    """Draws a layout before and after reordering, and accuracy against measured time."""
     try:
         import matplotlib
     except ImportError:

@@ -106,7 +106,8 @@ def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Ou
         models = {_label(v): fuse_relu(model) for v, model in first.items()}
         library, times = measure(dense, models, x)
     results = [Result(v, accuracies[v], times[_label(v)]) for v in variants]
-    example = next(first[v] for v in reversed(variants) if v.method == "TETRIS")
+    reordered = [v for v in variants if v.method == "TETRIS"]
+    example = first[min(reordered, key=lambda v: (v.sparsity, -v.block[0] * v.block[1]))]
     return Outcome(data.name, dense_accuracies, times["dense"], library, results, example)
 
 

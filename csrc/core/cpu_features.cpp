@@ -19,12 +19,34 @@ unsigned cpu_features() {
   return have;
 }
 
-long l2_cache_bytes() {
+namespace {
+
+// sysconf asks the processor each time, and a virtual machine traps that: measured at tens of
+// microseconds, so the callers below ask once.
+long cache_bytes([[maybe_unused]] int name, long otherwise) {
   long size = 0;
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#if defined(__unix__)
+  size = sysconf(name);
 #endif
-  return size > 0 ? size : 1L << 20;
+  return size > 0 ? size : otherwise;
+}
+
+}  // namespace
+
+#if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
+constexpr int kL2 = _SC_LEVEL2_CACHE_SIZE, kL3 = _SC_LEVEL3_CACHE_SIZE;
+#else
+constexpr int kL2 = -1, kL3 = -1;  // sysconf(-1) fails
+#endif
+
+long l2_cache_bytes() {
+  static const long size = cache_bytes(kL2, 1L << 20);
+  return size;
+}
+
+long l3_cache_bytes() {
+  static const long size = cache_bytes(kL3, 8 * l2_cache_bytes());
+  return size;
 }
 
 }  // namespace tetris

@@ -13,4 +13,7 @@ unsigned cpu_features();
 // Size in bytes of one core's level-2 cache; 1 MiB where it cannot be read.
 long l2_cache_bytes();
 
+// Size in bytes of the last-level cache; eight times L2 where it cannot be read.
+long l3_cache_bytes();
+
 }  // namespace tetris

@@ -9,7 +9,7 @@ struct Isa {
   static constexpr unsigned kNeeds = kAvx512;
   static constexpr int kMaxRows = 16;
   static constexpr int preferred_vecs(int rows) {
-    return rows >= 9 ? 1 : rows >= 5 ? 3 : rows >= 3 ? 4 : 8;
+    return rows >= 3 ? 2 : 4;
   }
 };
 

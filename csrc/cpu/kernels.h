@@ -18,16 +18,21 @@ enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 template <class T>
 struct TileArgs {
   const T* values;         // [nnzb, bi, bo]
-  const int32_t* row_ptr;  // [block_rows + 1]
-  const int32_t* col_idx;  // [nnzb]
+  const int32_t* row_begin;   // [block_rows] first stored block of each row ...
+  const int32_t* row_end;     // ... and one past the last
+  const int32_t* col_idx;     // [nnzb]
+  int32_t group_limit;        // forward: stop at the first column group not below this ...
+  int32_t* row_stop;          // ... and note where: [block_rows], or nullptr
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
   const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
-  int64_t row_begin, row_end;  // block rows
+  int64_t first_row, last_row;  // block rows [first, last)
   int64_t row_offset;          // first row of the tile inside its block
   int64_t block_rows_valid;    // matvec: rows of these blocks that exist (the last may be ragged)
   const T* src;                // forward: x panel [in];   grad_input: dy panel [out]
-  T* dst;                      // forward: y panel [out];  grad_input: dx panel [in], accumulated
+  T* dst;                      // forward: y panel [out];  grad_input: dx panel [in]
+  bool accumulate;             // forward: go on from what dst holds (grad_input always does)
+  int64_t prefetch;            // forward: how far ahead in values to prefetch; 0: not at all
 };
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);

@@ -5,10 +5,14 @@
 
 #include <cstdint>
 
+#include "cpu/lanes_fma.h"
+
 namespace tetris::cpu::avx2 {
 
 struct Vec {
   using T = float;
+  template <int N>
+  using Lanes = FmaLanes<Vec, N>;
   using Reg = __m256;
   static constexpr int W = 8;
   static constexpr int kRegisters = 16;

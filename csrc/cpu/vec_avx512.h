@@ -5,10 +5,17 @@
 
 #include <cstdint>
 
+#include "cpu/lanes_fma.h"
+
 namespace tetris::cpu::avx512 {
+
+template <int N>
+struct Lanes;  // N outputs of one token, see lanes_fma.h
 
 struct Vec {
   using T = float;
+  template <int N>
+  using Lanes = avx512::Lanes<N>;
   using Reg = __m512;
   static constexpr int W = 16;
   static constexpr int kRegisters = 32;
@@ -66,6 +73,20 @@ struct Vec {
 
  private:
   static __mmask16 mask(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+};
+
+template <int N>
+struct Lanes : FmaLanes<Vec, N> {};
+
+template <>
+struct Lanes<16> {
+  using Reg = __m512;
+  static Reg zero() { return _mm512_setzero_ps(); }
+  static Reg add(Reg a, Reg b) { return _mm512_add_ps(a, b); }
+  static Reg fma(float x, const float* w, Reg c) {
+    return _mm512_fmadd_ps(_mm512_set1_ps(x), _mm512_loadu_ps(w), c);
+  }
+  static void store(float* p, Reg a) { _mm512_storeu_ps(p, a); }
 };
 
 }  // namespace tetris::cpu::avx512

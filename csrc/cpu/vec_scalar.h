@@ -7,9 +7,30 @@
 
 namespace tetris::cpu::scalar {
 
+template <class T, int N>
+struct ArrayLanes {
+  struct Reg {
+    T v[N];
+  };
+  static Reg zero() { return {}; }
+  static Reg add(Reg a, Reg b) {
+    for (int i = 0; i < N; ++i) a.v[i] += b.v[i];
+    return a;
+  }
+  static Reg fma(T x, const T* w, Reg c) {
+    for (int i = 0; i < N; ++i) c.v[i] += x * w[i];
+    return c;
+  }
+  static void store(T* p, Reg a) {
+    for (int i = 0; i < N; ++i) p[i] = a.v[i];
+  }
+};
+
 template <class Scalar>
 struct Vec {
   using T = Scalar;
+  template <int N>
+  using Lanes = ArrayLanes<T, N>;
   static constexpr int W = 4;
   static constexpr int kRegisters = 16;
   struct Reg {

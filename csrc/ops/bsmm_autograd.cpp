@@ -73,9 +73,11 @@ Saved load(AutogradContext* ctx) {
 }
 
 struct BsmmFunction : Function<BsmmFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values, const Tensor& row_ptr,
-                        const Tensor& col_idx, const OptionalTensor& row_perm, const OptionalTensor& col_perm,
-                        const OptionalTensor& bias, c10::SymInt out_features) {
+  // NOTE: needs_input_grad counts the tensors that are there, so those that may be absent and need no
+  // gradient come last.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values, const OptionalTensor& bias,
+                        const Tensor& row_ptr, const Tensor& col_idx, const OptionalTensor& row_perm,
+                        const OptionalTensor& col_perm, c10::SymInt out_features) {
     at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, x, values, row_ptr, col_idx, row_perm, col_perm);
     ctx->saved_data["bias"] = bias.has_value();
@@ -89,8 +91,8 @@ struct BsmmFunction : Function<BsmmFunction> {
       result[0] = call_grad_input(g, values, row_ptr, col_idx, row_perm, col_perm, x.sym_size(-1));
     if (ctx->needs_input_grad(1))
       result[1] = call_grad_values(x, g, row_ptr, col_idx, row_perm, col_perm, values.sym_size(2), values.sym_size(1));
-    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(6))
-      result[6] = g.dim() == 1 ? g : g.reshape_symint({-1, g.sym_size(-1)}).sum(0);
+    if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2))
+      result[2] = g.dim() == 1 ? g : g.reshape_symint({-1, g.sym_size(-1)}).sum(0);
     return result;
   }
 };
@@ -148,7 +150,7 @@ Tensor bsmm_autograd(const Tensor& x, const Tensor& values, const Tensor& row_pt
     return call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation);
   }
   const auto act = parse_activation("tetris::bsmm", activation);
-  const Tensor z = BsmmFunction::apply(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features);
+  const Tensor z = BsmmFunction::apply(x, values, bias, row_ptr, col_idx, row_perm, col_perm, out_features);
   switch (act) {
     case cpu::Activation::kNone: return z;
     case cpu::Activation::kRelu: return at::relu(z);

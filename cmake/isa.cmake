@@ -5,8 +5,10 @@ include(CheckCXXSourceCompiles)
 
 set(TETRIS_ISA_FLAGS_avx2 -mavx2 -mfma)
 set(TETRIS_ISA_FLAGS_avx512 -mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma
-    -mprefer-vector-width=512
-    -Wno-maybe-uninitialized)  # GCC 12 warns inside its own intrinsics
+    -mprefer-vector-width=512)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  list(APPEND TETRIS_ISA_FLAGS_avx512 -Wno-maybe-uninitialized)  # GCC 12 warns inside its own intrinsics
+endif()
 set(TETRIS_ISAS "scalar" CACHE INTERNAL "")
 
 function(tetris_add_isa target isa source)

@@ -14,13 +14,13 @@ struct ActivationMath<scalar::Vec<T>> {
     return V::map([&](int i) { return x.v[i] / (1 + std::exp(-x.v[i])); });
   }
   static Reg gelu(Reg x) {
-    return V::map([&](int i) { return x.v[i] * std::erfc(x.v[i] * T(-0.70710678118654752)) / 2; });
+    return V::map([&](int i) { return x.v[i] * (std::erfc(x.v[i] * T(-0.70710678118654752)) / 2); });
   }
   static Reg gelu_tanh(Reg x) {
     return V::map([&](int i) {
       const T a = x.v[i];
       const T s = T(0.79788456080286536) * (a + T(0.044715) * a * a * a);
-      return a * (1 + std::tanh(s)) / 2;
+      return a * ((1 + std::tanh(s)) / 2);
     });
   }
 };

@@ -300,50 +300,95 @@ void epilogue(typename V::T* y, int64_t n, const typename V::T* bias, Activation
   }
 }
 
-// One token: N rows of a block are the lanes, and the values stream through once. Four accumulators
-// hide the latency of the FMA.
-template <class V, int N>
+// How far ahead of its use one token's stream of values is fetched, for blocks of one or two rows: 1.3
+// times the speed there, while for taller ones the hardware alone is faster (16x1: 12 GFLOP/s against 8).
+constexpr int64_t kStreamAheadBytes = 4096;
+
+// One token: G groups of N rows of a block are the lanes, and the values stream through once. Four or
+// more accumulators hide the latency of the FMA.
+template <class V, int N, int G>
 void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
   using T = typename V::T;
   using L = typename V::template Lanes<N>;
-  typename L::Reg acc[4] = {L::zero(), L::zero(), L::zero(), L::zero()};
-  const int64_t begin = a.row_begin[row], end = a.row_end[row];
-  const T* v = a.values + begin * a.bi * a.bo + r0;
+  constexpr int U = G >= 4 ? 1 : 4 / G;
+  constexpr int64_t kAhead = kStreamAheadBytes / sizeof(T);
+  typename L::Reg acc[U][G];
+  for (int u = 0; u < U; ++u)
+    for (int g = 0; g < G; ++g) acc[u][g] = L::zero();
+  const T* const src = a.src;
+  const int64_t bo = a.bo, begin = a.row_begin[row], end = a.row_end[row];
+  const T* v = a.values + begin * a.bi * bo + r0;
+  const auto step = [&](T x, const T* w, int u) {
+    for (int g = 0; g < G; ++g) acc[u][g] = L::fma(x, w + g * N, acc[u][g]);
+  };
   if (a.bi == 1) {
     int64_t b = begin;
-    for (; b + 4 <= end; b += 4, v += 4 * a.bo)
-      for (int u = 0; u < 4; ++u) acc[u] = L::fma(a.src[a.col_idx[b + u]], v + u * a.bo, acc[u]);
-    for (; b < end; ++b, v += a.bo) acc[0] = L::fma(a.src[a.col_idx[b]], v, acc[0]);
+    for (; b + U <= end; b += U, v += U * bo) {
+      if (N <= 2) __builtin_prefetch(v + kAhead);
+      for (int u = 0; u < U; ++u) step(src[a.col_idx[b + u]], v + u * bo, u);
+    }
+    for (; b < end; ++b, v += bo) step(src[a.col_idx[b]], v, 0);
   } else {
-    for (int64_t b = begin; b < end; ++b, v += a.bi * a.bo) {
+    for (int64_t b = begin; b < end; ++b, v += a.bi * bo) {
       const int64_t group = a.col_idx[b];
       const int64_t width = group == a.last_group ? a.last_width : a.bi;
-      const T* x = a.src + group * a.bi;
+      const T* x = src + group * a.bi;
       int64_t k = 0;
-      for (; k + 4 <= width; k += 4)
-        for (int u = 0; u < 4; ++u) acc[u] = L::fma(x[k + u], v + (k + u) * a.bo, acc[u]);
-      for (; k < width; ++k) acc[0] = L::fma(x[k], v + k * a.bo, acc[0]);
+      for (; k + U <= width; k += U)
+        for (int u = 0; u < U; ++u) step(x[k + u], v + (k + u) * bo, u);
+      for (; k < width; ++k) step(x[k], v + k * bo, 0);
     }
   }
-  T sums[N];
-  L::store(sums, L::add(L::add(acc[0], acc[1]), L::add(acc[2], acc[3])));
-  const int64_t slot = row * a.bo + r0;
-  for (int r = 0; r < N; ++r) a.dst[a.slot_row ? a.slot_row[slot + r] : slot + r] = sums[r];
+  const int64_t slot = row * bo + r0;
+  for (int g = 0; g < G; ++g) {
+    for (int u = 1; u < U; ++u) acc[0][g] = L::add(acc[0][g], acc[u][g]);
+    T sums[N];
+    L::store(sums, acc[0][g]);
+    for (int r = 0; r < N; ++r) {
+      const int64_t s = slot + g * N + r;
+      a.dst[a.slot_row ? a.slot_row[s] : s] = sums[r];
+    }
+  }
 }
 
-// Cuts a block's height into W, W/2, ... 1 lanes.
-template <class V, int N = V::W>
-int64_t matvec_block(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
-  for (; r0 + N <= a.block_rows_valid; r0 += N) matvec_rows<V, N>(a, row, r0);
-  if constexpr (N > 1)
-    return matvec_block<V, N / 2>(a, row, r0);
-  else
-    return r0;
+// Blocks of 1x1 (N = 1): the stored inputs are the lanes, their x gathered.
+template <class V>
+void matvec_elements(const TileArgs<typename V::T>& a, int64_t row) {
+  using T = typename V::T;
+  constexpr int64_t kAhead = kStreamAheadBytes / sizeof(T);
+  typename V::Reg acc[2] = {V::zero(), V::zero()};
+  int64_t b = a.row_begin[row];
+  const int64_t end = a.row_end[row];
+  for (; b + 2 * V::W <= end; b += 2 * V::W) {
+    __builtin_prefetch(a.values + b + kAhead);
+    __builtin_prefetch(a.values + b + kAhead + V::W);
+    for (int u = 0; u < 2; ++u)
+      acc[u] = V::fma(V::gather(a.src, a.col_idx + b + u * V::W), V::load(a.values + b + u * V::W), acc[u]);
+  }
+  T sum = V::sum(V::add(acc[0], acc[1]));
+  for (; b < end; ++b) sum += a.src[a.col_idx[b]] * a.values[b];
+  a.dst[a.slot_row ? a.slot_row[row] : row] = sum;
+}
+
+// Cuts a block's height into 4 W, 2 W, W, W/2, ... 1 rows.
+template <class V, int N = V::W, int G = 4>
+void matvec_block(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
+  for (; r0 + N * G <= a.block_rows_valid; r0 += N * G) matvec_rows<V, N, G>(a, row, r0);
+  if constexpr (G > 1)
+    matvec_block<V, N, G / 2>(a, row, r0);
+  else if constexpr (N > 1)
+    matvec_block<V, N / 2, 1>(a, row, r0);
 }
 
 template <class V>
 void matvec(const TileArgs<typename V::T>& a) {
-  for (int64_t row = a.first_row; row < a.last_row; ++row) matvec_block<V>(a, row, 0);
+  const bool elements = a.bo == 1 && a.bi == 1;
+  for (int64_t row = a.first_row; row < a.last_row; ++row) {
+    if (elements)
+      matvec_elements<V>(a, row);
+    else
+      matvec_block<V>(a, row, 0);
+  }
 }
 
 }  // namespace tetris::cpu

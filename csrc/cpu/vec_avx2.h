@@ -21,6 +21,9 @@ struct Vec {
   static Reg load(const T* p) { return _mm256_loadu_ps(p); }
   static void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
   static Reg bcast(T a) { return _mm256_set1_ps(a); }
+  static Reg gather(const T* p, const int32_t* index) {
+    return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+  }
   static Reg load_n(const T* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
   static void store_n(T* p, Reg a, int64_t n) { _mm256_maskstore_ps(p, mask(n), a); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm256_fmadd_ps(a, b, c); }

@@ -24,6 +24,10 @@ struct Vec {
   static Reg load(const T* p) { return _mm512_loadu_ps(p); }
   static void store(T* p, Reg a) { _mm512_storeu_ps(p, a); }
   static Reg bcast(T a) { return _mm512_set1_ps(a); }
+  // p[index[0]], ... p[index[W - 1]]
+  static Reg gather(const T* p, const int32_t* index) {
+    return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
+  }
   static Reg load_n(const T* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
   static void store_n(T* p, Reg a, int64_t n) { _mm512_mask_storeu_ps(p, mask(n), a); }
   static Reg fma(Reg a, Reg b, Reg c) { return _mm512_fmadd_ps(a, b, c); }

@@ -53,6 +53,9 @@ struct Vec {
   static Reg bcast(T a) {
     return map([=](int) { return a; });
   }
+  static Reg gather(const T* p, const int32_t* index) {
+    return map([=](int i) { return p[index[i]]; });
+  }
   static Reg load_n(const T* p, int64_t n) {
     return map([=](int i) { return i < n ? p[i] : T(0); });
   }

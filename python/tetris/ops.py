@@ -53,7 +53,7 @@ def bsmm(
             break a rule; the message names the rule and the values seen.
 
     Example:
-        >>> layout = tetris.BlockLayout.from_dense(weight, block=(4, 1), sparsity=0.9)
+        >>> layout = tetris.BlockLayout.from_dense(weight, (4, 1), sparsity=0.9)
         >>> values = layout.pack(weight)
         >>> y = tetris.ops.bsmm(x, values, layout.row_ptr, layout.col_idx,
         ...                     layout.row_perm, layout.col_perm, bias, layout.out_features)
@@ -63,8 +63,17 @@ def bsmm(
     )
 
 
+def _check_one_device(op: str, *operands: Tensor | None) -> None:
+    # A mixed call reaches the fake kernel whenever one operand is a meta tensor.
+    devices = sorted({str(t.device) for t in operands if t is not None})
+    torch._check(
+        len(devices) == 1, lambda: f"tetris::{op}: operands must be on one device (got {devices})"
+    )
+
+
 @torch.library.register_fake("tetris::bsmm")
 def _(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation="none"):
+    _check_one_device("bsmm", x, values, row_ptr, col_idx, row_perm, col_perm, bias)
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -85,6 +94,7 @@ def bsmm_grad_input(
 
 @torch.library.register_fake("tetris::bsmm_grad_input")
 def _(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features):
+    _check_one_device("bsmm_grad_input", grad, values, row_ptr, col_idx, row_perm, col_perm)
     return grad.new_empty((*grad.shape[:-1], in_features))
 
 
@@ -105,4 +115,5 @@ def bsmm_grad_values(
 
 @torch.library.register_fake("tetris::bsmm_grad_values")
 def _(x, grad, row_ptr, col_idx, row_perm, col_perm, block_height, block_width):
+    _check_one_device("bsmm_grad_values", x, grad, row_ptr, col_idx, row_perm, col_perm)
     return x.new_empty((col_idx.shape[0], block_width, block_height))

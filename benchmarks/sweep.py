@@ -44,12 +44,9 @@ class Grid:
         ]
 
 
-def fma_peak(seconds: float = 0.3) -> float | None:
-    """Measured FMA peak of one core for the instruction set in use, FLOP/s; None if unknown."""
-    probe = getattr(tetris._C, "fma_peak", None)
-    if probe is None:
-        return None
-    return max(probe(tetris._C.isa_in_use(), seconds) for _ in range(3))
+def fma_peak(seconds: float = 0.5) -> float:
+    """Measured FMA peak of one core for the instruction set in use, FLOP/s."""
+    return tetris._C.fma_peak(seconds)
 
 
 def copies_for(tokens: int, layer_bytes: int) -> int:

@@ -3,18 +3,22 @@
 #include <pybind11/stl.h>
 
 #include "cpu/dispatch.h"
+#include "cpu/peak.h"
 
 namespace py = pybind11;
 
 void bind_reorder(py::module_& m);  // bindings_reorder.cpp
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native part of tetris: the torch.ops.tetris ops, the CPU dispatch, the permutation search.";
+  m.doc() =
+      "Native part of tetris: the torch.ops.tetris ops, the CPU dispatch, the permutation search.";
   m.attr("version") = TETRIS_VERSION;
   m.def("isa_in_use", &tetris::cpu::isa_in_use);
   m.def("isas_built", &tetris::cpu::isas_built);
   m.def("isas_supported", &tetris::cpu::isas_supported);
   m.def("force_isa", &tetris::cpu::force_isa, py::arg("name"));
   m.def("last_kernel", [] { return std::string(tetris::cpu::last_kernel()); });
+  m.def("fma_peak", &tetris::cpu::fma_peak, py::arg("seconds") = 0.2,
+        py::call_guard<py::gil_scoped_release>());
   bind_reorder(m);
 }

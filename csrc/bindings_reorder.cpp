@@ -132,8 +132,8 @@ py::array select_mask(const Saliency& saliency, int64_t block_rows, int64_t bloc
 void bind_reorder(py::module_& m) {
   m.def("reorder_search", &search_order, py::arg("saliency").noconvert(), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("kept"), py::arg("balanced"), py::arg("allow_empty_rows"),
-        py::arg("method"), py::arg("start"), py::arg("seed"), py::arg("seconds"),
-        py::arg("sweeps"), py::arg("threads"), py::arg("progress"));
+        py::arg("method"), py::arg("start"), py::arg("seed"), py::arg("seconds"), py::arg("sweeps"),
+        py::arg("threads"), py::arg("progress"));
   m.def("reorder_select", &select_mask, py::arg("saliency").noconvert(), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("kept"), py::arg("balanced"), py::arg("allow_empty_rows"),
         py::arg("rows"), py::arg("cols"));

@@ -13,9 +13,9 @@
 namespace tetris {
 
 struct BlockSparseView {
-  int64_t out = 0, in = 0;  // extents of the dense weight W[out, in]
-  int64_t bo = 1, bi = 1;   // block height along out, width along in
-  int64_t nnzb = 0;         // stored blocks
+  int64_t out = 0, in = 0;            // extents of the dense weight W[out, in]
+  int64_t bo = 1, bi = 1;             // block height along out, width along in
+  int64_t nnzb = 0;                   // stored blocks
   const int32_t* row_ptr = nullptr;   // [block_rows() + 1]
   const int32_t* col_idx = nullptr;   // [nnzb], ascending within a block row
   const int32_t* row_perm = nullptr;  // [out] or nullptr

@@ -1,7 +1,7 @@
 // Activations on vectors of any instruction set.
 //
-// The scalar path calls the C library. The vector paths use our own exp and erfc: relative error of a
-// few 1e-7, plus what rounding a^2 costs in GELU's tail (exp(-a^2 / 2): 2e-6 at -6, where GELU is
+// The scalar path calls the C library. The vector paths use our own exp and erfc: relative error of
+// a few 1e-7, plus what rounding a^2 costs in GELU's tail (exp(-a^2 / 2): 2e-6 at -6, where GELU is
 // 1e-8). NaN in, NaN out; infinities as in the textbook formulas.
 #pragma once
 
@@ -25,14 +25,17 @@ typename V::Reg vexp(typename V::Reg a) {
 }
 
 // erfc(a), a >= 0, as t q(u) exp(-a^2) with t = 1 / (1 + 0.3 a) and q a Chebyshev interpolant of
-// degree 8 on a in [0, 10], i.e. t in [0.25, 1], u in [-1, 1]: relative error 2.5e-8 before rounding.
-// Writing 1 + erf(-a) this way keeps the relative accuracy of GELU's tail, where 1 + erf cancels.
+// degree 8 on a in [0, 10], i.e. t in [0.25, 1], u in [-1, 1]: relative error 2.5e-8 before
+// rounding. Writing 1 + erf(-a) this way keeps the relative accuracy of GELU's tail, where 1 + erf
+// cancels.
 template <class V>
 typename V::Reg verfc(typename V::Reg a) {
   using Reg = typename V::Reg;
   const Reg t = V::div(V::bcast(1.0f), V::fma(a, V::bcast(0.3f), V::bcast(1.0f)));
   const Reg u = V::fma(t, V::bcast(1 / 0.375f), V::bcast(-0.625f / 0.375f));
-  const float q_of_u[] = {-5.1140054e-05f, -0.000168857237f, 0.000544375915f, 0.0062215412f, 0.0273090228f, 0.0800473616f, 0.175846636f, 0.30161795f, 0.408633083f};
+  const float q_of_u[] = {-5.1140054e-05f, -0.000168857237f, 0.000544375915f,
+                          0.0062215412f,   0.0273090228f,    0.0800473616f,
+                          0.175846636f,    0.30161795f,      0.408633083f};
   Reg q = V::zero();
   for (float c : q_of_u) q = V::fma(q, u, V::bcast(c));
   return V::mul(V::mul(t, q), vexp<V>(V::fnma(a, a, V::zero())));
@@ -50,8 +53,10 @@ struct ActivationMath {
   static Reg silu(Reg x) { return times_sigmoid<V>(x, x); }
   // x (1 + erf(x / sqrt 2)) / 2
   static Reg gelu(Reg x) {
-    const Reg half_erfc = V::mul(V::bcast(0.5f), verfc<V>(V::mul(V::abs(x), V::bcast(0.70710678f))));
-    const Reg cdf = V::if_negative(x, half_erfc, V::fnma(half_erfc, V::bcast(1.0f), V::bcast(1.0f)));
+    const Reg half_erfc =
+        V::mul(V::bcast(0.5f), verfc<V>(V::mul(V::abs(x), V::bcast(0.70710678f))));
+    const Reg cdf =
+        V::if_negative(x, half_erfc, V::fnma(half_erfc, V::bcast(1.0f), V::bcast(1.0f)));
     return V::mul(x, cdf);
   }
   // x (1 + tanh(s)) / 2 = x sigmoid(2 s), s = sqrt(2 / pi) (x + 0.044715 x^3)

@@ -13,7 +13,8 @@
 namespace tetris::cpu {
 namespace {
 
-// Stored values of one chunk of block rows, re-read by each panel of a token tile: fits L1 + some L2.
+// Stored values of one chunk of block rows, re-read by each panel of a token tile: fits L1 + some
+// L2.
 constexpr int64_t kChunkBytes = 64 << 10;
 // Multiply-adds below which another thread costs more than it brings (a parallel region takes a few
 // microseconds, i.e. about 1e5 of them).
@@ -81,8 +82,8 @@ std::vector<int64_t> split_rows(const BlockSparseView& w, int parts) {
   return bounds;
 }
 
-// Block rows [begin, end) whose values fill a chunk, if `parts` of a row's values are used at a time:
-// at least one row.
+// Block rows [begin, end) whose values fill a chunk, if `parts` of a row's values are used at a
+// time: at least one row.
 int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t value_size,
                   int64_t parts = 1) {
   const int64_t blocks = std::max<int64_t>(1, kChunkBytes * parts / (w.bo * w.bi * value_size));
@@ -91,10 +92,13 @@ int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t 
   return r;
 }
 
-// The tallest tile for `rows` more rows of a block that the table has for panels of nv vectors.
+// Rows of the next tile, `rows` more rows of a block to go, for panels of nv vectors: as few tiles
+// as the table allows, of nearly equal height (10 rows, at most 8 at a time: 5 5).
 template <class T>
 int tile_rows(const KernelTable<T>& k, int64_t rows, int nv) {
-  int r = static_cast<int>(std::min<int64_t>(rows, k.max_rows));
+  int tallest = k.max_rows;
+  while (!k.tiles[tallest][nv].forward) --tallest;
+  int r = static_cast<int>(ceil_div(rows, ceil_div(rows, tallest)));
   while (!k.tiles[r][nv].forward) --r;
   return r;
 }
@@ -115,9 +119,11 @@ TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
   return a;
 }
 
-// Calls fn(args) for the full block rows of [begin, end) and for the ragged last one, if it is there.
+// Calls fn(args) for the full block rows of [begin, end) and for the ragged last one, if it is
+// there.
 template <class T, class Fn>
-void for_full_and_ragged(const BlockSparseView& w, TileArgs<T> a, int64_t begin, int64_t end, Fn fn) {
+void for_full_and_ragged(const BlockSparseView& w, TileArgs<T> a, int64_t begin, int64_t end,
+                         Fn fn) {
   const int64_t full = std::min(end, w.out / w.bo);
   if (begin < full) {
     a.first_row = begin;
@@ -135,7 +141,7 @@ void for_full_and_ragged(const BlockSparseView& w, TileArgs<T> a, int64_t begin,
 
 // Runs block rows [begin, end) on one panel, a block's height cut into tiles.
 template <class T>
-void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::*direction, const BlockSparseView& w,
+void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
                const TileArgs<T>& args, int64_t begin, int64_t end, int nv) {
   for_full_and_ragged(w, args, begin, end, [&](TileArgs<T> a) {
     for (a.row_offset = 0; a.row_offset < a.block_rows_valid;) {
@@ -152,8 +158,9 @@ struct Panel {
   int64_t token, tokens;
 };
 
-// Cuts token units (W tokens each) [begin, end) into panels of at most `preferred` vectors and nearly
-// equal size: 16 units at 3 become 3 3 3 3 2 2, not 3 3 3 3 3 1 (narrow panels are less efficient).
+// Cuts token units (W tokens each) [begin, end) into panels of at most `preferred` vectors and
+// nearly equal size: 16 units at 3 become 3 3 3 3 2 2, not 3 3 3 3 3 1 (narrow panels are less
+// efficient).
 template <class T>
 std::vector<Panel> cut_panels(const KernelTable<T>& k, int64_t begin, int64_t end, int preferred,
                               int64_t tokens) {
@@ -163,7 +170,8 @@ std::vector<Panel> cut_panels(const KernelTable<T>& k, int64_t begin, int64_t en
     int nv = static_cast<int>(ceil_div(left, ceil_div(left, preferred)));
     while (!k.tiles[1][nv].forward) ++nv;
     const int64_t token = u * k.width;
-    panels.push_back({nv, token, std::min<int64_t>(tokens - token, std::min<int64_t>(nv, left) * k.width)});
+    panels.push_back(
+        {nv, token, std::min<int64_t>(tokens - token, std::min<int64_t>(nv, left) * k.width)});
     u += nv;
   }
   return panels;
@@ -225,15 +233,15 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
 //       for each chunk of block rows        its values stay in L1/L2 ...
 //         for each panel of the token tile  ... while every panel uses them
 //
-// Why slabs: measured on Zen 4 (16x1 blocks, 4096 inputs), tiles run at 99 % of FMA peak while values
-// stream from L3, but streaming 32 MB of them from memory once per 16 tokens halves that. So where the
-// values overflow the LLC, inputs are cut until 128 tokens of a slab fit L2, and values are read once
-// per 128 tokens. A slab costs a load and a store of the y panel. Rows find their place by a cursor
-// that each slab leaves for the next; nothing is indexed per call.
+// Why slabs: measured on Zen 4 (16x1 blocks, 4096 inputs), tiles run at 99 % of FMA peak while
+// values stream from L3, but streaming 32 MB of them from memory once per 16 tokens halves that. So
+// where the values overflow the LLC, inputs are cut until 128 tokens of a slab fit L2, and values
+// are read once per 128 tokens. A slab costs a load and a store of the y panel. Rows find their
+// place by a cursor that each slab leaves for the next; nothing is indexed per call.
 //
-// Tried and slower: slabs that fit L1, for 1x1 and 2x1 blocks, whose x vectors L2 delivers at half the
-// rate of the FMAs (0.4 to 0.9 of the speed without: a row's part of a slab is then a fraction of a
-// cache line of values and of indices, fetched again for each slab).
+// Tried and slower: slabs that fit L1, for 1x1 and 2x1 blocks, whose x vectors L2 delivers at half
+// the rate of the FMAs (0.4 to 0.9 of the speed without: a row's part of a slab is then a fraction
+// of a cache line of values and of indices, fetched again for each slab).
 struct Blocking {
   int nv = 1;              // vectors of a full panel
   int64_t tile_units = 1;  // vectors of a token tile
@@ -248,7 +256,8 @@ Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w) {
   Blocking b;
   b.nv = preferred_vecs(k, w);
   const int64_t unit_bytes = k.width * kSize;  // of one input or output
-  b.tile_units = std::max<int64_t>(kTileTokens / k.width, l2 * 3 / 4 / ((w.in + w.out) * unit_bytes));
+  b.tile_units =
+      std::max<int64_t>(kTileTokens / k.width, l2 * 3 / 4 / ((w.in + w.out) * unit_bytes));
   const bool from_memory = w.nnzb * w.bo * w.bi * kSize > l3_cache_bytes() / 4;
   if (from_memory) b.tile_units = std::max(b.tile_units, kSlabTokens / k.width);
   b.tile_units = ceil_div(b.tile_units, b.nv) * b.nv;
@@ -265,7 +274,8 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
                        Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
                        const Blocking& blocking, RowCheck& check) {
   const int64_t rows = w.block_rows();
-  int32_t* const cursor = blocking.slabs > 1 ? scratch<int32_t>(ScratchSlot::kLists, 2 * rows) : nullptr;
+  int32_t* const cursor =
+      blocking.slabs > 1 ? scratch<int32_t>(ScratchSlot::kLists, 2 * rows) : nullptr;
   for (int64_t unit = unit_begin; unit < unit_end;) {
     // Tiles of nearly equal size.
     const int64_t left = unit_end - unit;
@@ -377,15 +387,17 @@ std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const
   const auto& k = kernels<T>();
   const int32_t *inverse_row, *inverse_col;
   std::string error = check_row_ptr(w);
-  if (error.empty()) error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
-  if (error.empty()) error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  if (error.empty())
+    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
+  if (error.empty())
+    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
   if (!error.empty()) return error;
   if (tokens == 0) return check_col_idx(w, 0, w.block_rows());
   if (tokens == 1) return forward_one_token(k, w, values, x.data, bias, act, y.data, parallel);
 
   const int64_t units = ceil_div(tokens, k.width);
-  const int threads = useful_threads(
-      parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
+  const int threads =
+      useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
   const Blocking blocking = choose_blocking(k, w);
   RowCheck check(w);
   // By tokens unless that leaves threads idle: the longest share may exceed the mean by 1/8.
@@ -409,8 +421,10 @@ std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<co
   const auto& k = kernels<T>();
   const int32_t *inverse_row, *inverse_col;
   std::string error = check_row_ptr(w);
-  if (error.empty()) error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
-  if (error.empty()) error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  if (error.empty())
+    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
+  if (error.empty())
+    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty() || tokens == 0) return error;
 
@@ -419,7 +433,8 @@ std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<co
   const int threads = static_cast<int>(std::min<int64_t>(
       units, useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * tokens)));
   run(parallel, threads, [&](int t) {
-    for (const auto& p : cut_panels(k, units * t / threads, units * (t + 1) / threads, preferred, tokens)) {
+    for (const auto& p :
+         cut_panels(k, units * t / threads, units * (t + 1) / threads, preferred, tokens)) {
       const int64_t width = p.nv * k.width;
       T* const dyp = scratch<T>(ScratchSlot::kY, width * w.out);
       T* const dxp = scratch<T>(ScratchSlot::kX, width * w.in);
@@ -434,7 +449,8 @@ std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<co
                dx.data + p.token * dx.ld, dx.ld);
     }
   });
-  set_last_kernel(tile_name(k, w, cut_panels(k, 0, ceil_div(units, threads), preferred, tokens)[0].nv));
+  set_last_kernel(
+      tile_name(k, w, cut_panels(k, 0, ceil_div(units, threads), preferred, tokens)[0].nv));
   return {};
 }
 
@@ -444,8 +460,10 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
   const auto& k = kernels<T>();
   const int32_t *inverse_row, *inverse_col;
   std::string error = check_row_ptr(w);
-  if (error.empty()) error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
-  if (error.empty()) error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  if (error.empty())
+    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
+  if (error.empty())
+    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty()) return error;
   if (tokens == 0 || w.out % w.bo != 0 || w.in % w.bi != 0)
@@ -467,9 +485,10 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
   for (int64_t token = 0; token < tokens; token += width) {
     const int64_t count = std::min(width, tokens - token);
     run(parallel, threads, [&](int t) {
-      k.pack(x.data + token * x.ld, x.ld, count, range(w.in, t), range(w.in, t + 1), inverse_col, xp, nv);
-      k.pack(dy.data + token * dy.ld, dy.ld, count, range(w.out, t), range(w.out, t + 1), inverse_row,
-             dyp, nv);
+      k.pack(x.data + token * x.ld, x.ld, count, range(w.in, t), range(w.in, t + 1), inverse_col,
+             xp, nv);
+      k.pack(dy.data + token * dy.ld, dy.ld, count, range(w.out, t), range(w.out, t + 1),
+             inverse_row, dyp, nv);
     });
     run(parallel, threads, [&](int t) {
       for (int64_t row = bounds[t]; row < bounds[t + 1]; ++row) {
@@ -494,7 +513,7 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
   return {};
 }
 
-#define TETRIS_INSTANTIATE(T)                                                                     \
+#define TETRIS_INSTANTIATE(T)                                                                      \
   template std::string bsmm_forward<T>(const BlockSparseView&, const T*, Matrix<const T>, int64_t, \
                                        const T*, Activation, Matrix<T>, const Parallel&);          \
   template std::string bsmm_grad_input<T>(const BlockSparseView&, const T*, Matrix<const T>,       \

@@ -4,8 +4,9 @@
 //   grad_input    dx = dy W
 //   grad_values   dW on stored blocks only
 //
-// Arguments are in range by their extents (the caller's duty); index contents are checked here, each
-// block row just before it is first used. A function returns an empty string, or the broken rule.
+// Arguments are in range by their extents (the caller's duty); index contents are checked here,
+// each block row just before it is first used. A function returns an empty string, or the broken
+// rule.
 #pragma once
 
 #include <cstdint>

@@ -21,7 +21,8 @@ extern const KernelTable<double> kTableF64;
 
 namespace {
 
-const KernelTable<float>* const kTables[] = {  // best first; the last runs anywhere
+const KernelTable<float>* const kTables[] = {
+    // best first; the last runs anywhere
 #ifdef TETRIS_WITH_AVX512
     &avx512::kTableF32,
 #endif
@@ -46,12 +47,14 @@ const KernelTable<float>* select(const std::string& forced) {
   for (const auto* table : kTables) {
     if (forced.empty() ? supported(*table) : forced == table->isa) {
       if (supported(*table)) return table;
-      throw std::runtime_error("TETRIS_CPU_ISA=" + forced + ": this CPU does not support it (it runs " +
-                               join(isas_supported()) + ")");
+      throw std::runtime_error("TETRIS_CPU_ISA=" + forced +
+                               ": this CPU does not support it (it runs " + join(isas_supported()) +
+                               ")");
     }
   }
-  throw std::runtime_error("TETRIS_CPU_ISA=" + forced + ": no such instruction set in this build (it has " +
-                           join(isas_built()) + ")");
+  throw std::runtime_error("TETRIS_CPU_ISA=" + forced +
+                           ": no such instruction set in this build (it has " + join(isas_built()) +
+                           ")");
 }
 
 std::atomic<const KernelTable<float>*> selected{nullptr};

@@ -14,7 +14,8 @@ struct ActivationMath<scalar::Vec<T>> {
     return V::map([&](int i) { return x.v[i] / (1 + std::exp(-x.v[i])); });
   }
   static Reg gelu(Reg x) {
-    return V::map([&](int i) { return x.v[i] * (std::erfc(x.v[i] * T(-0.70710678118654752)) / 2); });
+    return V::map(
+        [&](int i) { return x.v[i] * (std::erfc(x.v[i] * T(-0.70710678118654752)) / 2); });
   }
   static Reg gelu_tanh(Reg x) {
     return V::map([&](int i) {

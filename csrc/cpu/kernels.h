@@ -1,8 +1,8 @@
 // What an instruction set provides: one table of plain function pointers per element type.
 //
 // Vocabulary (W = vector lanes, NV = vectors per panel row):
-//   panel    T[n][NV*W]: row i holds input (or output) i of NV*W tokens. Tokens are the vector lanes.
-//   tile     R output rows x NV vectors of accumulators that live in registers.
+//   panel    T[n][NV*W]: row i holds input (or output) i of NV*W tokens. Tokens are the vector
+//   lanes. tile     R output rows x NV vectors of accumulators that live in registers.
 //
 // Nothing here or below includes a header that other files share inline code with: the linker might
 // keep the AVX-512 copy of a shared inline function and crash an older CPU.
@@ -17,22 +17,22 @@ enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 // A range of block rows of one layer, multiplied into one panel.
 template <class T>
 struct TileArgs {
-  const T* values;         // [nnzb, bi, bo]
-  const int32_t* row_begin;   // [block_rows] first stored block of each row ...
-  const int32_t* row_end;     // ... and one past the last
-  const int32_t* col_idx;     // [nnzb]
-  int32_t group_limit;        // forward: stop at the first column group not below this ...
-  int32_t* row_stop;          // ... and note where: [block_rows], or nullptr
+  const T* values;           // [nnzb, bi, bo]
+  const int32_t* row_begin;  // [block_rows] first stored block of each row ...
+  const int32_t* row_end;    // ... and one past the last
+  const int32_t* col_idx;    // [nnzb]
+  int32_t group_limit;       // forward: stop at the first column group not below this ...
+  int32_t* row_stop;         // ... and note where: [block_rows], or nullptr
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
   const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
   int64_t first_row, last_row;  // block rows [first, last)
-  int64_t row_offset;          // first row of the tile inside its block
-  int64_t block_rows_valid;    // matvec: rows of these blocks that exist (the last may be ragged)
-  const T* src;                // forward: x panel [in];   grad_input: dy panel [out]
-  T* dst;                      // forward: y panel [out];  grad_input: dx panel [in]
-  bool accumulate;             // forward: go on from what dst holds (grad_input always does)
-  int64_t prefetch;            // forward: how far ahead in values to prefetch; 0: not at all
+  int64_t row_offset;           // first row of the tile inside its block
+  int64_t block_rows_valid;     // matvec: rows of these blocks that exist (the last may be ragged)
+  const T* src;                 // forward: x panel [in];   grad_input: dy panel [out]
+  T* dst;                       // forward: y panel [out];  grad_input: dx panel [in]
+  bool accumulate;              // forward: go on from what dst holds (grad_input always does)
+  int64_t prefetch;             // forward: how far ahead in values to prefetch; 0: not at all
 };
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);
@@ -40,13 +40,13 @@ using TileFn = void (*)(const TileArgs<T>&);
 // Sampled product for one block row: dvalues[q] (+)= sum over tokens of x[input q] * dy[rows].
 template <class T>
 struct SampleArgs {
-  const T* x;              // panel [in][nv*W]
-  const T* dy;             // panel [bo rows of this block row][nv*W], packed order
+  const T* x;   // panel [in][nv*W]
+  const T* dy;  // panel [bo rows of this block row][nv*W], packed order
   int64_t nv;
   const int32_t* inputs;   // [count] x panel row of each stored input
   const int64_t* offsets;  // [count] where its bo values start in dvalues
   int64_t count;
-  int64_t rows;            // valid rows of this block row, at most bo
+  int64_t rows;  // valid rows of this block row, at most bo
   T* dvalues;
   bool accumulate;
 };
@@ -68,6 +68,10 @@ using VectorFn = void (*)(const TileArgs<T>&);
 template <class T>
 using EpilogueFn = void (*)(T* y, int64_t n, const T* bias, Activation act);
 
+// Independent FMAs in registers, for measuring the peak: how many floating-point operations were
+// done.
+using FmaChainFn = double (*)(int64_t iterations);
+
 inline constexpr int kMaxTileRows = 16;
 inline constexpr int kMaxTileVecs = 8;
 
@@ -81,8 +85,8 @@ struct Tile {
 template <class T>
 struct KernelTable {
   const char* isa;
-  unsigned needs;  // CpuFeature bits
-  int width;       // W
+  unsigned needs;                                     // CpuFeature bits
+  int width;                                          // W
   Tile<T> tiles[kMaxTileRows + 1][kMaxTileVecs + 1];  // [R][NV]; forward == nullptr: not built
   int max_rows;                                       // tallest tile to cut a block into
   int preferred_vecs[kMaxTileRows + 1];               // [R] -> NV for many tokens
@@ -91,6 +95,7 @@ struct KernelTable {
   EpilogueFn<T> epilogue;
   VectorFn<T> matvec;
   SampleFn<T> sample;
+  FmaChainFn fma_chain;
   const char* matvec_name;
   const char* sample_name;
 };

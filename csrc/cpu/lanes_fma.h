@@ -27,7 +27,9 @@ struct FmaLanes<Isa, 4> {
   using Reg = __m128;
   static Reg zero() { return _mm_setzero_ps(); }
   static Reg add(Reg a, Reg b) { return _mm_add_ps(a, b); }
-  static Reg fma(float x, const float* w, Reg c) { return _mm_fmadd_ps(_mm_set1_ps(x), _mm_loadu_ps(w), c); }
+  static Reg fma(float x, const float* w, Reg c) {
+    return _mm_fmadd_ps(_mm_set1_ps(x), _mm_loadu_ps(w), c);
+  }
   static void store(float* p, Reg a) { _mm_storeu_ps(p, a); }
 };
 
@@ -44,7 +46,9 @@ struct FmaLanes<Isa, 2> : FmaLanes<Isa, 4> {
 template <class Isa>
 struct FmaLanes<Isa, 1> : FmaLanes<Isa, 4> {
   using Reg = __m128;
-  static Reg fma(float x, const float* w, Reg c) { return _mm_fmadd_ss(_mm_set_ss(x), _mm_load_ss(w), c); }
+  static Reg fma(float x, const float* w, Reg c) {
+    return _mm_fmadd_ss(_mm_set_ss(x), _mm_load_ss(w), c);
+  }
   static void store(float* p, Reg a) { _mm_store_ss(p, a); }
 };
 

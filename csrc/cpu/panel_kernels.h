@@ -24,7 +24,8 @@ namespace tetris::cpu {
 
 // One stored input into the accumulators of a tile: x is its panel row, v its R weights.
 template <class V, int R, int NV>
-inline void forward_input(const typename V::T* x, const typename V::T* v, typename V::Reg (&acc)[R][NV]) {
+inline void forward_input(const typename V::T* x, const typename V::T* v,
+                          typename V::Reg (&acc)[R][NV]) {
   typename V::Reg xs[NV];
   for (int n = 0; n < NV; ++n) xs[n] = V::load(x + n * V::W);
   for (int r = 0; r < R; ++r) {
@@ -41,7 +42,8 @@ struct ForwardTile {
 
   explicit ForwardTile(const TileArgs<typename V::T>& a, int64_t row) {
     const int64_t slot = row * a.bo + a.row_offset;
-    for (int r = 0; r < R; ++r) y[r] = a.dst + (a.slot_row ? a.slot_row[slot + r] : slot + r) * (NV * V::W);
+    for (int r = 0; r < R; ++r)
+      y[r] = a.dst + (a.slot_row ? a.slot_row[slot + r] : slot + r) * (NV * V::W);
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < NV; ++n) acc[r][n] = a.accumulate ? V::load(y[r] + n * V::W) : V::zero();
   }
@@ -76,8 +78,8 @@ inline int64_t forward_row(const TileArgs<typename V::T>& a, int64_t b, int64_t 
 template <int... M>
 struct RowSet {};
 
-// A tile of few accumulators would wait for the latency of its FMAs (4 cycles, 1 or 2 a cycle), so for
-// blocks one input wide several block rows go side by side, as far as the shortest.
+// A tile of few accumulators would wait for the latency of its FMAs (4 cycles, 1 or 2 a cycle), so
+// for blocks one input wide several block rows go side by side, as far as the shortest.
 template <class V, int R, int NV, int... M>
 void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<M...>) {
   using T = typename V::T;
@@ -88,7 +90,8 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
   int64_t shortest = count[0];
   ((shortest = count[M] < shortest ? count[M] : shortest), ...);
   for (int64_t i = 0; i < shortest; ++i)
-    (forward_input<V, R, NV>(a.src + col[M][i] * int64_t{NV * V::W}, v[M] + i * a.bo, tile[M].acc), ...);
+    (forward_input<V, R, NV>(a.src + col[M][i] * int64_t{NV * V::W}, v[M] + i * a.bo, tile[M].acc),
+     ...);
   (forward_row<V, R, NV>(a, a.row_begin[row + M] + shortest, a.row_end[row + M], tile[M].acc), ...);
   (tile[M].store(), ...);
 }
@@ -101,7 +104,8 @@ void forward_tile(const TileArgs<typename V::T>& a) {
       for (; row + 4 <= a.last_row; row += 4)
         forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1, 2, 3>());
     else if constexpr (R * NV <= 4)
-      for (; row + 2 <= a.last_row; row += 2) forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1>());
+      for (; row + 2 <= a.last_row; row += 2)
+        forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1>());
   }
   for (; row < a.last_row; ++row) {
     ForwardTile<V, R, NV> tile(a, row);
@@ -176,7 +180,8 @@ void sample_rows(const SampleArgs<typename V::T>& a, int64_t r0) {
     V::store(sums, acc[0]);
     for (int64_t u = 0; u < inputs; ++u) {
       T* out = a.dvalues + a.offsets[q + u] + r0;
-      for (int r = 0; r < R; ++r) out[r] = a.accumulate ? out[r] + sums[u * R + r] : sums[u * R + r];
+      for (int r = 0; r < R; ++r)
+        out[r] = a.accumulate ? out[r] + sums[u * R + r] : sums[u * R + r];
     }
   }
 }
@@ -245,7 +250,9 @@ void unpack_block(const typename V::T* panel, int64_t stride, int64_t rows, int6
   }
   V::transpose(r);
   // Outputs are the lanes now: one bias vector serves all tokens.
-  const typename V::Reg b = !bias ? V::zero() : kFull ? V::load(bias + first) : V::load_n(bias + first, cols);
+  const typename V::Reg b = !bias   ? V::zero()
+                            : kFull ? V::load(bias + first)
+                                    : V::load_n(bias + first, cols);
   for (int t = 0; t < V::W; ++t) {
     if (!kFull && t >= rows) break;
     typename V::Reg v = r[t];
@@ -300,12 +307,13 @@ void epilogue(typename V::T* y, int64_t n, const typename V::T* bias, Activation
   }
 }
 
-// How far ahead of its use one token's stream of values is fetched, for blocks of one or two rows: 1.3
-// times the speed there, while for taller ones the hardware alone is faster (16x1: 12 GFLOP/s against 8).
+// How far ahead of its use one token's stream of values is fetched, for blocks of one or two
+// rows: 1.3 times the speed there, while for taller ones the hardware alone is faster (16x1: 12
+// GFLOP/s against 8).
 constexpr int64_t kStreamAheadBytes = 4096;
 
-// One token: G groups of N rows of a block are the lanes, and the values stream through once. Four or
-// more accumulators hide the latency of the FMA.
+// One token: G groups of N rows of a block are the lanes, and the values stream through once. Four
+// or more accumulators hide the latency of the FMA.
 template <class V, int N, int G>
 void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
   using T = typename V::T;
@@ -363,7 +371,8 @@ void matvec_elements(const TileArgs<typename V::T>& a, int64_t row) {
     __builtin_prefetch(a.values + b + kAhead);
     __builtin_prefetch(a.values + b + kAhead + V::W);
     for (int u = 0; u < 2; ++u)
-      acc[u] = V::fma(V::gather(a.src, a.col_idx + b + u * V::W), V::load(a.values + b + u * V::W), acc[u]);
+      acc[u] = V::fma(V::gather(a.src, a.col_idx + b + u * V::W), V::load(a.values + b + u * V::W),
+                      acc[u]);
   }
   T sum = V::sum(V::add(acc[0], acc[1]));
   for (; b < end; ++b) sum += a.src[a.col_idx[b]] * a.values[b];
@@ -389,6 +398,21 @@ void matvec(const TileArgs<typename V::T>& a) {
     else
       matvec_block<V>(a, row, 0);
   }
+}
+
+template <class V>
+double fma_chain(int64_t iterations) {
+  constexpr int kChains = 12;  // latency 4, two a cycle: 8 would do
+  typename V::Reg acc[kChains];
+  for (int c = 0; c < kChains; ++c) acc[c] = V::bcast(static_cast<typename V::T>(c));
+  const typename V::Reg x = V::bcast(static_cast<typename V::T>(0.5));
+  for (int64_t i = 0; i < iterations; ++i)
+    for (int c = 0; c < kChains; ++c) acc[c] = V::fma(acc[c], x, x);
+  typename V::Reg sum = acc[0];
+  for (int c = 1; c < kChains; ++c) sum = V::add(sum, acc[c]);
+  volatile typename V::T keep = V::sum(sum);  // the result must be wanted
+  (void)keep;
+  return 2.0 * V::W * kChains * static_cast<double>(iterations);
 }
 
 }  // namespace tetris::cpu

@@ -8,9 +8,9 @@ namespace tetris::cpu {
 
 enum class ScratchSlot : int { kX, kY, kInverseRow, kInverseCol, kVector, kLists, kCount };
 
-// At least `bytes` bytes, 64-byte aligned, contents undefined, owned by the calling thread and valid
-// until it asks for the same slot again. Large buffers sit on huge pages where the system gives
-// them: panel rows are read in random order, and 4 KiB pages would miss the TLB.
+// At least `bytes` bytes, 64-byte aligned, contents undefined, owned by the calling thread and
+// valid until it asks for the same slot again. Large buffers sit on huge pages where the system
+// gives them: panel rows are read in random order, and 4 KiB pages would miss the TLB.
 void* scratch_bytes(ScratchSlot slot, size_t bytes);
 
 template <class T>

@@ -26,8 +26,8 @@ struct TableBuilder {
   static constexpr const char* kType = sizeof(T) == 4 ? "_f32_" : "_f64_";
 
   template <int R, int NV>
-  static constexpr Text kTileName = Text() << "bsmm" << kType << R << "x" << NV * V::W << "__"
-                                           << Isa::kName;
+  static constexpr Text kTileName =
+      Text() << "bsmm" << kType << R << "x" << NV * V::W << "__" << Isa::kName;
   static constexpr Text kMatvecName = Text() << "bsmm" << kType << V::W << "x1__" << Isa::kName;
   static constexpr Text kSampleName = Text() << "sample" << kType << "4x" << V::W / 4 << "__"
                                              << Isa::kName;
@@ -60,6 +60,7 @@ struct TableBuilder {
     table.matvec = matvec<V>;
     table.matvec_name = kMatvecName.data;
     table.sample = sample<V>;
+    table.fma_chain = fma_chain<V>;
     table.sample_name = kSampleName.data;
     return table;
   }

@@ -1,5 +1,5 @@
-// Plain C++ on short arrays: runs on any CPU, and compilers turn the loops into whatever vectors the
-// baseline has (SSE2 on x86-64, NEON on arm64). Also the double-precision path.
+// Plain C++ on short arrays: runs on any CPU, and compilers turn the loops into whatever vectors
+// the baseline has (SSE2 on x86-64, NEON on arm64). Also the double-precision path.
 #pragma once
 
 #include <cmath>

@@ -8,10 +8,10 @@
 // activation other than none is applied by torch when a gradient is needed: its own formula then
 // holds for every order.
 #include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/relu.h>
 #include <ATen/ops/silu.h>
-#include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -25,33 +25,38 @@ using torch::autograd::AutogradContext;
 using torch::autograd::Function;
 using torch::autograd::variable_list;
 
-Tensor call_bsmm(const Tensor& x, const Tensor& values, const Tensor& row_ptr, const Tensor& col_idx,
-                 const OptionalTensor& row_perm, const OptionalTensor& col_perm, const OptionalTensor& bias,
+Tensor call_bsmm(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
+                 const Tensor& col_idx, const OptionalTensor& row_perm,
+                 const OptionalTensor& col_perm, const OptionalTensor& bias,
                  c10::SymInt out_features, std::string_view activation) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("tetris::bsmm", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                           const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                                           c10::SymInt, std::string_view)>();
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("tetris::bsmm", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                        const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+                        c10::SymInt, std::string_view)>();
   return op.call(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation);
 }
 
-Tensor call_grad_input(const Tensor& grad, const Tensor& values, const Tensor& row_ptr, const Tensor& col_idx,
-                       const OptionalTensor& row_perm, const OptionalTensor& col_perm, c10::SymInt in_features) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("tetris::bsmm_grad_input", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                           const OptionalTensor&, const OptionalTensor&, c10::SymInt)>();
+Tensor call_grad_input(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
+                       const Tensor& col_idx, const OptionalTensor& row_perm,
+                       const OptionalTensor& col_perm, c10::SymInt in_features) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("tetris::bsmm_grad_input", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                        const OptionalTensor&, const OptionalTensor&, c10::SymInt)>();
   return op.call(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features);
 }
 
-Tensor call_grad_values(const Tensor& x, const Tensor& grad, const Tensor& row_ptr, const Tensor& col_idx,
-                        const OptionalTensor& row_perm, const OptionalTensor& col_perm, c10::SymInt height,
-                        c10::SymInt width) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("tetris::bsmm_grad_values", "")
-                             .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
-                                           const OptionalTensor&, const OptionalTensor&, c10::SymInt, c10::SymInt)>();
+Tensor call_grad_values(const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
+                        const Tensor& col_idx, const OptionalTensor& row_perm,
+                        const OptionalTensor& col_perm, c10::SymInt height, c10::SymInt width) {
+  static const auto op =
+      c10::Dispatcher::singleton()
+          .findSchemaOrThrow("tetris::bsmm_grad_values", "")
+          .typed<Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&,
+                        const OptionalTensor&, const OptionalTensor&, c10::SymInt, c10::SymInt)>();
   return op.call(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 
@@ -63,21 +68,25 @@ struct Saved {
 
 void save(AutogradContext* ctx, const Tensor& first, const Tensor& second, const Tensor& row_ptr,
           const Tensor& col_idx, const OptionalTensor& row_perm, const OptionalTensor& col_perm) {
-  ctx->save_for_backward({first, second, row_ptr, col_idx, row_perm.value_or(Tensor()), col_perm.value_or(Tensor())});
+  ctx->save_for_backward(
+      {first, second, row_ptr, col_idx, row_perm.value_or(Tensor()), col_perm.value_or(Tensor())});
 }
 
 Saved load(AutogradContext* ctx) {
   const auto s = ctx->get_saved_variables();
-  const auto optional = [](const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; };
+  const auto optional = [](const Tensor& t) {
+    return t.defined() ? OptionalTensor(t) : std::nullopt;
+  };
   return {s[0], s[1], s[2], s[3], optional(s[4]), optional(s[5])};
 }
 
 struct BsmmFunction : Function<BsmmFunction> {
-  // NOTE: needs_input_grad counts the tensors that are there, so those that may be absent and need no
-  // gradient come last.
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values, const OptionalTensor& bias,
-                        const Tensor& row_ptr, const Tensor& col_idx, const OptionalTensor& row_perm,
-                        const OptionalTensor& col_perm, c10::SymInt out_features) {
+  // NOTE: needs_input_grad counts the tensors that are there, so those that may be absent and need
+  // no gradient come last.
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values,
+                        const OptionalTensor& bias, const Tensor& row_ptr, const Tensor& col_idx,
+                        const OptionalTensor& row_perm, const OptionalTensor& col_perm,
+                        c10::SymInt out_features) {
     at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, x, values, row_ptr, col_idx, row_perm, col_perm);
     ctx->saved_data["bias"] = bias.has_value();
@@ -90,7 +99,8 @@ struct BsmmFunction : Function<BsmmFunction> {
     if (ctx->needs_input_grad(0))
       result[0] = call_grad_input(g, values, row_ptr, col_idx, row_perm, col_perm, x.sym_size(-1));
     if (ctx->needs_input_grad(1))
-      result[1] = call_grad_values(x, g, row_ptr, col_idx, row_perm, col_perm, values.sym_size(2), values.sym_size(1));
+      result[1] = call_grad_values(x, g, row_ptr, col_idx, row_perm, col_perm, values.sym_size(2),
+                                   values.sym_size(1));
     if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2))
       result[2] = g.dim() == 1 ? g : g.reshape_symint({-1, g.sym_size(-1)}).sum(0);
     return result;
@@ -98,8 +108,9 @@ struct BsmmFunction : Function<BsmmFunction> {
 };
 
 struct GradInputFunction : Function<GradInputFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
-                        const Tensor& col_idx, const OptionalTensor& row_perm, const OptionalTensor& col_perm,
+  static Tensor forward(AutogradContext* ctx, const Tensor& grad, const Tensor& values,
+                        const Tensor& row_ptr, const Tensor& col_idx,
+                        const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                         c10::SymInt in_features) {
     at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, grad, values, row_ptr, col_idx, row_perm, col_perm);
@@ -110,16 +121,19 @@ struct GradInputFunction : Function<GradInputFunction> {
     const Tensor& x = grads[0];  // takes the place of x in the form
     variable_list result(7);
     if (ctx->needs_input_grad(0))
-      result[0] = call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, std::nullopt, grad.sym_size(-1), "none");
+      result[0] = call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, std::nullopt,
+                            grad.sym_size(-1), "none");
     if (ctx->needs_input_grad(1))
-      result[1] = call_grad_values(x, grad, row_ptr, col_idx, row_perm, col_perm, values.sym_size(2), values.sym_size(1));
+      result[1] = call_grad_values(x, grad, row_ptr, col_idx, row_perm, col_perm,
+                                   values.sym_size(2), values.sym_size(1));
     return result;
   }
 };
 
 struct GradValuesFunction : Function<GradValuesFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
-                        const Tensor& col_idx, const OptionalTensor& row_perm, const OptionalTensor& col_perm,
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& grad,
+                        const Tensor& row_ptr, const Tensor& col_idx,
+                        const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                         c10::SymInt height, c10::SymInt width) {
     at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, x, grad, row_ptr, col_idx, row_perm, col_perm);
@@ -130,9 +144,11 @@ struct GradValuesFunction : Function<GradValuesFunction> {
     const Tensor& values = grads[0];  // takes the place of values in the form
     variable_list result(8);
     if (ctx->needs_input_grad(0))
-      result[0] = call_grad_input(grad, values, row_ptr, col_idx, row_perm, col_perm, x.sym_size(-1));
+      result[0] =
+          call_grad_input(grad, values, row_ptr, col_idx, row_perm, col_perm, x.sym_size(-1));
     if (ctx->needs_input_grad(1))
-      result[1] = call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, std::nullopt, grad.sym_size(-1), "none");
+      result[1] = call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, std::nullopt,
+                            grad.sym_size(-1), "none");
     return result;
   }
 };
@@ -141,44 +157,56 @@ bool needs_grad(const Tensor& a, const Tensor& b) {
   return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
 }
 
-Tensor bsmm_autograd(const Tensor& x, const Tensor& values, const Tensor& row_ptr, const Tensor& col_idx,
-                     const OptionalTensor& row_perm, const OptionalTensor& col_perm, const OptionalTensor& bias,
+Tensor bsmm_autograd(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
+                     const Tensor& col_idx, const OptionalTensor& row_perm,
+                     const OptionalTensor& col_perm, const OptionalTensor& bias,
                      c10::SymInt out_features, std::string_view activation) {
   const bool bias_grad = at::GradMode::is_enabled() && bias && bias->requires_grad();
   if (!needs_grad(x, values) && !bias_grad) {  // inference: the fused path, and no graph
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation);
+    return call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features,
+                     activation);
   }
   const auto act = parse_activation("tetris::bsmm", activation);
-  const Tensor z = BsmmFunction::apply(x, values, bias, row_ptr, col_idx, row_perm, col_perm, out_features);
+  const Tensor z =
+      BsmmFunction::apply(x, values, bias, row_ptr, col_idx, row_perm, col_perm, out_features);
   switch (act) {
-    case cpu::Activation::kNone: return z;
-    case cpu::Activation::kRelu: return at::relu(z);
-    case cpu::Activation::kGelu: return at::gelu(z, "none");
-    case cpu::Activation::kGeluTanh: return at::gelu(z, "tanh");
-    case cpu::Activation::kSilu: return at::silu(z);
+    case cpu::Activation::kNone:
+      return z;
+    case cpu::Activation::kRelu:
+      return at::relu(z);
+    case cpu::Activation::kGelu:
+      return at::gelu(z, "none");
+    case cpu::Activation::kGeluTanh:
+      return at::gelu(z, "tanh");
+    case cpu::Activation::kSilu:
+      return at::silu(z);
   }
   return z;
 }
 
-Tensor grad_input_autograd(const Tensor& grad, const Tensor& values, const Tensor& row_ptr, const Tensor& col_idx,
-                           const OptionalTensor& row_perm, const OptionalTensor& col_perm, c10::SymInt in_features) {
+Tensor grad_input_autograd(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
+                           const Tensor& col_idx, const OptionalTensor& row_perm,
+                           const OptionalTensor& col_perm, c10::SymInt in_features) {
   return GradInputFunction::apply(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features);
 }
 
-Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& row_ptr, const Tensor& col_idx,
-                            const OptionalTensor& row_perm, const OptionalTensor& col_perm, c10::SymInt height,
-                            c10::SymInt width) {
+Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
+                            const Tensor& col_idx, const OptionalTensor& row_perm,
+                            const OptionalTensor& col_perm, c10::SymInt height, c10::SymInt width) {
   return GradValuesFunction::apply(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 
-// CPU autocast: there are no bfloat16 kernels, so lower-precision operands are raised to float32 and
-// the result is float32, like torch's own ops on autocast's float32 list.
-Tensor bsmm_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr, const Tensor& col_idx,
-                     const OptionalTensor& row_perm, const OptionalTensor& col_perm, const OptionalTensor& bias,
+// CPU autocast: there are no bfloat16 kernels, so lower-precision operands are raised to float32
+// and the result is float32, like torch's own ops on autocast's float32 list.
+Tensor bsmm_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
+                     const Tensor& col_idx, const OptionalTensor& row_perm,
+                     const OptionalTensor& col_perm, const OptionalTensor& bias,
                      c10::SymInt out_features, std::string_view activation) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const auto raise = [](const Tensor& t) { return at::autocast::cached_cast(at::kFloat, t, c10::DeviceType::CPU); };
+  const auto raise = [](const Tensor& t) {
+    return at::autocast::cached_cast(at::kFloat, t, c10::DeviceType::CPU);
+  };
   return call_bsmm(raise(x), raise(values), row_ptr, col_idx, row_perm, col_perm,
                    bias ? OptionalTensor(raise(*bias)) : std::nullopt, out_features, activation);
 }

@@ -12,11 +12,13 @@ constexpr int64_t kMaxBlock = 128;
 at::Tensor check_index(const char* op, const char* name, const at::Tensor& t, int64_t size,
                        const char* rule) {
   TORCH_CHECK(t.device().is_cpu() && t.layout() == at::kStrided, op, ": ", name,
-              " must be a dense tensor on the CPU like x (got ", t.layout(), " on ", t.device(), ")");
-  TORCH_CHECK_TYPE(t.scalar_type() == at::kInt, op, ": ", name, " must be int32 (got ", t.scalar_type(), ")");
+              " must be a dense tensor on the CPU like x (got ", t.layout(), " on ", t.device(),
+              ")");
+  TORCH_CHECK_TYPE(t.scalar_type() == at::kInt, op, ": ", name, " must be int32 (got ",
+                   t.scalar_type(), ")");
   TORCH_CHECK(t.dim() == 1, op, ": ", name, " must be one-dimensional (got shape ", t.sizes(), ")");
-  TORCH_CHECK(t.numel() == size, op, ": ", name, " must have ", rule, " elements (got ", t.numel(), " and ",
-              size, ")");
+  TORCH_CHECK(t.numel() == size, op, ": ", name, " must have ", rule, " elements (got ", t.numel(),
+              " and ", size, ")");
   return t.contiguous();
 }
 
@@ -28,7 +30,8 @@ cpu::Activation parse_activation(const char* op, std::string_view name) {
   if (name == "gelu") return cpu::Activation::kGelu;
   if (name == "gelu_tanh") return cpu::Activation::kGeluTanh;
   if (name == "silu") return cpu::Activation::kSilu;
-  TORCH_CHECK_VALUE(false, op, ": activation must be none, relu, gelu, gelu_tanh or silu (got '", name, "')");
+  TORCH_CHECK_VALUE(false, op, ": activation must be none, relu, gelu, gelu_tanh or silu (got '",
+                    name, "')");
 }
 
 Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor& col_idx,
@@ -36,8 +39,10 @@ Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor&
                     int64_t out_features, int64_t in_features, int64_t block_height,
                     int64_t block_width) {
   constexpr int64_t kMaxFeatures = std::numeric_limits<int32_t>::max();
-  TORCH_CHECK(block_height >= 1 && block_height <= kMaxBlock && block_width >= 1 && block_width <= kMaxBlock,
-              op, ": block height and width must be in [1, 128] (got ", block_height, "x", block_width, ")");
+  TORCH_CHECK(block_height >= 1 && block_height <= kMaxBlock && block_width >= 1 &&
+                  block_width <= kMaxBlock,
+              op, ": block height and width must be in [1, 128] (got ", block_height, "x",
+              block_width, ")");
   TORCH_CHECK(out_features >= 1 && out_features <= kMaxFeatures, op,
               ": out_features must be in [1, 2^31) (got ", out_features, ")");
   TORCH_CHECK(in_features >= 1 && in_features <= kMaxFeatures, op,
@@ -49,8 +54,8 @@ Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor&
   v.bo = block_height;
   v.bi = block_width;
   v.nnzb = col_idx.numel();
-  layout.row_ptr =
-      check_index(op, "row_ptr", row_ptr, v.block_rows() + 1, "ceil(out_features / block height) + 1");
+  layout.row_ptr = check_index(op, "row_ptr", row_ptr, v.block_rows() + 1,
+                               "ceil(out_features / block height) + 1");
   layout.col_idx = check_index(op, "col_idx", col_idx, v.nnzb, "nnzb");
   v.row_ptr = layout.row_ptr.const_data_ptr<int32_t>();
   v.col_idx = layout.col_idx.const_data_ptr<int32_t>();
@@ -69,33 +74,41 @@ void check_tokens(const char* op, const char* name, const at::Tensor& x) {
   TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, op, ": ", name,
               " must be a dense tensor on the CPU (got ", x.layout(), " on ", x.device(), ")");
   TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, op, ": ", name,
-              " must be float32 or float64 (got ", x.scalar_type(),
-              "); other types have no kernel yet: convert, or use CPU autocast, which runs this op in float32");
-  TORCH_CHECK(x.dim() >= 1, op, ": ", name, " must have at least one dimension, [..., features] (got a scalar)");
+                   " must be float32 or float64 (got ", x.scalar_type(),
+                   "); other types have no kernel yet: convert, or use CPU autocast, which runs "
+                   "this op in float32");
+  TORCH_CHECK(x.dim() >= 1, op, ": ", name,
+              " must have at least one dimension, [..., features] (got a scalar)");
 }
 
 void check_values(const char* op, const at::Tensor& x, const char* x_name, const at::Tensor& values,
                   const at::Tensor& col_idx) {
   TORCH_CHECK(values.device().is_cpu() && values.layout() == at::kStrided, op,
-              ": values must be a dense tensor on the CPU like ", x_name, " (got ", values.layout(), " on ",
-              values.device(), ")");
-  TORCH_CHECK(values.dim() == 3, op, ": values must be [nnzb, block width, block height] (got shape ",
-              values.sizes(), ")");
+              ": values must be a dense tensor on the CPU like ", x_name, " (got ", values.layout(),
+              " on ", values.device(), ")");
+  TORCH_CHECK(values.dim() == 3, op,
+              ": values must be [nnzb, block width, block height] (got shape ", values.sizes(),
+              ")");
   TORCH_CHECK_TYPE(values.scalar_type() == x.scalar_type(), op, ": values and ", x_name,
-              " must have one type (got ", values.scalar_type(), " and ", x.scalar_type(), ")");
+                   " must have one type (got ", values.scalar_type(), " and ", x.scalar_type(),
+                   ")");
   TORCH_CHECK(values.size(0) == col_idx.numel(), op,
-              ": values.size(0) and col_idx must both be nnzb, the stored blocks (got ", values.size(0), " and ",
-              col_idx.numel(), ")");
+              ": values.size(0) and col_idx must both be nnzb, the stored blocks (got ",
+              values.size(0), " and ", col_idx.numel(), ")");
 }
 
-void check_bias(const char* op, const at::Tensor& x, const OptionalTensor& bias, int64_t out_features) {
+void check_bias(const char* op, const at::Tensor& x, const OptionalTensor& bias,
+                int64_t out_features) {
   if (!bias) return;
   TORCH_CHECK(bias->device().is_cpu() && bias->layout() == at::kStrided, op,
-              ": bias must be a dense tensor on the CPU like x (got ", bias->layout(), " on ", bias->device(), ")");
-  TORCH_CHECK_TYPE(bias->scalar_type() == x.scalar_type(), op, ": bias and x must have one type (got ",
-              bias->scalar_type(), " and ", x.scalar_type(), ")");
+              ": bias must be a dense tensor on the CPU like x (got ", bias->layout(), " on ",
+              bias->device(), ")");
+  TORCH_CHECK_TYPE(bias->scalar_type() == x.scalar_type(), op,
+                   ": bias and x must have one type (got ", bias->scalar_type(), " and ",
+                   x.scalar_type(), ")");
   TORCH_CHECK(bias->dim() == 1 && bias->numel() == out_features, op,
-              ": bias must be [out_features] (got shape ", bias->sizes(), " and out_features ", out_features, ")");
+              ": bias must be [out_features] (got shape ", bias->sizes(), " and out_features ",
+              out_features, ")");
 }
 
 }  // namespace tetris::ops

@@ -22,7 +22,8 @@ struct Layout {
 
 cpu::Activation parse_activation(const char* op, std::string_view name);
 
-// Shapes, types and devices of the index tensors; their contents are checked by the kernels' driver.
+// Shapes, types and devices of the index tensors; their contents are checked by the kernels'
+// driver.
 Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor& col_idx,
                     const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                     int64_t out_features, int64_t in_features, int64_t block_height,
@@ -35,6 +36,7 @@ void check_values(const char* op, const at::Tensor& x, const char* x_name, const
 // x: [..., features] on the CPU in float32 or float64.
 void check_tokens(const char* op, const char* name, const at::Tensor& x);
 
-void check_bias(const char* op, const at::Tensor& x, const OptionalTensor& bias, int64_t out_features);
+void check_bias(const char* op, const at::Tensor& x, const OptionalTensor& bias,
+                int64_t out_features);
 
 }  // namespace tetris::ops

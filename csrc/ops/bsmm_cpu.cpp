@@ -26,7 +26,8 @@ cpu::Parallel parallel() {
           }};
 }
 
-// [..., features] as a matrix of tokens whose rows are contiguous; copies only where strides force it.
+// [..., features] as a matrix of tokens whose rows are contiguous; copies only where strides force
+// it.
 at::Tensor as_tokens(const at::Tensor& x) {
   at::Tensor flat = x.reshape({x.numel() / std::max<int64_t>(1, x.size(-1)), x.size(-1)});
   return flat.size(1) <= 1 || flat.stride(1) == 1 ? flat : flat.contiguous();
@@ -50,15 +51,20 @@ at::Tensor empty_output(const at::Tensor& x, int64_t features) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kHugePage = size_t{2} << 20;
   if (y.nbytes() >= 4 * kHugePage) {
-    const auto begin = (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
-    const auto end = (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + y.nbytes()) / kHugePage * kHugePage;
-    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // advice: failure is harmless
+    const auto begin =
+        (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
+    const auto end =
+        (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + y.nbytes()) / kHugePage * kHugePage;
+    madvise(reinterpret_cast<void*>(begin), end - begin,
+            MADV_HUGEPAGE);  // advice: failure is harmless
   }
 #endif
   return y;
 }
 
-void check_contents(const char* op, const std::string& error) { TORCH_CHECK_VALUE(error.empty(), op, ": ", error); }
+void check_contents(const char* op, const std::string& error) {
+  TORCH_CHECK_VALUE(error.empty(), op, ": ", error);
+}
 
 at::Tensor bsmm(const at::Tensor& x, const at::Tensor& values, const at::Tensor& row_ptr,
                 const at::Tensor& col_idx, OptionalTensor row_perm, OptionalTensor col_perm,
@@ -68,56 +74,58 @@ at::Tensor bsmm(const at::Tensor& x, const at::Tensor& values, const at::Tensor&
   check_values(kOp, x, "x", values, col_idx);
   check_bias(kOp, x, bias, out_features);
   const auto act = parse_activation(kOp, activation);
-  const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, out_features, x.size(-1),
-                                   values.size(2), values.size(1));
+  const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, out_features,
+                                   x.size(-1), values.size(2), values.size(1));
   const at::Tensor tokens = as_tokens(x), v = values.contiguous();
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
   at::Tensor y = empty_output(x, out_features);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kOp, [&] {
     check_contents(kOp, cpu::bsmm_forward<scalar_t>(
-                            layout.view, v.const_data_ptr<scalar_t>(), input<scalar_t>(tokens), tokens.size(0),
-                            b.defined() ? b.const_data_ptr<scalar_t>() : nullptr, act,
-                            {y.mutable_data_ptr<scalar_t>(), out_features}, parallel()));
+                            layout.view, v.const_data_ptr<scalar_t>(), input<scalar_t>(tokens),
+                            tokens.size(0), b.defined() ? b.const_data_ptr<scalar_t>() : nullptr,
+                            act, {y.mutable_data_ptr<scalar_t>(), out_features}, parallel()));
   });
   return y;
 }
 
-at::Tensor bsmm_grad_input(const at::Tensor& grad, const at::Tensor& values, const at::Tensor& row_ptr,
-                           const at::Tensor& col_idx, OptionalTensor row_perm, OptionalTensor col_perm,
-                           int64_t in_features) {
+at::Tensor bsmm_grad_input(const at::Tensor& grad, const at::Tensor& values,
+                           const at::Tensor& row_ptr, const at::Tensor& col_idx,
+                           OptionalTensor row_perm, OptionalTensor col_perm, int64_t in_features) {
   constexpr const char* kOp = "tetris::bsmm_grad_input";
   check_tokens(kOp, "grad", grad);
   check_values(kOp, grad, "grad", values, col_idx);
-  const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, grad.size(-1), in_features,
-                                   values.size(2), values.size(1));
+  const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, grad.size(-1),
+                                   in_features, values.size(2), values.size(1));
   const at::Tensor tokens = as_tokens(grad), v = values.contiguous();
   at::Tensor dx = empty_output(grad, in_features);
   AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), kOp, [&] {
-    check_contents(kOp, cpu::bsmm_grad_input<scalar_t>(layout.view, v.const_data_ptr<scalar_t>(),
-                                                       input<scalar_t>(tokens), tokens.size(0),
-                                                       {dx.mutable_data_ptr<scalar_t>(), in_features}, parallel()));
+    check_contents(
+        kOp, cpu::bsmm_grad_input<scalar_t>(
+                 layout.view, v.const_data_ptr<scalar_t>(), input<scalar_t>(tokens), tokens.size(0),
+                 {dx.mutable_data_ptr<scalar_t>(), in_features}, parallel()));
   });
   return dx;
 }
 
 at::Tensor bsmm_grad_values(const at::Tensor& x, const at::Tensor& grad, const at::Tensor& row_ptr,
-                            const at::Tensor& col_idx, OptionalTensor row_perm, OptionalTensor col_perm,
-                            int64_t block_height, int64_t block_width) {
+                            const at::Tensor& col_idx, OptionalTensor row_perm,
+                            OptionalTensor col_perm, int64_t block_height, int64_t block_width) {
   constexpr const char* kOp = "tetris::bsmm_grad_values";
   check_tokens(kOp, "x", x);
   check_tokens(kOp, "grad", grad);
-  TORCH_CHECK_TYPE(x.scalar_type() == grad.scalar_type(), kOp, ": x and grad must have one type (got ",
-              x.scalar_type(), " and ", grad.scalar_type(), ")");
-  const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, grad.size(-1), x.size(-1),
-                                   block_height, block_width);
+  TORCH_CHECK_TYPE(x.scalar_type() == grad.scalar_type(), kOp,
+                   ": x and grad must have one type (got ", x.scalar_type(), " and ",
+                   grad.scalar_type(), ")");
+  const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, grad.size(-1),
+                                   x.size(-1), block_height, block_width);
   const at::Tensor xt = as_tokens(x), gt = as_tokens(grad);
-  TORCH_CHECK(xt.size(0) == gt.size(0), kOp, ": x and grad must have the same leading shape (got ", x.sizes(),
-              " and ", grad.sizes(), ")");
+  TORCH_CHECK(xt.size(0) == gt.size(0), kOp, ": x and grad must have the same leading shape (got ",
+              x.sizes(), " and ", grad.sizes(), ")");
   at::Tensor dvalues = at::empty({layout.view.nnzb, block_width, block_height}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kOp, [&] {
-    check_contents(kOp, cpu::bsmm_grad_values<scalar_t>(layout.view, input<scalar_t>(xt), input<scalar_t>(gt),
-                                                        xt.size(0), dvalues.mutable_data_ptr<scalar_t>(),
-                                                        parallel()));
+    check_contents(kOp, cpu::bsmm_grad_values<scalar_t>(
+                            layout.view, input<scalar_t>(xt), input<scalar_t>(gt), xt.size(0),
+                            dvalues.mutable_data_ptr<scalar_t>(), parallel()));
   });
   return dvalues;
 }

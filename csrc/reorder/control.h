@@ -23,9 +23,7 @@ class Control {
   explicit Control(Progress progress = nullptr)
       : progress_(std::move(progress)), owner_(std::this_thread::get_id()), start_(Clock::now()) {}
 
-  double seconds() const {
-    return std::chrono::duration<double>(Clock::now() - start_).count();
-  }
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 
   // Reports progress when it is due and throws Cancelled when the search should end.
   void poll(double done) {

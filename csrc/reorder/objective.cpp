@@ -143,9 +143,9 @@ std::vector<float> block_row_prices(const Problem& problem, const std::vector<fl
     left -= rows;
   }
   // Price of the others; with nothing left, no other block may look worth keeping.
-  const float common =
-      left > 0 ? std::max(0.0f, separating_price(open.data(), problem.blocks(), left))
-               : *std::max_element(sums.begin(), sums.end());
+  const float common = left > 0
+                           ? std::max(0.0f, separating_price(open.data(), problem.blocks(), left))
+                           : *std::max_element(sums.begin(), sums.end());
   for (int64_t r = 0; r < rows; ++r) {
     prices[r] = common;
     if (floor_in_price && !problem.allow_empty_rows) prices[r] = std::min(common, row_price(r, 1));

@@ -57,8 +57,8 @@ std::vector<Candidate> run_threshold(const Problem& problem, const SearchOptions
 }
 
 std::vector<Candidate> run_alternation(const Problem& problem, const SearchOptions& options,
-                                       const std::array<const Order*, 2>& starts,
-                                       Control& control, Pool& pool) {
+                                       const std::array<const Order*, 2>& starts, Control& control,
+                                       Pool& pool) {
   const MStep step = options.method == Method::kSwap ? MStep::kSwap : MStep::kAssign;
   const int64_t rounds = options.sweeps > 0 ? options.sweeps : 100;
   std::vector<Candidate> found;
@@ -92,11 +92,10 @@ SearchResult search(const Problem& problem, const SearchOptions& options, Contro
   result.identity_mass = mass_of(identity);
   result.l1_sort_mass = mass_of(sorted);
   const double elements = static_cast<double>(problem.rows * problem.row_elements());
-  const double share =
-      static_cast<double>(budget(problem)) / static_cast<double>(problem.blocks());
-  result.unstructured_share = heaviest_elements_share(
-      problem.saliency, problem.rows * problem.row_elements(),
-      static_cast<int64_t>(elements * share + 0.5), pool);
+  const double share = static_cast<double>(budget(problem)) / static_cast<double>(problem.blocks());
+  result.unstructured_share =
+      heaviest_elements_share(problem.saliency, problem.rows * problem.row_elements(),
+                              static_cast<int64_t>(elements * share + 0.5), pool);
 
   // Ties go to the simpler order.
   std::vector<Candidate> candidates{{identity, result.identity_mass, 0, {}}};
@@ -109,10 +108,9 @@ SearchResult search(const Problem& problem, const SearchOptions& options, Contro
     const std::array<const Order*, 2> starts = {
         options.start == Start::kL1Sort ? &sorted : &identity,
         options.start == Start::kIdentity ? &identity : &sorted};
-    std::vector<Candidate> found =
-        options.method == Method::kThreshold
-            ? run_threshold(problem, options, starts, control, pool)
-            : run_alternation(problem, options, starts, control, pool);
+    std::vector<Candidate> found = options.method == Method::kThreshold
+                                       ? run_threshold(problem, options, starts, control, pool)
+                                       : run_alternation(problem, options, starts, control, pool);
     // `start` is a choice of the user: only a worse result than the trivial ones is overruled.
     for (Candidate& c : found) candidates.push_back(std::move(c));
   }

@@ -113,8 +113,7 @@ class SwapDescent {
 void assign_exactly(const LineTable& table, const std::vector<double>& cost, Permutation& perm) {
   std::vector<int64_t> capacity(static_cast<size_t>(table.groups), table.block);
   capacity.back() = table.lines - (table.groups - 1) * table.block;
-  const std::vector<int32_t> group =
-      assign_to_groups(cost, table.lines, table.groups, capacity);
+  const std::vector<int32_t> group = assign_to_groups(cost, table.lines, table.groups, capacity);
   // Lines that stay in their group keep their order.
   const std::vector<int32_t> now = groups_of(perm, table.block);
   double before = 0, after = 0;

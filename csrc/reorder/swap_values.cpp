@@ -34,8 +34,7 @@ TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const Lanes& x) {
 }
 
 TETRIS_INLINE void accumulate_sum(Lanes& sum, const float* floor, const float* x, const float* y) {
-  accumulate(sum, floor,
-             *reinterpret_cast<const Lanes*>(x) + *reinterpret_cast<const Lanes*>(y));
+  accumulate(sum, floor, *reinterpret_cast<const Lanes*>(x) + *reinterpret_cast<const Lanes*>(y));
 }
 
 TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const float* x) {

@@ -108,8 +108,8 @@ void ThresholdSearch::pass(Axis axis, double heat) {
   const double lines = static_cast<double>(table_.lines);
   const double length = static_cast<double>(table_.length);
   const double elements = static_cast<double>(problem_.rows * problem_.row_elements());
-  const double round_cost = lines * static_cast<double>(table_.block * cluster) * length / 2 *
-                            kSwapCost;
+  const double round_cost =
+      lines * static_cast<double>(table_.block * cluster) * length / 2 * kSwapCost;
   const double exact_cost =
       static_cast<double>(problem_.blocks()) * kBlockCost + lines * length * 0.3;
   const int64_t rounds = clamp_to_int(8 * exact_cost / round_cost, 4, 512);
@@ -299,8 +299,7 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
 
 // How far the best blocks of both groups lie below the price, once `in` has replaced `out` in the
 // first and `out` has replaced `in` in the second.
-double ThresholdSearch::shortfall_after(const Scratch& s, const float* out,
-                                        const float* in) const {
+double ThresholdSearch::shortfall_after(const Scratch& s, const float* out, const float* in) const {
   constexpr float kLowest = std::numeric_limits<float>::lowest();
   float best_g[kLanes], best_h[kLanes];
   std::fill_n(best_g, kLanes, kLowest);

@@ -86,13 +86,13 @@ class ThresholdSearch {
   // The pass in progress.
   LineTable table_;
   Permutation* perm_ = nullptr;
-  std::vector<float> sums_;       // [groups, stride], less the price
-  std::vector<float> prices_;     // per block row
-  std::vector<int64_t> counts_;   // blocks per block row, balanced mode
-  bool exact_rows_ = false;       // balanced mode, rows: check swaps exactly
-  bool floor_rows_ = false;       // floor, rows: a group's best block counts even below the price
+  std::vector<float> sums_;      // [groups, stride], less the price
+  std::vector<float> prices_;    // per block row
+  std::vector<int64_t> counts_;  // blocks per block row, balanced mode
+  bool exact_rows_ = false;      // balanced mode, rows: check swaps exactly
+  bool floor_rows_ = false;      // floor, rows: a group's best block counts even below the price
   float temperature_ = 0;
-  double scale_[2] = {-1, -1};    // of random swaps, per axis
+  double scale_[2] = {-1, -1};  // of random swaps, per axis
   std::vector<float> gumbel_;
   std::vector<Scratch> scratch_;  // per worker
   std::atomic<int64_t> accepted_{0};

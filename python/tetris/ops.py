@@ -42,7 +42,7 @@ def bsmm(
         col_perm: int32[in] or None.
         bias: [out] or None, the type of x.
         out_features: out.
-        activation: fused into the store; ``gelu`` is the exact one, ``gelu_tanh`` its approximation.
+        activation: fused into the store; ``gelu`` is exact, ``gelu_tanh`` its approximation.
 
     Returns:
         [..., out] in original output order. Differentiable in x, values and bias, any number of

@@ -90,9 +90,11 @@ TEST(Pool, RunsEveryIndexOnce) {
 TEST(Pool, RethrowsWhatATaskThrows) {
   Pool pool(3);
   for (int repeat = 0; repeat < 20; ++repeat) {
-    EXPECT_THROW(pool.run(100, [](int64_t i, int) {
-      if (i == 50) throw std::runtime_error("task");
-    }), std::runtime_error);
+    EXPECT_THROW(pool.run(100,
+                          [](int64_t i, int) {
+                            if (i == 50) throw std::runtime_error("task");
+                          }),
+                 std::runtime_error);
     std::atomic<int> count{0};
     pool.run(10, [&](int64_t, int) { ++count; });
     EXPECT_EQ(count, 10);

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "core/cpu_features.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
 
@@ -20,5 +21,6 @@ PYBIND11_MODULE(_C, m) {
   m.def("last_kernel", [] { return std::string(tetris::cpu::last_kernel()); });
   m.def("fma_peak", &tetris::cpu::fma_peak, py::arg("seconds") = 0.2,
         py::call_guard<py::gil_scoped_release>());
+  m.def("assume_l2_cache_bytes", &tetris::assume_l2_cache_bytes, py::arg("bytes"));
   bind_reorder(m);
 }

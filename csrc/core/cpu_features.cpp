@@ -1,5 +1,7 @@
 #include "core/cpu_features.h"
 
+#include <atomic>
+
 #if defined(__unix__)
 #include <unistd.h>
 #endif
@@ -21,32 +23,25 @@ unsigned cpu_features() {
 
 namespace {
 
-// sysconf asks the processor each time, and a virtual machine traps that: measured at tens of
-// microseconds, so the callers below ask once.
-long cache_bytes([[maybe_unused]] int name, long otherwise) {
+std::atomic<long> assumed_l2{0};
+
+// sysconf asks the processor, which a virtual machine traps: tens of microseconds, so only once.
+long read_l2_cache_bytes() {
   long size = 0;
-#if defined(__unix__)
-  size = sysconf(name);
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+  size = sysconf(_SC_LEVEL2_CACHE_SIZE);
 #endif
-  return size > 0 ? size : otherwise;
+  return size > 0 ? size : 1L << 20;
 }
 
 }  // namespace
 
-#if defined(_SC_LEVEL2_CACHE_SIZE) && defined(_SC_LEVEL3_CACHE_SIZE)
-constexpr int kL2 = _SC_LEVEL2_CACHE_SIZE, kL3 = _SC_LEVEL3_CACHE_SIZE;
-#else
-constexpr int kL2 = -1, kL3 = -1;  // sysconf(-1) fails
-#endif
-
 long l2_cache_bytes() {
-  static const long size = cache_bytes(kL2, 1L << 20);
-  return size;
+  static const long size = read_l2_cache_bytes();
+  const long assumed = assumed_l2.load(std::memory_order_relaxed);
+  return assumed > 0 ? assumed : size;
 }
 
-long l3_cache_bytes() {
-  static const long size = cache_bytes(kL3, 8 * l2_cache_bytes());
-  return size;
-}
+void assume_l2_cache_bytes(long bytes) { assumed_l2.store(bytes, std::memory_order_relaxed); }
 
 }  // namespace tetris

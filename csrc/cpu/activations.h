@@ -9,19 +9,21 @@
 
 namespace tetris::cpu {
 
-// exp(a) = 2^n exp(r), n = round(a / ln 2), |r| <= ln 2 / 2; Taylor to r^7 leaves 5e-9. The clamps
-// make n reach -127 and 128, for which pow2 gives 0 and infinity.
+// exp(a) = 2^n exp(r), n = round(a / ln 2), |r| <= ln 2 / 2; Taylor to r^7 leaves 5e-9.
+// 2^n is applied in halves, so that all of float's range, subnormal numbers too, is reached; the
+// clamps lie where the result is 0 and infinity.
 template <class V>
 typename V::Reg vexp(typename V::Reg a) {
   using Reg = typename V::Reg;
-  a = V::max(V::bcast(-88.0f), V::min(V::bcast(89.0f), a));  // this operand order keeps NaN
+  a = V::max(V::bcast(-110.0f), V::min(V::bcast(89.0f), a));  // this operand order keeps NaN
   const Reg n = V::round(V::mul(a, V::bcast(1.44269504f)));
   Reg r = V::fnma(n, V::bcast(0.693359375f), a);  // ln 2 in two parts: n * high is exact
   r = V::fnma(n, V::bcast(-2.12194440e-4f), r);
   const float taylor[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
   Reg p = V::bcast(1.0f / 5040);
   for (float c : taylor) p = V::fma(p, r, V::bcast(c));
-  return V::mul(p, V::pow2(n));
+  const Reg half = V::round(V::mul(n, V::bcast(0.5f)));
+  return V::mul(V::mul(p, V::pow2(half)), V::pow2(V::fnma(half, V::bcast(1.0f), n)));
 }
 
 // erfc(a), a >= 0, as t q(u) exp(-a^2) with t = 1 / (1 + 0.3 a) and q a Chebyshev interpolant of

@@ -96,7 +96,7 @@ int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t 
 // as the table allows, of nearly equal height (10 rows, at most 8 at a time: 5 5).
 template <class T>
 int tile_rows(const KernelTable<T>& k, int64_t rows, int nv) {
-  int tallest = k.max_rows;
+  int tallest = static_cast<int>(std::min<int64_t>(k.max_rows, rows));
   while (!k.tiles[tallest][nv].forward) --tallest;
   int r = static_cast<int>(ceil_div(rows, ceil_div(rows, tallest)));
   while (!k.tiles[r][nv].forward) --r;
@@ -187,7 +187,12 @@ const char* tile_name(const KernelTable<T>& k, const BlockSparseView& w, int nv)
   return k.tiles[tile_rows(k, std::min(w.bo, w.out), nv)][nv].name;
 }
 
-// Inverse permutations, checked on the way; nullptr where there is none.
+// Inverse permutations; nullptr where there is none.
+struct Inverses {
+  const int32_t* row = nullptr;
+  const int32_t* col = nullptr;
+};
+
 std::string invert(const char* name, const int32_t* perm, int64_t n, ScratchSlot slot,
                    const int32_t** inverse) {
   *inverse = nullptr;
@@ -195,6 +200,22 @@ std::string invert(const char* name, const int32_t* perm, int64_t n, ScratchSlot
   int32_t* buffer = scratch<int32_t>(slot, n);
   *inverse = buffer;
   return check_permutation(name, perm, n, buffer);
+}
+
+// Checks all of the layout but col_idx.
+std::string check_and_invert(const BlockSparseView& w, Inverses* inverse) {
+  std::string error = check_row_ptr(w);
+  if (error.empty())
+    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse->row);
+  if (error.empty())
+    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse->col);
+  return error;
+}
+
+// Where thread t's share of n columns starts: whole vectors, so that no thread transposes a partial
+// one in the middle.
+int64_t share_begin(int64_t n, int64_t width, int t, int threads) {
+  return std::min(n, ceil_div(ceil_div(n, width) * t, threads) * width);
 }
 
 template <class T>
@@ -233,15 +254,15 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
 //       for each chunk of block rows        its values stay in L1/L2 ...
 //         for each panel of the token tile  ... while every panel uses them
 //
-// Why slabs: measured on Zen 4 (16x1 blocks, 4096 inputs), tiles run at 99 % of FMA peak while
-// values stream from L3, but streaming 32 MB of them from memory once per 16 tokens halves that. So
-// where the values overflow the LLC, inputs are cut until 128 tokens of a slab fit L2, and values
-// are read once per 128 tokens. A slab costs a load and a store of the y panel. Rows find their
-// place by a cursor that each slab leaves for the next; nothing is indexed per call.
+// Slabs are cut so that a panel takes at most half of L2; each costs a load and a store of the y
+// panel. Rows find their place in a slab by a cursor that each leaves for the next; nothing is
+// indexed per call.
 //
 // Tried and slower: slabs that fit L1, for 1x1 and 2x1 blocks, whose x vectors L2 delivers at half
 // the rate of the FMAs (0.4 to 0.9 of the speed without: a row's part of a slab is then a fraction
-// of a cache line of values and of indices, fetched again for each slab).
+// of a cache line of values and of indices, fetched again for each slab). Tried and no faster:
+// slabs and 128-token tiles where the values overflow the last-level cache; prefetching a chunk
+// ahead is enough.
 struct Blocking {
   int nv = 1;              // vectors of a full panel
   int64_t tile_units = 1;  // vectors of a token tile
@@ -251,18 +272,15 @@ struct Blocking {
 
 template <class T>
 Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w) {
-  constexpr int64_t kSize = sizeof(T), kTileTokens = 32, kSlabTokens = 128;
+  constexpr int64_t kTileTokens = 32;  // at least
   const int64_t l2 = l2_cache_bytes();
   Blocking b;
   b.nv = preferred_vecs(k, w);
-  const int64_t unit_bytes = k.width * kSize;  // of one input or output
-  b.tile_units =
-      std::max<int64_t>(kTileTokens / k.width, l2 * 3 / 4 / ((w.in + w.out) * unit_bytes));
-  const bool from_memory = w.nnzb * w.bo * w.bi * kSize > l3_cache_bytes() / 4;
-  if (from_memory) b.tile_units = std::max(b.tile_units, kSlabTokens / k.width);
+  const int64_t unit_bytes = k.width * static_cast<int64_t>(sizeof(T));  // of one input or output
+  b.tile_units = std::max(kTileTokens / k.width, l2 * 3 / 4 / ((w.in + w.out) * unit_bytes));
   b.tile_units = ceil_div(b.tile_units, b.nv) * b.nv;
-  const int64_t slab_inputs = l2 / 2 / ((from_memory ? b.tile_units : b.nv) * unit_bytes);
-  b.slabs = ceil_div(w.in, std::max<int64_t>(slab_inputs, 32));
+  const int64_t slab_inputs = l2 / 2 / (b.nv * unit_bytes);
+  b.slabs = ceil_div(w.in, std::max<int64_t>(slab_inputs, w.bi));
   b.slab_groups = ceil_div(w.col_groups(), b.slabs);
   return b;
 }
@@ -272,7 +290,7 @@ template <class T>
 void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
                        Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
                        Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
-                       const Blocking& blocking, RowCheck& check) {
+                       const Blocking& blocking, RowCheck& check, int* first_nv) {
   const int64_t rows = w.block_rows();
   int32_t* const cursor =
       blocking.slabs > 1 ? scratch<int32_t>(ScratchSlot::kLists, 2 * rows) : nullptr;
@@ -281,6 +299,7 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
     const int64_t left = unit_end - unit;
     const int64_t units = ceil_div(left, ceil_div(left, blocking.tile_units));
     const auto panels = cut_panels(k, unit, unit + units, blocking.nv, tokens);
+    if (unit == 0) *first_nv = panels[0].nv;
     int64_t vecs = 0;
     for (const auto& p : panels) vecs += p.nv;
     T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
@@ -332,17 +351,16 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
 template <class T>
 void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
                      Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
-                     Activation act, Matrix<T> y, int64_t units, int preferred, int threads,
-                     const Parallel& parallel, RowCheck& check) {
-  const auto panels = cut_panels(k, 0, units, preferred, tokens);
+                     Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
+                     int preferred, int threads, const Parallel& parallel, RowCheck& check,
+                     int* first_nv) {
+  const auto panels = cut_panels(k, unit_begin, unit_end, preferred, tokens);
+  if (unit_begin == 0) *first_nv = panels[0].nv;
   int64_t vecs = 0;
   for (const auto& p : panels) vecs += p.nv;
   T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
   T* const ys = scratch<T>(ScratchSlot::kY, vecs * k.width * w.out);
-  // Column ranges in whole vectors, so that no thread transposes a partial one in the middle.
-  const auto range = [&](int64_t n, int t) {
-    return std::min(n, ceil_div(ceil_div(n, k.width) * t, threads) * k.width);
-  };
+  const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
   run(parallel, threads, [&](int t) {
     T* xp = xs;
     for (const auto& p : panels) {
@@ -385,12 +403,8 @@ std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const
                          int64_t tokens, const T* bias, Activation act, Matrix<T> y,
                          const Parallel& parallel) {
   const auto& k = kernels<T>();
-  const int32_t *inverse_row, *inverse_col;
-  std::string error = check_row_ptr(w);
-  if (error.empty())
-    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
-  if (error.empty())
-    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  Inverses inverse;
+  std::string error = check_and_invert(w, &inverse);
   if (!error.empty()) return error;
   if (tokens == 0) return check_col_idx(w, 0, w.block_rows());
   if (tokens == 1) return forward_one_token(k, w, values, x.data, bias, act, y.data, parallel);
@@ -400,18 +414,20 @@ std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
   const Blocking blocking = choose_blocking(k, w);
   RowCheck check(w);
-  // By tokens unless that leaves threads idle: the longest share may exceed the mean by 1/8.
-  if (ceil_div(units, threads) * threads * 8 <= units * 9) {
+  int first_nv = 1;
+  // By tokens as far as every thread gets the same; what is over (fewer units than threads) by
+  // rows, unless the longest share would exceed the mean by no more than 1/8.
+  const bool even = ceil_div(units, threads) * threads * 8 <= units * 9;
+  const int64_t by_tokens = even ? units : units / threads * threads;
+  if (by_tokens > 0)
     run(parallel, threads, [&](int t) {
-      forward_by_tokens(k, w, values, x, tokens, inverse_col, bias, act, y, units * t / threads,
-                        units * (t + 1) / threads, blocking, check);
+      forward_by_tokens(k, w, values, x, tokens, inverse.col, bias, act, y, by_tokens * t / threads,
+                        by_tokens * (t + 1) / threads, blocking, check, &first_nv);
     });
-  } else {
-    forward_by_rows(k, w, values, x, tokens, inverse_col, bias, act, y, units, blocking.nv, threads,
-                    parallel, check);
-  }
-  set_last_kernel(
-      tile_name(k, w, cut_panels(k, 0, ceil_div(units, threads), blocking.nv, tokens)[0].nv));
+  if (by_tokens < units && !check.failed())
+    forward_by_rows(k, w, values, x, tokens, inverse.col, bias, act, y, by_tokens, units,
+                    blocking.nv, threads, parallel, check, &first_nv);
+  set_last_kernel(tile_name(k, w, first_nv));
   return check.message();
 }
 
@@ -419,12 +435,8 @@ template <class T>
 std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<const T> dy,
                             int64_t tokens, Matrix<T> dx, const Parallel& parallel) {
   const auto& k = kernels<T>();
-  const int32_t *inverse_row, *inverse_col;
-  std::string error = check_row_ptr(w);
-  if (error.empty())
-    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
-  if (error.empty())
-    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  Inverses inverse;
+  std::string error = check_and_invert(w, &inverse);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty() || tokens == 0) return error;
 
@@ -444,8 +456,11 @@ std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<co
       TileArgs<T> args = tile_args(w, values);
       args.src = dyp;
       args.dst = dxp;
-      run_tiles(k, &Tile<T>::grad_input, w, args, 0, w.block_rows(), p.nv);
-      k.unpack(dxp, p.nv, p.tokens, 0, w.in, inverse_col, nullptr, Activation::kNone,
+      // Row by row: dx then sums over packed slots in order, however a block is cut into tiles, and
+      // is bit-identical for any number of threads.
+      for (int64_t row = 0; row < w.block_rows(); ++row)
+        run_tiles(k, &Tile<T>::grad_input, w, args, row, row + 1, p.nv);
+      k.unpack(dxp, p.nv, p.tokens, 0, w.in, inverse.col, nullptr, Activation::kNone,
                dx.data + p.token * dx.ld, dx.ld);
     }
   });
@@ -458,12 +473,8 @@ template <class T>
 std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix<const T> dy,
                              int64_t tokens, T* dvalues, const Parallel& parallel) {
   const auto& k = kernels<T>();
-  const int32_t *inverse_row, *inverse_col;
-  std::string error = check_row_ptr(w);
-  if (error.empty())
-    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse_row);
-  if (error.empty())
-    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse_col);
+  Inverses inverse;
+  std::string error = check_and_invert(w, &inverse);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty()) return error;
   if (tokens == 0 || w.out % w.bo != 0 || w.in % w.bi != 0)
@@ -479,16 +490,14 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
   const int64_t slots = w.block_rows() * w.bo;
   T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
   T* const dyp = scratch<T>(ScratchSlot::kY, width * slots);
-  const auto range = [&](int64_t n, int t) {
-    return std::min(n, ceil_div(ceil_div(n, k.width) * t, threads) * k.width);
-  };
+  const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
   for (int64_t token = 0; token < tokens; token += width) {
     const int64_t count = std::min(width, tokens - token);
     run(parallel, threads, [&](int t) {
-      k.pack(x.data + token * x.ld, x.ld, count, range(w.in, t), range(w.in, t + 1), inverse_col,
+      k.pack(x.data + token * x.ld, x.ld, count, range(w.in, t), range(w.in, t + 1), inverse.col,
              xp, nv);
       k.pack(dy.data + token * dy.ld, dy.ld, count, range(w.out, t), range(w.out, t + 1),
-             inverse_row, dyp, nv);
+             inverse.row, dyp, nv);
     });
     run(parallel, threads, [&](int t) {
       for (int64_t row = bounds[t]; row < bounds[t + 1]; ++row) {

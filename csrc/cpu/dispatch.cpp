@@ -22,7 +22,7 @@ extern const KernelTable<double> kTableF64;
 namespace {
 
 const KernelTable<float>* const kTables[] = {
-    // best first; the last runs anywhere
+// best first; the last runs anywhere
 #ifdef TETRIS_WITH_AVX512
     &avx512::kTableF32,
 #endif
@@ -67,8 +67,9 @@ const KernelTable<float>& kernels<float>() {
   const auto* table = selected.load(std::memory_order_acquire);
   if (!table) {
     const char* env = std::getenv("TETRIS_CPU_ISA");
-    table = select(env ? env : "");
-    selected.store(table, std::memory_order_release);
+    const auto* choice = select(env ? env : "");
+    // A force_isa on another thread meanwhile wins.
+    if (selected.compare_exchange_strong(table, choice, std::memory_order_acq_rel)) table = choice;
   }
   return *table;
 }

@@ -6,7 +6,7 @@ namespace tetris::cpu::avx512 {
 
 struct Isa {
   static constexpr const char* kName = "avx512";
-  static constexpr unsigned kNeeds = kAvx512;
+  static constexpr unsigned kNeeds = kAvx2Fma | kAvx512;
   static constexpr int kMaxRows = 16;
   // Two vectors for tall tiles: short rows (95 % sparse) run at 109 GFLOP/s with 8x32, at 100 with
   // 16x16.

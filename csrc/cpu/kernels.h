@@ -1,8 +1,10 @@
 // What an instruction set provides: one table of plain function pointers per element type.
 //
+// clang-format off
 // Vocabulary (W = vector lanes, NV = vectors per panel row):
-//   panel    T[n][NV*W]: row i holds input (or output) i of NV*W tokens. Tokens are the vector
-//   lanes. tile     R output rows x NV vectors of accumulators that live in registers.
+//   panel   T[n][NV*W]: row i holds input (or output) i of NV*W tokens, which are the vector lanes
+//   tile    R output rows x NV vectors of accumulators that live in registers
+// clang-format on
 //
 // Nothing here or below includes a header that other files share inline code with: the linker might
 // keep the AVX-512 copy of a shared inline function and crash an older CPU.
@@ -61,9 +63,6 @@ using PackFn = void (*)(const T* x, int64_t ldx, int64_t tokens, int64_t begin, 
 template <class T>
 using UnpackFn = void (*)(const T* panel, int64_t nv, int64_t tokens, int64_t begin, int64_t end,
                           const int32_t* src_row, const T* bias, Activation act, T* y, int64_t ldy);
-// One token: dst[slot_row[s]] = sum; src is x in packed order.
-template <class T>
-using VectorFn = void (*)(const TileArgs<T>&);
 // y[i] = act(y[i] + bias[i])
 template <class T>
 using EpilogueFn = void (*)(T* y, int64_t n, const T* bias, Activation act);
@@ -93,7 +92,7 @@ struct KernelTable {
   PackFn<T> pack;
   UnpackFn<T> unpack;
   EpilogueFn<T> epilogue;
-  VectorFn<T> matvec;
+  TileFn<T> matvec;  // one token: dst[slot_row[s]] = sum; src is x in packed order
   SampleFn<T> sample;
   FmaChainFn fma_chain;
   const char* matvec_name;

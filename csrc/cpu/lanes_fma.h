@@ -37,7 +37,7 @@ template <class Isa>
 struct FmaLanes<Isa, 2> : FmaLanes<Isa, 4> {
   using Reg = __m128;
   static Reg fma(float x, const float* w, Reg c) {
-    const Reg pair = _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(w)));
+    const Reg pair = _mm_castsi128_ps(_mm_loadu_si64(w));
     return _mm_fmadd_ps(_mm_set1_ps(x), pair, c);
   }
   static void store(float* p, Reg a) { _mm_storel_pi(reinterpret_cast<__m64*>(p), a); }

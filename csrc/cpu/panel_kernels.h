@@ -13,8 +13,9 @@
 // Tokens are the lanes, so neither the block's width nor its alignment matters, and both
 // permutations cost nothing: they choose which panel row is read or written.
 //
-// Sums run over stored inputs in stored order, one accumulator per output, whatever the tile: the
-// forward is bit-identical for any split over tokens or threads.
+// Sums run over stored inputs in stored order, one accumulator per output, whatever the tile: from
+// two tokens on, forward and grad_input are bit-identical for any split over tokens or threads. One
+// token takes other kernels, with several accumulators.
 #pragma once
 
 #include "cpu/activations.h"

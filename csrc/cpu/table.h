@@ -35,7 +35,7 @@ struct TableBuilder {
   // Every R x NV that fits the registers: R * NV accumulators, NV operands, one weight.
   template <int R, int NV>
   static constexpr void add(KernelTable<T>& table) {
-    constexpr bool kRows = R <= 8 || R == 16;
+    constexpr bool kRows = R <= 8 || NV == 1;
     constexpr bool kVecs = NV <= 4 || NV == 6 || NV == 8;
     if constexpr (kRows && kVecs && R * NV + NV + 1 <= V::kRegisters + 1)
       table.tiles[R][NV] = {kTileName<R, NV>.data, forward_tile<V, R, NV>,

@@ -153,6 +153,16 @@ struct GradValuesFunction : Function<GradValuesFunction> {
   }
 };
 
+// Forward-mode AD has no formula here; without this check its tangents would silently be dropped.
+void check_no_tangent(const char* op, const Tensor& a, const Tensor& b,
+                      const OptionalTensor& c = {}) {
+  const auto dual = [](const Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      !dual(a) && !dual(b) && !(c && dual(*c)), op,
+      ": forward-mode automatic differentiation (torch.func.jvp, jacfwd, dual "
+      "tensors) is not implemented; use reverse mode (backward, autograd.grad)");
+}
+
 bool needs_grad(const Tensor& a, const Tensor& b) {
   return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
 }
@@ -161,6 +171,7 @@ Tensor bsmm_autograd(const Tensor& x, const Tensor& values, const Tensor& row_pt
                      const Tensor& col_idx, const OptionalTensor& row_perm,
                      const OptionalTensor& col_perm, const OptionalTensor& bias,
                      c10::SymInt out_features, std::string_view activation) {
+  check_no_tangent("tetris::bsmm", x, values, bias);
   const bool bias_grad = at::GradMode::is_enabled() && bias && bias->requires_grad();
   if (!needs_grad(x, values) && !bias_grad) {  // inference: the fused path, and no graph
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -188,12 +199,14 @@ Tensor bsmm_autograd(const Tensor& x, const Tensor& values, const Tensor& row_pt
 Tensor grad_input_autograd(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
                            const Tensor& col_idx, const OptionalTensor& row_perm,
                            const OptionalTensor& col_perm, c10::SymInt in_features) {
+  check_no_tangent("tetris::bsmm_grad_input", grad, values);
   return GradInputFunction::apply(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features);
 }
 
 Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
                             const Tensor& col_idx, const OptionalTensor& row_perm,
                             const OptionalTensor& col_perm, c10::SymInt height, c10::SymInt width) {
+  check_no_tangent("tetris::bsmm_grad_values", x, grad);
   return GradValuesFunction::apply(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 

@@ -73,10 +73,11 @@ Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor&
 void check_tokens(const char* op, const char* name, const at::Tensor& x) {
   TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, op, ": ", name,
               " must be a dense tensor on the CPU (got ", x.layout(), " on ", x.device(), ")");
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, op, ": ", name,
-                   " must be float32 or float64 (got ", x.scalar_type(),
-                   "); other types have no kernel yet: convert, or use CPU autocast, which runs "
-                   "this op in float32");
+  TORCH_CHECK_TYPE(
+      x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, op, ": ", name,
+      " must be float32 or float64 (got ", x.scalar_type(),
+      "); other types have no kernel yet: convert to float32, as CPU autocast does for "
+      "tetris::bsmm");
   TORCH_CHECK(x.dim() >= 1, op, ": ", name,
               " must have at least one dimension, [..., features] (got a scalar)");
 }

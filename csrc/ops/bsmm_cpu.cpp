@@ -119,8 +119,9 @@ at::Tensor bsmm_grad_values(const at::Tensor& x, const at::Tensor& grad, const a
   const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, grad.size(-1),
                                    x.size(-1), block_height, block_width);
   const at::Tensor xt = as_tokens(x), gt = as_tokens(grad);
-  TORCH_CHECK(xt.size(0) == gt.size(0), kOp, ": x and grad must have the same leading shape (got ",
-              x.sizes(), " and ", grad.sizes(), ")");
+  TORCH_CHECK(x.sizes().slice(0, x.dim() - 1) == grad.sizes().slice(0, grad.dim() - 1), kOp,
+              ": x and grad must have the same leading shape (got ", x.sizes(), " and ",
+              grad.sizes(), ")");
   at::Tensor dvalues = at::empty({layout.view.nnzb, block_width, block_height}, x.options());
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kOp, [&] {
     check_contents(kOp, cpu::bsmm_grad_values<scalar_t>(

@@ -21,7 +21,7 @@ class Info:
         isas_built: Instruction sets in this build, best first.
         isas_supported: Those this CPU can run.
         forced_isa: Environment variable ``TETRIS_CPU_ISA``, None if unset.
-        last_kernel: Kernel that the last op call in this process ran, None before the first.
+        last_kernel: Kernel that this thread's last op call ran, None before the first.
         threads: Threads of torch, which the kernels use.
         cuda: This build has CUDA kernels.
     """

@@ -121,6 +121,7 @@ class SparseLinear(nn.Module):
         activation: Activation = "none",
         seed: int = 0,
         budget: float | None = None,
+        sweeps: int | None = None,
         balanced: bool = False,
         allow_empty_rows: bool = False,
     ) -> SparseLinear:
@@ -137,6 +138,7 @@ class SparseLinear(nn.Module):
             activation: Function to fuse behind the layer.
             seed: Seed of the search.
             budget: Seconds the search may take.
+            sweeps: Sweeps of the search instead of seconds: the same layout on any machine.
             balanced: Store equally many blocks in every block row.
             allow_empty_rows: Let block rows lose all their blocks.
 
@@ -169,6 +171,7 @@ class SparseLinear(nn.Module):
                 reorder=reorder,
                 seed=seed,
                 budget=budget,
+                sweeps=sweeps,
                 balanced=balanced,
                 allow_empty_rows=allow_empty_rows,
             )
@@ -251,7 +254,7 @@ class SparseLinear(nn.Module):
         return text if self.activation == "none" else f"{text}, activation={self.activation}"
 
     def _zero_padding(self) -> None:
-        """Clear the entries beyond the edge of the weight, in place."""
+        """Clear the entries beyond the edge of the weight."""
         bo, bi = self.block
         if (self.out_features % bo == 0 and self.in_features % bi == 0) or self.values.is_meta:
             return
@@ -260,7 +263,11 @@ class SparseLinear(nn.Module):
             (self.out_features, self.in_features), dtype=torch.bool, device=self.values.device
         )
         with torch.no_grad():
-            self.values.masked_fill_(~layout.pack(inside), 0.0)
+            outside = ~layout.pack(inside)
+            if self.values[
+                outside
+            ].count_nonzero():  # a new tensor: the old one may be the caller's
+                self.values.data = self.values.masked_fill(outside, 0.0)
 
     def _load_from_state_dict(
         self,

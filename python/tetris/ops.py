@@ -46,7 +46,9 @@ def bsmm(
 
     Returns:
         [..., out] in original output order. Differentiable in x, values and bias, any number of
-        times. Bit-identical from run to run and for any number of threads.
+        times in reverse mode (forward mode raises). Bit-identical from run to run and for any
+        number of threads. One token runs another kernel than the same token among several, and
+        a fused gelu or silu another formula than under autograd: equal to rounding, not bit by bit.
 
     Raises:
         RuntimeError, TypeError, ValueError: a shape, a type, or the contents of an index tensor

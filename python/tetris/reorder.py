@@ -14,6 +14,7 @@ starts crowd the kept blocks into few rows, so try both values of ``start`` and 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class SearchResult:
         identity_retained: the same without reordering.
         l1_sort_retained: the same after sorting rows and columns by L1 norm.
         unstructured_retained: share in the heaviest single elements, as many (relatively) as
-            blocks are kept: an upper bound.
+            blocks are kept: an upper bound where blocks divide the matrix.
         method: the method that was asked for.
         sweeps: sweeps (``"threshold"``) or rounds (``"swap"``, ``"assign"``) of the longest start.
         seconds: wall-clock time of the search.
@@ -152,7 +153,8 @@ def search(
 
     Raises:
         ValueError: for an argument out of range, or saliency that is negative, NaN or infinite.
-        KeyboardInterrupt: on Ctrl-C, within about a tenth of a second.
+        KeyboardInterrupt: on Ctrl-C, between two steps of the search (up to a few seconds where one
+            step works on a large matrix).
 
     Example:
         >>> weight = torch.randn(512, 512)
@@ -324,7 +326,7 @@ class _Problem:
                 f"(got {array[tuple(bad)]} at [{where}])"
             )
         try:
-            bo, bi = (int(extent) for extent in block)
+            bo, bi = (operator.index(extent) for extent in block)
         except (TypeError, ValueError):
             raise ValueError(f"{op}: block must be (bo, bi) (got {block!r})") from None
         if not (1 <= bo <= 128 and 1 <= bi <= 128):

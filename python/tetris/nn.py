@@ -264,9 +264,8 @@ class SparseLinear(nn.Module):
         )
         with torch.no_grad():
             outside = ~layout.pack(inside)
-            if self.values[
-                outside
-            ].count_nonzero():  # a new tensor: the old one may be the caller's
+            if self.values[outside].count_nonzero():
+                # A new tensor: the old one may be the caller's.
                 self.values.data = self.values.masked_fill(outside, 0.0)
 
     def _load_from_state_dict(

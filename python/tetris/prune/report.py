@@ -27,8 +27,8 @@ class LayerReport:
         retained: Saliency in stored blocks.
         identity_retained: What blocks would have kept without reordering.
         l1_sort_retained: The same after sorting rows and columns by L1 norm.
-        unstructured_retained: What the best single weights would have kept (no block layout can do better
-            where blocks divide the matrix).
+        unstructured_retained: What the best single weights would have kept: an upper bound where
+            blocks divide the matrix.
         empty_rows: Block rows without a stored block: outputs that are constant.
         empty_cols: Column groups without a stored block: inputs that are ignored.
         floor_bound: The budget was below one block per block row, and one each was kept.

@@ -24,6 +24,10 @@ Python_add_library(_C MODULE WITH_SOABI
   csrc/ops/bsmm_cpu.cpp
   csrc/ops/bsmm_autograd.cpp)
 tetris_target(_C)
+# torch's headers ask for C++20 from some release on (2.15 does, 2.13 does not).
+if(TORCH_VERSION VERSION_GREATER_EQUAL 2.14)
+  set_target_properties(_C PROPERTIES CXX_STANDARD 20)
+endif()
 target_include_directories(_C SYSTEM PRIVATE ${torch_includes} ${pybind11_include})
 target_compile_definitions(_C PRIVATE _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI}
                                       TETRIS_VERSION="${TETRIS_VERSION}")

@@ -299,3 +299,9 @@ def test_info_describes_the_build():
     assert tetris.__version__ in str(info)
     sparsify(mlp(), **FAST)(torch.randn(1, 16))
     assert tetris.info().last_kernel
+
+
+def test_shortfall_warns_with_asked_and_got():
+    model = nn.Linear(100, 200)
+    with pytest.warns(UserWarning, match=r"0\.0% sparse instead of 90\.0%.*allow_empty_rows"):
+        tetris.sparsify(model, sparsity=0.9, block=(128, 128), reorder=False)

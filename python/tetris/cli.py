@@ -59,9 +59,8 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--out",
         type=Path,
-        default=Path("tetris-demo"),
         metavar="DIR",
-        help="where pictures go (default: %(default)s)",
+        help="where table and pictures go (default: tetris-demo; with --quick tetris-demo/quick)",
     )
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
     demo.add_argument(
@@ -89,7 +88,8 @@ def _demo(args: argparse.Namespace) -> None:
     from .demo.config import DemoConfig
     from .demo.run import run
 
-    common = {"data": args.data, "out": args.out, "threads": args.threads}
+    out = args.out or Path("tetris-demo/quick" if args.quick else "tetris-demo")
+    common = {"data": args.data, "out": out, "threads": args.threads}
     if args.quick:
         config = DemoConfig(
             hidden=256,

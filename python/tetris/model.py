@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Literal, cast, overload
 
@@ -194,11 +195,29 @@ def sparsify(
                 LayerReport.of(name, plans[first].layout, saliency[first], plans[first].search)
             )
     target = replace_modules(target, new)
+    if scope == "layer":
+        _warn_of_shortfall(where, reports, {n: options[n].sparsity for n in selection.layers})
     if not return_report:
         return target
     order = list(selection.layers)
     reports.sort(key=lambda r: order.index(r.name))
     return target, SparsifyReport(tuple(reports), selection.skipped)
+
+
+def _warn_of_shortfall(
+    where: str, reports: list[LayerReport], asked: dict[str, float], tolerance: float = 0.02
+) -> None:
+    """Say which layers store more blocks than asked for; whole blocks and the floor are why."""
+    short = [r for r in reports if r.block_sparsity < asked[r.name] - tolerance]
+    if short:
+        worst = max(short, key=lambda r: asked[r.name] - r.block_sparsity)
+        warnings.warn(
+            f"{where}: {len(short)} of {len(reports)} layers keep more blocks than asked for, "
+            f"e.g. {worst.name!r} is {worst.block_sparsity:.1%} sparse instead of "
+            f"{asked[worst.name]:.1%}: a layer keeps whole blocks, and one in each block row "
+            "(use smaller blocks, or allow_empty_rows=True)",
+            stacklevel=3,
+        )
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:

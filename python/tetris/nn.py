@@ -285,7 +285,8 @@ class SparseLinear(nn.Module):
                 self._check_state(found)
             except (ValueError, TypeError) as error:
                 error_msgs.append(
-                    f"SparseLinear {prefix.rstrip('.') or '(root)'}: {error}; nothing was loaded"
+                    f"SparseLinear {prefix.rstrip('.') or '(root)'}: {error}; "
+                    "nothing of this layer was loaded"
                 )
                 return
             self._make_room(found)

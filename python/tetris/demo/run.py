@@ -43,11 +43,11 @@ def run(config: DemoConfig, console: Console | None = None) -> Outcome:
     if config.threads:
         torch.set_num_threads(config.threads)
     data = datasets.load(config.data, digits=config.digits)
+    config.out.mkdir(parents=True, exist_ok=True)  # now, not after minutes of training
     console.print(f"Data: {data.note}.", highlight=False)
     outcome = _outcome(config, data, console)
     console.print(report.table(outcome, config))
     console.print(report.legend(outcome, config), highlight=False)
-    config.out.mkdir(parents=True, exist_ok=True)
     text = config.out / "demo.md"
     text.write_text(report.markdown(outcome, config))
     for path in [text, *report.pictures(outcome, config)]:
@@ -74,6 +74,11 @@ def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Ou
         def step() -> None:
             bar.advance(task)
 
+        def describe(text: str) -> None:
+            bar.update(task, description=text)
+            if not console.is_terminal:  # a log has no live bar
+                console.print(f"  {text}", highlight=False)
+
         def fit(model: nn.Module, epochs: int, learning_rate: float, seed: int) -> float:
             train(
                 model,
@@ -87,21 +92,21 @@ def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Ou
             return accuracy(model, data)
 
         for seed in config.seeds:
-            bar.update(task, description=f"seed {seed}: dense training")
+            describe(f"seed {seed}: dense training")
             torch.manual_seed(seed)
             network = mlp(features, config.hidden, classes)
             dense_accuracies.append(fit(network, config.dense_epochs, config.learning_rate, seed))
             if seed == config.seeds[0]:
                 dense = copy.deepcopy(network)
             for variant in variants:
-                bar.update(task, description=f"seed {seed}: {_label(variant)}")
+                describe(f"seed {seed}: {_label(variant)}")
                 model = build(network, variant, config, seed)
                 epochs, rate = config.tune_epochs, config.tune_learning_rate
                 if variant.method == "narrow":  # from scratch
                     epochs += config.dense_epochs
                 accuracies[variant].append(fit(model, epochs, rate, seed + 1000))
                 first.setdefault(variant, model)
-        bar.update(task, description="measuring latency")
+        describe("measuring latency")
         x = data.test_x[: config.latency_batch].contiguous()
         models = {_label(v): fuse_relu(model) for v, model in first.items()}
         library, times = measure(dense, models, x)

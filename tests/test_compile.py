@@ -231,3 +231,14 @@ def test_checkpoint_recomputes_the_same():
     want = torch.autograd.grad(net(x).sum(), x)[0]
     y = torch.utils.checkpoint.checkpoint(copy.deepcopy(net), x, use_reentrant=False)
     assert torch.equal(torch.autograd.grad(y.sum(), x)[0], want)
+
+
+def test_tracing_rejects_what_the_kernel_would():
+    mode = torch._subclasses.FakeTensorMode()
+    with mode:
+        x, values = torch.empty(4, 8), torch.empty(2, 1, 4)
+        index = [torch.empty(3, dtype=torch.int32), torch.empty(2, dtype=torch.int32), None, None]
+        with pytest.raises(RuntimeError, match="activation must be one of none, .*got 'bogus'"):
+            torch.ops.tetris.bsmm(x, values, *index, None, 8, "bogus")
+        with pytest.raises(RuntimeError, match="values must be .*got torch.float64"):
+            torch.ops.tetris.bsmm(x, values.double(), *index, None, 8)

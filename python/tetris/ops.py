@@ -12,7 +12,7 @@ col_perm   int32[in]      the same for inputs
 ========== ============== =======================================================================
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -75,7 +75,22 @@ def _check_one_device(op: str, *operands: Tensor | None) -> None:
 
 @torch.library.register_fake("tetris::bsmm")
 def _(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation="none"):
+    # What would otherwise surface only when the traced program runs.
     _check_one_device("bsmm", x, values, row_ptr, col_idx, row_perm, col_perm, bias)
+    torch._check(
+        values.dim() == 3 and values.dtype == x.dtype,
+        lambda: (
+            "tetris::bsmm: values must be [nnzb, block width, block height] of the type of x "
+            f"(got {values.dtype}{list(values.shape)} and {x.dtype})"
+        ),
+    )
+    torch._check(
+        activation in get_args(Activation),
+        lambda: (
+            f"tetris::bsmm: activation must be one of {', '.join(get_args(Activation))} "
+            f"(got {activation!r})"
+        ),
+    )
     return x.new_empty((*x.shape[:-1], out_features))
 
 

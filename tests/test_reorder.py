@@ -327,8 +327,13 @@ def test_budget_is_kept():
 
 
 def test_ctrl_c_interrupts():
+    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.3, lambda: signal.raise_signal(signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        reorder.search(lognormal(256, 256), (8, 8), 0.5, budget=20)
-    timer.join()
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            reorder.search(lognormal(256, 256), (8, 8), 0.5, budget=20)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)

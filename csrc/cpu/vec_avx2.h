@@ -21,8 +21,10 @@ struct Vec {
   static Reg load(const T* p) { return _mm256_loadu_ps(p); }
   static void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
   static Reg bcast(T a) { return _mm256_set1_ps(a); }
-  static Reg gather(const T* p, const int32_t* index) {
-    return _mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4);
+  // Eight loads, not vgatherdps: no slower here, much faster on Intel parts whose microcode guards
+  // gathers, and QEMU 7 computes that instruction wrongly.
+  static Reg gather(const T* p, const int32_t* i) {
+    return _mm256_setr_ps(p[i[0]], p[i[1]], p[i[2]], p[i[3]], p[i[4]], p[i[5]], p[i[6]], p[i[7]]);
   }
   static Reg load_n(const T* p, int64_t n) { return _mm256_maskload_ps(p, mask(n)); }
   static void store_n(T* p, Reg a, int64_t n) { _mm256_maskstore_ps(p, mask(n), a); }

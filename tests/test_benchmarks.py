@@ -135,7 +135,7 @@ def test_summary_shows_speed_and_efficiency():
 
 
 def test_claim_needs_its_blocks():
-    rows = [point(block, e) for block, e in (("16x1", 0.95), ("4x1", 0.9), ("1x1", 0.42))]
+    rows = [point(block, e) for block, e in (("16x16", 0.95), ("4x1", 0.9), ("1x1", 0.42))]
     result = {"rows": rows, "native_isa": "avx512"}
     assert "**9.5 times** as fast" in readme.claim(result)
     assert readme.claim({**result, "rows": rows[:2]}) is None

@@ -1,5 +1,5 @@
 // 1, 2, 4 or 8 floats as the lanes of one FMA: for one token, a block's height is the vector, and a
-// short block must not pay for a masked wide load (4x1 blocks: twice the speed).
+// short block needs no masked wide load.
 //
 // Isa is a tag type of the including file's namespace: each instruction set gets its own copies.
 #pragma once

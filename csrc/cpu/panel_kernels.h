@@ -308,8 +308,8 @@ void epilogue(typename V::T* y, int64_t n, const typename V::T* bias, Activation
   }
 }
 
-// How far ahead of its use one token's stream of values is fetched, for blocks of one or two rows (2x1,
-// half kept, 4096x4096: 3.4 to 4.7 GFLOP/s). For taller ones no gain was seen.
+// How far ahead of its use one token's stream of values is fetched, for blocks of one or two rows
+// (2x1, half kept, 4096x4096: 3.4 to 4.7 GFLOP/s). For taller ones no gain was seen.
 constexpr int64_t kStreamAheadBytes = 4096;
 
 // One token: G groups of N rows of a block are the lanes, and the values stream through once. Four

@@ -21,8 +21,8 @@ struct Vec {
   static Reg load(const T* p) { return _mm256_loadu_ps(p); }
   static void store(T* p, Reg a) { _mm256_storeu_ps(p, a); }
   static Reg bcast(T a) { return _mm256_set1_ps(a); }
-  // Eight loads, not vgatherdps: no slower here, much faster on Intel parts whose microcode guards
-  // gathers, and QEMU 7 computes that instruction wrongly.
+  // Eight loads, not vgatherdps: QEMU 7 computes that instruction wrongly (hardware does not), and
+  // the tests must run there.
   static Reg gather(const T* p, const int32_t* i) {
     return _mm256_setr_ps(p[i[0]], p[i[1]], p[i[2]], p[i[3]], p[i[4]], p[i[5]], p[i[6]], p[i[7]]);
   }

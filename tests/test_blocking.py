@@ -10,15 +10,16 @@ BLOCKS = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 16), (5, 3), (12, 1), (20, 7), (1
 
 
 @pytest.fixture
-def l2():
-    """Pretend that the level-2 cache has so many bytes."""
-    yield tetris._C.assume_l2_cache_bytes
-    tetris._C.assume_l2_cache_bytes(0)
+def caches():
+    """Pretend that the level-1 and level-2 caches have so many bytes."""
+    yield tetris._C.assume_cache_bytes
+    tetris._C.assume_cache_bytes(0, 0)
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"b{b[0]}x{b[1]}")
-@pytest.mark.parametrize("bytes_", [2048, 8192, 40000])
-def test_slabs_keep_every_bit(bytes_, block, isa, l2):
+@pytest.mark.parametrize("l1", [512, 4096])
+@pytest.mark.parametrize("l2", [2048, 8192, 40000, 1 << 20])
+def test_slabs_keep_every_bit(l1, l2, block, isa, caches):
     layer = make_layer(Case(70, 130, 257, *block))
     x = tokens(Case(70, 130, 257, *block))
 
@@ -28,7 +29,7 @@ def test_slabs_keep_every_bit(bytes_, block, isa, l2):
     whole = run()
     want, scale = reference(layer, x)
     assert_product(whole, want, scale, layer.k)
-    l2(bytes_)
+    caches(l1, l2)
     assert torch.equal(run(), whole)
 
 

@@ -23,25 +23,37 @@ unsigned cpu_features() {
 
 namespace {
 
-std::atomic<long> assumed_l2{0};
+std::atomic<long> assumed_l1{0}, assumed_l2{0};
 
 // sysconf asks the processor, which a virtual machine traps: tens of microseconds, so only once.
-long read_l2_cache_bytes() {
+long read_cache_bytes(int level) {
   long size = 0;
-#if defined(_SC_LEVEL2_CACHE_SIZE)
-  size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#if defined(_SC_LEVEL1_DCACHE_SIZE) && defined(_SC_LEVEL2_CACHE_SIZE)
+  size = sysconf(level == 1 ? _SC_LEVEL1_DCACHE_SIZE : _SC_LEVEL2_CACHE_SIZE);
 #endif
-  return size > 0 ? size : 1L << 20;
+  return size > 0 ? size : level == 1 ? 32L << 10 : 1L << 20;
+}
+
+long assumed_or(const std::atomic<long>& assumed, long size) {
+  const long bytes = assumed.load(std::memory_order_relaxed);
+  return bytes > 0 ? bytes : size;
 }
 
 }  // namespace
 
-long l2_cache_bytes() {
-  static const long size = read_l2_cache_bytes();
-  const long assumed = assumed_l2.load(std::memory_order_relaxed);
-  return assumed > 0 ? assumed : size;
+long l1_cache_bytes() {
+  static const long size = read_cache_bytes(1);
+  return assumed_or(assumed_l1, size);
 }
 
-void assume_l2_cache_bytes(long bytes) { assumed_l2.store(bytes, std::memory_order_relaxed); }
+long l2_cache_bytes() {
+  static const long size = read_cache_bytes(2);
+  return assumed_or(assumed_l2, size);
+}
+
+void assume_cache_bytes(long l1, long l2) {
+  assumed_l1.store(l1, std::memory_order_relaxed);
+  assumed_l2.store(l2, std::memory_order_relaxed);
+}
 
 }  // namespace tetris

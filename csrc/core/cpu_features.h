@@ -10,11 +10,12 @@ enum CpuFeature : unsigned {
 
 unsigned cpu_features();
 
-// Size in bytes of one core's level-2 cache; 1 MiB where it cannot be read.
+// Size in bytes of one core's caches; 32 KiB (data) and 1 MiB where they cannot be read.
+long l1_cache_bytes();
 long l2_cache_bytes();
 
-// Makes l2_cache_bytes return something else (0: the truth again), so that tests reach with small
+// Makes the two above return something else (0: the truth again), so that tests reach with small
 // matrices what only large ones do otherwise.
-void assume_l2_cache_bytes(long bytes);
+void assume_cache_bytes(long l1, long l2);
 
 }  // namespace tetris

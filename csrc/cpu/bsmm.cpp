@@ -13,9 +13,12 @@
 namespace tetris::cpu {
 namespace {
 
-// Stored values of one chunk of block rows, re-read by each panel of a token tile: fits L1 + some
-// L2.
+// Stored values of one chunk of block rows, re-read by each panel of a token tile and by each tile
+// of a block's height: fits L1 and some of L2.
 constexpr int64_t kChunkBytes = 64 << 10;
+// How far ahead of its use the stream of values is fetched: time enough for memory to answer,
+// little enough for L1 to hold.
+constexpr int64_t kAheadInputs = 128, kAheadValues = 512, kAheadBytes = 16 << 10;
 // Multiply-adds below which another thread costs more than it brings (a parallel region takes a few
 // microseconds, i.e. about 1e5 of them).
 constexpr int64_t kWorkPerThread = 1 << 18;
@@ -82,11 +85,9 @@ std::vector<int64_t> split_rows(const BlockSparseView& w, int parts) {
   return bounds;
 }
 
-// Block rows [begin, end) whose values fill a chunk, if `parts` of a row's values are used at a
-// time: at least one row.
-int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t value_size,
-                  int64_t parts = 1) {
-  const int64_t blocks = std::max<int64_t>(1, kChunkBytes * parts / (w.bo * w.bi * value_size));
+// Block rows [begin, result) whose values number about `chunk_values`: at least one row.
+int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t chunk_values) {
+  const int64_t blocks = std::max<int64_t>(1, chunk_values / (w.bo * w.bi));
   int64_t r = begin + 1;
   while (r < end && w.row_ptr[r + 1] - w.row_ptr[begin] <= blocks) ++r;
   return r;
@@ -109,13 +110,13 @@ TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
   a.values = values;
   a.row_begin = w.row_ptr;
   a.row_end = w.row_ptr + 1;
-  a.group_limit = std::numeric_limits<int32_t>::max();
   a.col_idx = w.col_idx;
   a.bo = w.bo;
   a.bi = w.bi;
   a.last_group = w.col_groups() - 1;
   a.last_width = w.in - a.last_group * w.bi;
   a.slot_row = w.row_perm;
+  a.prefetch = std::max(kAheadInputs * w.bo, kAheadValues);
   return a;
 }
 
@@ -150,6 +151,20 @@ void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const Bl
       a.row_offset += rows;
     }
   });
+}
+
+// The same in chunks, for rows of which a slab takes one part in `slabs`. A block that is one tile
+// high uses each value once and needs none.
+template <class T>
+void run_chunks(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
+                const TileArgs<T>& args, int64_t begin, int64_t end, int nv, int64_t slabs) {
+  const bool one_tile = tile_rows(k, std::min(w.bo, w.out), nv) >= w.bo;
+  const int64_t chunk = one_tile ? w.nnzb * w.bo * w.bi : kChunkBytes / sizeof(T) * slabs;
+  for (int64_t r = begin; r < end;) {
+    const int64_t next = chunk_end(w, r, end, chunk);
+    run_tiles(k, direction, w, args, r, next, nv);
+    r = next;
+  }
 }
 
 // A panel: up to nv * W tokens from `token` on.
@@ -236,7 +251,7 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
     args.src = source;
     args.dst = y;
     for (int64_t r = bounds[t]; r < bounds[t + 1];) {
-      const int64_t next = chunk_end(w, r, bounds[t + 1], sizeof(T));
+      const int64_t next = chunk_end(w, r, bounds[t + 1], kChunkBytes / sizeof(T));
       if (!check.ok(r, next)) return;
       for_full_and_ragged(w, args, r, next, [&](const TileArgs<T>& a) { k.matvec(a); });
       r = next;
@@ -249,40 +264,84 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
 
 // How the forward walks the layer for many tokens.
 //
-//   for each token tile                     its x and y panels stay in L2
-//     for each slab of inputs               (often one: all of them)
-//       for each chunk of block rows        its values stay in L1/L2 ...
-//         for each panel of the token tile  ... while every panel uses them
+//   for each token tile                      its x and y panels stay in L2
+//     for each walk of block rows            its values stay in L1 or L2 ...
+//       for each panel of the token tile     ... while every panel uses them
+//         for each slab of inputs            its part of the x panel stays in L1 or L2
+//           for each chunk of the walk       its values stay in L1 for each tile of a block's
+//           height
 //
-// Slabs are cut so that a panel takes at most half of L2; each costs a load and a store of the y
-// panel. Rows find their place in a slab by a cursor that each leaves for the next; nothing is
-// indexed per call.
-//
-// Tried and slower: slabs that fit L1, for 1x1 and 2x1 blocks, whose x vectors L2 delivers at half
-// the rate of the FMAs (0.4 to 0.9 of the speed without: a row's part of a slab is then a fraction
-// of a cache line of values and of indices, fetched again for each slab). Tried and no faster:
-// slabs and 128-token tiles where the values overflow the last-level cache; prefetching a chunk
-// ahead is enough.
+// Where even the narrowest panel takes more than half of L2, slabs take at most that and a walk is
+// the whole layer. Otherwise slabs are for low tiles, which read x faster than L2 delivers: a tile
+// of R rows takes 64 / R bytes of x for each FMA, and L2 gave about 38 bytes a cycle to a core that
+// does two. Each slab costs a load and a store of the tile, so it is made long enough to hold a
+// number of stored inputs of a row; only a dense layer gets slabs that fit L1. GFLOP/s without and
+// with slabs, 1024 inputs on Zen 5: 1x1 half kept 86 and 122, 10 % kept 96 and 100; 2x1 half kept
+// 127 and 205, 10 % kept 150 and 170; 4x1 half kept 227 and 244.
 struct Blocking {
   int nv = 1;              // vectors of a full panel
   int64_t tile_units = 1;  // vectors of a token tile
   int64_t slabs = 1;
   int64_t slab_groups = 0;  // column groups of a slab
+  int64_t walk_bytes = kChunkBytes;
+  int64_t rows_ahead = 1;
 };
+
+// Stored inputs of a row that a slab should hold, by the height of the tile.
+constexpr int64_t kSlabInputs[kLowTile + 1] = {0, 48, 56, 128, 128};
+// A panel that L2 cannot hold is halved rather than cut into slabs, unless a slab of it would hold
+// so many stored inputs of a row and the tile is high enough to gain from the width.
+constexpr int64_t kWideSlabInputs = 384;
+constexpr int64_t kWideTile = 3;
 
 template <class T>
 Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w) {
-  constexpr int64_t kTileTokens = 32;  // at least
-  const int64_t l2 = l2_cache_bytes();
+  constexpr int64_t kTileTokens = 32;  // of a token tile at least, of a narrow panel at most
+  const int64_t l1 = l1_cache_bytes(), l2 = l2_cache_bytes();
+  const int64_t unit_bytes = k.width * static_cast<int64_t>(sizeof(T));  // of one input or output
+  const int64_t height = std::min(w.bo, w.out);
+  const int64_t stored = std::max<int64_t>(1, w.nnzb * w.bi);  // inputs, all block rows together
+  const auto row_stores = [&](int64_t inputs) { return inputs * stored / (w.block_rows() * w.in); };
   Blocking b;
   b.nv = preferred_vecs(k, w);
-  const int64_t unit_bytes = k.width * static_cast<int64_t>(sizeof(T));  // of one input or output
+  const auto fit = [&](int64_t bytes) { return bytes / (b.nv * unit_bytes); };
+  const bool wide_fits = w.in <= fit(l2 / 2);
+  if (!wide_fits && (height < kWideTile || row_stores(fit(l2 / 2)) < kWideSlabInputs))
+    b.nv = std::min(b.nv, static_cast<int>(kTileTokens / k.width));
   b.tile_units = std::max(kTileTokens / k.width, l2 * 3 / 4 / ((w.in + w.out) * unit_bytes));
   b.tile_units = ceil_div(b.tile_units, b.nv) * b.nv;
-  const int64_t slab_inputs = l2 / 2 / (b.nv * unit_bytes);
-  b.slabs = ceil_div(w.in, std::max<int64_t>(slab_inputs, w.bi));
+
+  int64_t slab_inputs = fit(l2 / 2);
+  const bool panel_fits = w.in <= slab_inputs;
+  if (wide_fits && height <= kLowTile)
+    slab_inputs = std::max(fit(l1 * 2 / 3), kSlabInputs[height] * w.block_rows() * w.in / stored);
+  b.slabs = ceil_div(w.in, std::max(slab_inputs, w.bi));
   b.slab_groups = ceil_div(w.col_groups(), b.slabs);
+  b.slabs = ceil_div(w.col_groups(), b.slab_groups);
+  if (b.slabs > 1)
+    b.walk_bytes = panel_fits ? std::max(kChunkBytes, l2 / 4) : std::numeric_limits<int64_t>::max();
+  const int64_t row_bytes = stored * w.bo * sizeof(T) / (w.block_rows() * b.slabs) + 1;
+  b.rows_ahead = std::clamp<int64_t>(kAheadBytes / row_bytes, 1, 8);
   return b;
+}
+
+// Where each slab begins in block rows [begin, end): cuts[s * rows + r] for slab s of row r, one
+// more slab than there are.
+void cut_slabs(const BlockSparseView& w, const Blocking& blocking, int64_t begin, int64_t end,
+               int32_t* cuts) {
+  const int64_t rows = w.block_rows();
+  for (int64_t r = begin; r < end; ++r) {
+    int32_t at = w.row_ptr[r];
+    cuts[r] = at;
+    for (int64_t s = 1; s < blocking.slabs; ++s) {
+      const int64_t limit = s * blocking.slab_groups;
+      constexpr int32_t kStride = 16;
+      while (at + kStride <= w.row_ptr[r + 1] && w.col_idx[at + kStride - 1] < limit) at += kStride;
+      while (at < w.row_ptr[r + 1] && w.col_idx[at] < limit) ++at;
+      cuts[s * rows + r] = at;
+    }
+    cuts[blocking.slabs * rows + r] = w.row_ptr[r + 1];
+  }
 }
 
 // Many tokens: each thread takes a run of tokens and does everything for them.
@@ -292,8 +351,9 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
                        Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
                        const Blocking& blocking, RowCheck& check, int* first_nv) {
   const int64_t rows = w.block_rows();
-  int32_t* const cursor =
-      blocking.slabs > 1 ? scratch<int32_t>(ScratchSlot::kLists, 2 * rows) : nullptr;
+  int32_t* const cuts = blocking.slabs > 1
+                            ? scratch<int32_t>(ScratchSlot::kLists, (blocking.slabs + 1) * rows)
+                            : nullptr;
   for (int64_t unit = unit_begin; unit < unit_end;) {
     // Tiles of nearly equal size.
     const int64_t left = unit_end - unit;
@@ -311,32 +371,28 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
       xp += p.nv * k.width * w.in;
     }
     TileArgs<T> args = tile_args(w, values);
-    for (int64_t s = 0; s < blocking.slabs; ++s) {
-      if (s > 0) args.row_begin = args.row_stop;
-      if (s + 1 < blocking.slabs) {
-        args.group_limit = static_cast<int32_t>((s + 1) * blocking.slab_groups);
-        args.row_stop = cursor + (s % 2) * rows;
-      } else {
-        args.group_limit = std::numeric_limits<int32_t>::max();
-        args.row_stop = nullptr;
+    args.rows_ahead = blocking.rows_ahead;
+    for (int64_t r = 0; r < rows;) {
+      const int64_t next = chunk_end(w, r, rows, blocking.walk_bytes / sizeof(T));
+      if (unit == unit_begin) {
+        if (!check.ok(r, next)) return;
+        if (cuts) cut_slabs(w, blocking, r, next, cuts);
       }
-      args.accumulate = s > 0;
-      for (int64_t r = 0; r < rows;) {
-        const int64_t next = chunk_end(w, r, rows, sizeof(T), blocking.slabs);
-        if (unit == unit_begin && s == 0 && !check.ok(r, next)) return;
-        args.src = xs;
-        args.dst = ys;
-        // The first panel also fetches the next chunk of values, for which the others give it time:
-        // 10 to 30 % where values come from memory.
-        if (next < rows) args.prefetch = (args.row_begin[next] - args.row_begin[r]) * w.bo * w.bi;
-        for (const auto& p : panels) {
-          run_tiles(k, &Tile<T>::forward, w, args, r, next, p.nv);
-          args.src += p.nv * k.width * w.in;
-          args.dst += p.nv * k.width * w.out;
-          args.prefetch = 0;
+      args.src = xs;
+      args.dst = ys;
+      for (const auto& p : panels) {
+        for (int64_t s = 0; s < blocking.slabs; ++s) {
+          if (cuts) {
+            args.row_begin = cuts + s * rows;
+            args.row_end = args.row_begin + rows;
+          }
+          args.accumulate = s > 0;
+          run_chunks(k, &Tile<T>::forward, w, args, r, next, p.nv, blocking.slabs);
         }
-        r = next;
+        args.src += p.nv * k.width * w.in;
+        args.dst += p.nv * k.width * w.out;
       }
+      r = next;
     }
     const T* yp = ys;
     for (const auto& p : panels) {
@@ -372,7 +428,7 @@ void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T*
   const auto bounds = split_rows(w, threads);
   run(parallel, threads, [&](int t) {
     for (int64_t r = bounds[t]; r < bounds[t + 1];) {
-      const int64_t next = chunk_end(w, r, bounds[t + 1], sizeof(T));
+      const int64_t next = chunk_end(w, r, bounds[t + 1], kChunkBytes / sizeof(T));
       if (!check.ok(r, next)) return;
       TileArgs<T> args = tile_args(w, values);
       args.src = xs;

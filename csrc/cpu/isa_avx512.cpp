@@ -10,7 +10,7 @@ struct Isa {
   static constexpr int kMaxRows = 16;
   // Two vectors for tall tiles: short rows (95 % sparse) run at 109 GFLOP/s with 8x32, at 100 with
   // 16x16.
-  static constexpr int preferred_vecs(int rows) { return rows >= 3 ? 2 : 4; }
+  static constexpr int preferred_vecs(int rows) { return rows >= 5 ? 2 : 4; }
 };
 
 extern const KernelTable<float> kTableF32;

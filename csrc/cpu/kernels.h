@@ -20,11 +20,9 @@ enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
 template <class T>
 struct TileArgs {
   const T* values;           // [nnzb, bi, bo]
-  const int32_t* row_begin;  // [block_rows] first stored block of each row ...
+  const int32_t* row_begin;  // [block_rows] first stored block of each row (or of a slab of it) ...
   const int32_t* row_end;    // ... and one past the last
   const int32_t* col_idx;    // [nnzb]
-  int32_t group_limit;       // forward: stop at the first column group not below this ...
-  int32_t* row_stop;         // ... and note where: [block_rows], or nullptr
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
   const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
@@ -34,7 +32,8 @@ struct TileArgs {
   const T* src;                 // forward: x panel [in];   grad_input: dy panel [out]
   T* dst;                       // forward: y panel [out];  grad_input: dx panel [in]
   bool accumulate;              // forward: go on from what dst holds (grad_input always does)
-  int64_t prefetch;             // forward: how far ahead in values to prefetch; 0: not at all
+  int64_t prefetch;             // forward: how many values ahead to prefetch ...
+  int64_t rows_ahead;           // ... or, for tiles of one or two rows, how many block rows
 };
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);
@@ -72,6 +71,7 @@ using EpilogueFn = void (*)(T* y, int64_t n, const T* bias, Activation act);
 using FmaChainFn = double (*)(int64_t iterations);
 
 inline constexpr int kMaxTileRows = 16;
+inline constexpr int kLowTile = 4;  // tiles of so few rows read x faster than L2 delivers it
 inline constexpr int kMaxTileVecs = 8;
 
 template <class T>

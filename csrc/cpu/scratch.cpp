@@ -22,7 +22,7 @@ struct Buffer {
     std::free(data);
     data = nullptr;
     size = 0;
-    const size_t align = bytes >= kHugePage / 2 ? kHugePage : 64;
+    const size_t align = bytes >= kHugePage / 32 ? kHugePage : 64;
     const size_t rounded = (bytes + align - 1) / align * align;
     if (posix_memalign(&data, align, rounded) != 0) {
       data = nullptr;

@@ -16,6 +16,9 @@ namespace {
 // Stored values of one chunk of block rows, re-read by each panel of a token tile and by each tile
 // of a block's height: fits L1 and some of L2.
 constexpr int64_t kChunkBytes = 64 << 10;
+// The same for one token, where a chunk is only checked and then used: its indices are in L1 by
+// then.
+constexpr int64_t kStreamChunkBytes = 8 << 10;
 // How far ahead of its use the stream of values is fetched: time enough for memory to answer,
 // little enough for L1 to hold.
 constexpr int64_t kAheadInputs = 128, kAheadValues = 512, kAheadBytes = 16 << 10;
@@ -40,12 +43,12 @@ int useful_threads(const Parallel& parallel, int64_t work) {
 // the kernel reads next, so the check costs no memory traffic.
 class RowCheck {
  public:
-  explicit RowCheck(const BlockSparseView& w) : w_(w) {}
+  RowCheck(const BlockSparseView& w, AscendingFn ascending) : w_(w), ascending_(ascending) {}
 
   bool ok(int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      if (!ascending_in_range(w_.col_idx + w_.row_ptr[r], w_.row_ptr[r + 1] - w_.row_ptr[r],
-                              w_.col_groups())) {
+      if (!ascending_(w_.col_idx + w_.row_ptr[r], w_.row_ptr[r + 1] - w_.row_ptr[r],
+                      w_.col_groups())) {
         bad_.store(r, std::memory_order_relaxed);
         return false;
       }
@@ -60,6 +63,7 @@ class RowCheck {
 
  private:
   const BlockSparseView& w_;
+  const AscendingFn ascending_;
   std::atomic<int64_t> bad_{-1};
 };
 
@@ -116,6 +120,8 @@ TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
   a.last_group = w.col_groups() - 1;
   a.last_width = w.in - a.last_group * w.bi;
   a.slot_row = w.row_perm;
+  a.rows_ahead = 1;
+  a.fetch_end = w.block_rows();
   a.prefetch = std::max(kAheadInputs * w.bo, kAheadValues);
   return a;
 }
@@ -243,7 +249,7 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
     for (int64_t i = 0; i < w.in; ++i) packed[i] = x[w.col_perm[i]];
     source = packed;
   }
-  RowCheck check(w);
+  RowCheck check(w, k.ascending);
   const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi);
   const auto bounds = split_rows(w, threads);
   run(parallel, threads, [&](int t) {
@@ -251,7 +257,7 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
     args.src = source;
     args.dst = y;
     for (int64_t r = bounds[t]; r < bounds[t + 1];) {
-      const int64_t next = chunk_end(w, r, bounds[t + 1], kChunkBytes / sizeof(T));
+      const int64_t next = chunk_end(w, r, bounds[t + 1], kStreamChunkBytes / sizeof(T));
       if (!check.ok(r, next)) return;
       for_full_and_ragged(w, args, r, next, [&](const TileArgs<T>& a) { k.matvec(a); });
       r = next;
@@ -378,6 +384,7 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
         if (!check.ok(r, next)) return;
         if (cuts) cut_slabs(w, blocking, r, next, cuts);
       }
+      if (cuts) args.fetch_end = next;
       args.src = xs;
       args.dst = ys;
       for (const auto& p : panels) {
@@ -469,7 +476,7 @@ std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const
   const int threads =
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
   const Blocking blocking = choose_blocking(k, w);
-  RowCheck check(w);
+  RowCheck check(w, k.ascending);
   int first_nv = 1;
   // By tokens as far as every thread gets the same; what is over (fewer units than threads) by
   // rows, unless the longest share would exceed the mean by no more than 1/8.

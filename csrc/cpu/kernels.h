@@ -33,7 +33,8 @@ struct TileArgs {
   T* dst;                       // forward: y panel [out];  grad_input: dx panel [in]
   bool accumulate;              // forward: go on from what dst holds (grad_input always does)
   int64_t prefetch;             // forward: how many values ahead to prefetch ...
-  int64_t rows_ahead;           // ... or, for tiles of one or two rows, how many block rows
+  int64_t rows_ahead;           // ... or, for tiles of one or two rows, how many block rows ...
+  int64_t fetch_end;            // ... up to this one
 };
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);
@@ -66,6 +67,9 @@ using UnpackFn = void (*)(const T* panel, int64_t nv, int64_t tokens, int64_t be
 template <class T>
 using EpilogueFn = void (*)(T* y, int64_t n, const T* bias, Activation act);
 
+// Whether column groups ascend strictly and lie in [0, limit).
+using AscendingFn = bool (*)(const int32_t* idx, int64_t count, int64_t limit);
+
 // Independent FMAs in registers, for measuring the peak: how many floating-point operations were
 // done.
 using FmaChainFn = double (*)(int64_t iterations);
@@ -94,6 +98,7 @@ struct KernelTable {
   EpilogueFn<T> epilogue;
   TileFn<T> matvec;  // one token: dst[slot_row[s]] = sum; src is x in packed order
   SampleFn<T> sample;
+  AscendingFn ascending;
   FmaChainFn fma_chain;
   const char* matvec_name;
   const char* sample_name;

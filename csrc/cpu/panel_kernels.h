@@ -64,6 +64,9 @@ struct ForwardTile {
   }
 };
 
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);  // values in a cache line
+
 // Tiles of so few rows are fetched row by row, since a prefetch for each input would cost them 15
 // %; taller ones by each input as it streams past.
 constexpr int kShortRow = 2;
@@ -71,14 +74,14 @@ constexpr int kShortRow = 2;
 // Fetches a row's stored blocks and their column indices into L2.
 template <class V>
 inline void prefetch_row(const TileArgs<typename V::T>& a, int64_t row) {
-  constexpr int64_t kLine = 64;
+  constexpr int64_t kLineBytes = 64;
   const int64_t b = a.row_begin[row], end = a.row_end[row], block = a.bo * a.bi;
   const char* v = reinterpret_cast<const char*>(a.values + b * block);
   const char* const v_end = reinterpret_cast<const char*>(a.values + end * block);
-  for (; v < v_end; v += kLine) __builtin_prefetch(v, 0, 2);
+  for (; v < v_end; v += kLineBytes) __builtin_prefetch(v, 0, 2);
   const char* c = reinterpret_cast<const char*>(a.col_idx + b);
   const char* const c_end = reinterpret_cast<const char*>(a.col_idx + end);
-  for (; c < c_end; c += kLine) __builtin_prefetch(c, 0, 2);
+  for (; c < c_end; c += kLineBytes) __builtin_prefetch(c, 0, 2);
 }
 
 // Stored blocks [b, end) of a row.
@@ -132,9 +135,22 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
   ((shortest = count[M] < shortest ? count[M] : shortest), ...);
   const T* const src = a.src;
   const int64_t bo = a.bo;
-  for (int64_t i = 0; i < shortest; ++i)
+  // The rows that come next are fetched while these are used, position by position.
+  constexpr int64_t kRows = sizeof...(M);
+  const int64_t ahead[] = {
+      (row + kRows + M < a.fetch_end ? a.row_begin[row + kRows + M] - a.row_begin[row + M] : 0)...};
+  const auto input = [&](int64_t i) {
     (forward_input<V, R, NV>(src + col[M][i] * int64_t{NV * V::W}, v[M] + i * bo, tile[M].acc),
      ...);
+  };
+  constexpr int64_t kRun = kLine<T> / R;  // inputs to a line
+  int64_t i = 0;
+  for (; i + kRun <= shortest; i += kRun) {
+    (__builtin_prefetch(v[M] + (i + ahead[M]) * bo, 0, 2), ...);
+    (__builtin_prefetch(col[M] + i + ahead[M], 0, 2), ...);
+    for (int64_t j = 0; j < kRun; ++j) input(i + j);
+  }
+  for (; i < shortest; ++i) input(i);
   (forward_row<V, R, NV>(a, a.row_begin[row + M] + shortest, a.row_end[row + M], tile[M].acc), ...);
   (tile[M].store(a, row + M), ...);
 }
@@ -147,11 +163,10 @@ void forward_tile(const TileArgs<typename V::T>& a) {
   const auto prefetch = [&](int count) {
     if (R > kShortRow) return;
     const int64_t last = row + a.rows_ahead + count;
-    for (int64_t r = row + a.rows_ahead; r < last && r < a.last_row; ++r) prefetch_row<V>(a, r);
+    for (int64_t r = row + a.rows_ahead; r < last && r < a.fetch_end; ++r) prefetch_row<V>(a, r);
   };
   if (kRows > 1 && a.bi == 1)
     for (; row + kRows <= a.last_row; row += kRows) {
-      prefetch(kRows);
       if constexpr (kRows == 4)
         forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1, 2, 3>());
       else
@@ -374,9 +389,18 @@ void epilogue(typename V::T* y, int64_t n, const typename V::T* bias, Activation
   }
 }
 
-// How far ahead of its use one token's stream of values is fetched, for blocks of one or two rows
-// (2x1, half kept, 4096x4096: 3.4 to 4.7 GFLOP/s). For taller ones no gain was seen.
-constexpr int64_t kStreamAheadBytes = 4096;
+// Whether column groups ascend strictly and lie in [0, limit).
+template <class V>
+bool ascending(const int32_t* idx, int64_t count, int64_t limit) {
+  if (count == 0) return true;
+  // Strictly ascending, so the first and the last bound all the others. Branch-free: vectorizes.
+  int bad = (idx[0] < 0) | (idx[count - 1] >= limit);
+  for (int64_t i = 1; i < count; ++i) bad |= idx[i] <= idx[i - 1];
+  return !bad;
+}
+
+// How far ahead of its use one token's stream of values is fetched, and its column indices with it.
+constexpr int64_t kStreamAheadBytes = 16384;
 
 // One token: G groups of N rows of a block are the lanes, and the values stream through once. Four
 // or more accumulators hide the latency of the FMA.
@@ -397,8 +421,11 @@ void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
   };
   if (a.bi == 1) {
     int64_t b = begin;
+    const int64_t blocks_ahead = kAhead / bo;
     for (; b + U <= end; b += U, v += U * bo) {
-      if (N <= 2) __builtin_prefetch(v + kAhead);
+      for (int64_t line = 0; line < U * G * N; line += kLine<T>)
+        __builtin_prefetch(v + kAhead + line);
+      __builtin_prefetch(a.col_idx + b + blocks_ahead);
       for (int u = 0; u < U; ++u) step(src[a.col_idx[b + u]], v + u * bo, u);
     }
     for (; b < end; ++b, v += bo) step(src[a.col_idx[b]], v, 0);
@@ -408,8 +435,11 @@ void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
       const int64_t width = group == a.last_group ? a.last_width : a.bi;
       const T* x = src + group * a.bi;
       int64_t k = 0;
-      for (; k + U <= width; k += U)
+      for (; k + U <= width; k += U) {
+        for (int64_t line = 0; line < U * G * N; line += kLine<T>)
+          __builtin_prefetch(v + k * bo + kAhead + line);
         for (int u = 0; u < U; ++u) step(x[k + u], v + (k + u) * bo, u);
+      }
       for (; k < width; ++k) step(x[k], v + k * bo, 0);
     }
   }
@@ -436,13 +466,21 @@ void matvec_elements(const TileArgs<typename V::T>& a, int64_t row) {
   for (; b + 2 * V::W <= end; b += 2 * V::W) {
     __builtin_prefetch(a.values + b + kAhead);
     __builtin_prefetch(a.values + b + kAhead + V::W);
+    __builtin_prefetch(a.col_idx + b + kAhead);
+    __builtin_prefetch(a.col_idx + b + kAhead + V::W);
     for (int u = 0; u < 2; ++u)
       acc[u] = V::fma(V::gather(a.src, a.col_idx + b + u * V::W), V::load(a.values + b + u * V::W),
                       acc[u]);
   }
-  T sum = V::sum(V::add(acc[0], acc[1]));
-  for (; b < end; ++b) sum += a.src[a.col_idx[b]] * a.values[b];
-  a.dst[a.slot_row ? a.slot_row[row] : row] = sum;
+  if (b + V::W <= end) {
+    acc[0] = V::fma(V::gather(a.src, a.col_idx + b), V::load(a.values + b), acc[0]);
+    b += V::W;
+  }
+  T sum[2] = {V::sum(V::add(acc[0], acc[1])), 0};
+  for (; b + 2 <= end; b += 2)
+    for (int u = 0; u < 2; ++u) sum[u] += a.src[a.col_idx[b + u]] * a.values[b + u];
+  if (b < end) sum[0] += a.src[a.col_idx[b]] * a.values[b];
+  a.dst[a.slot_row ? a.slot_row[row] : row] = sum[0] + sum[1];
 }
 
 // Cuts a block's height into 4 W, 2 W, W, W/2, ... 1 rows.

@@ -60,6 +60,7 @@ struct TableBuilder {
     table.matvec = matvec<V>;
     table.matvec_name = kMatvecName.data;
     table.sample = sample<V>;
+    table.ascending = ascending<V>;
     table.fma_chain = fma_chain<V>;
     table.sample_name = kSampleName.data;
     return table;

@@ -26,7 +26,11 @@ struct Vec {
   static Reg bcast(T a) { return _mm512_set1_ps(a); }
   // p[index[0]], ... p[index[W - 1]]
   static Reg gather(const T* p, const int32_t* index) {
-    return _mm512_i32gather_ps(_mm512_loadu_si512(index), p, 4);
+    const auto four = [&](int k) {
+      return _mm_setr_ps(p[index[k]], p[index[k + 1]], p[index[k + 2]], p[index[k + 3]]);
+    };
+    const __m256 low = _mm256_set_m128(four(4), four(0)), high = _mm256_set_m128(four(12), four(8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
   }
   static Reg load_n(const T* p, int64_t n) { return _mm512_maskz_loadu_ps(mask(n), p); }
   static void store_n(T* p, Reg a, int64_t n) { _mm512_mask_storeu_ps(p, mask(n), a); }

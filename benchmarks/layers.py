@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tetris.timing import Candidate, prepacked_linear, rotate
+from tetris.timing import Candidate, prepacked_linear, rotate, unpacked_product
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,11 @@ class SparseLayer:
                 block_row[:, None] * bo + np.arange(bo) < outputs
             )[:, None, :]
             values *= inside
+        col_idx = kept.nonzero()[1]
+        index = (row_ptr, col_idx, rng.permutation(outputs), rng.permutation(inputs))
         return cls(
-            torch.from_numpy(values),
-            torch.from_numpy(row_ptr),
-            torch.from_numpy(kept.nonzero()[1].astype(np.int32)),
-            torch.from_numpy(rng.permutation(outputs).astype(np.int32)),
-            torch.from_numpy(rng.permutation(inputs).astype(np.int32)),
+            torch.from_numpy(values).clone(),  # torch's memory is aligned, numpy's starts anywhere
+            *(torch.tensor(part, dtype=torch.int32) for part in index),
             outputs,
         )
 
@@ -176,6 +175,18 @@ def dense_candidates(
         calls = [call for w in weights if (call := _compiled(x, w))]
         if len(calls) == copies:
             found["compile"] = rotate(calls)
+    return found
+
+
+def dense_steps(x: Tensor, weight: Tensor, grad: Tensor) -> dict[str, Candidate]:
+    """Dense training steps (forward and both gradients) of a layer whose weights change each step."""
+    found: dict[str, Candidate] = {
+        "F.linear": lambda: torch.autograd.grad(F.linear(x, weight), (x, weight), grad)
+    }
+    product = unpacked_product()
+    if product:
+        a, w = x.detach(), weight.detach()
+        found["oneDNN"] = lambda: (product(a, w), product(grad, w.t()), product(grad.t(), a.t()))
     return found
 
 

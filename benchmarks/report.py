@@ -101,7 +101,9 @@ def verdict_table(verdicts: list[Verdict]) -> str:
 
 def training_table(training: list[dict]) -> str:
     """Training steps."""
-    head = "ISA, threads, shape, block, sparsity, sparse ms, dense ms, speed-up, efficiency"
+    head = (
+        "ISA, threads, shape, block, sparsity, sparse ms, dense ms, dense by, speed-up, efficiency"
+    )
     lines = [
         [
             r["isa"],
@@ -111,6 +113,7 @@ def training_table(training: list[dict]) -> str:
             f"{r['sparsity']:.0%}",
             f"{r['sparse_ms']:.2f}",
             f"{r['dense_ms']:.2f}",
+            r["dense"],
             f"{r['speedup']:.2f}",
             f"{r['efficiency']:.2f}",
         ]
@@ -157,6 +160,11 @@ def markdown(result: dict) -> str:
         "and up to 16 tokens come from memory, dense and sparse alike (copies of the layer take "
         "turns, together three times the last-level cache).",
     ]
+    if result.get("malloc") == "keep":
+        parts.append(
+            "malloc keeps freed memory, for dense and sparse alike; `--malloc default` leaves it to "
+            "glibc, where outputs of some megabytes may cost fresh pages at every call."
+        )
     for isa, peak in result["peaks"].items():
         if peak:
             parts.append(
@@ -175,7 +183,12 @@ def markdown(result: dict) -> str:
             parts.append(f"Geometric means over the shapes with at least {MANY_TOKENS} tokens.")
             parts.append(summary_table(rows, isa, threads))
     if training:
-        parts += ["## Training step: forward, dX and dValues", training_table(training)]
+        parts += [
+            "## Training step: forward, dX and dValues",
+            "Dense is the faster of autograd through `F.linear` and oneDNN's three products on the "
+            "same operands, which torch does not use in training by itself.",
+            training_table(training),
+        ]
     if rivals:
         parts += ["## Sparse peers, one thread: speed-up over dense", rival_table(rivals)]
     verdicts = judge(rows, training)

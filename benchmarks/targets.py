@@ -21,6 +21,7 @@ POINT_MARGIN = 0.12  # no single point may lie further below its target
 FEW_TOKENS_SHARE = 0.7  # of the target, at 2 to 16 tokens
 MANY_TOKENS = 128
 TRAINING_TARGETS = {"4x1": 0.35, "16x16": 0.6, "32x32": 0.6}  # at 75 to 90 % sparsity
+AVX2_PEAK_SHARE = 0.72  # of that instruction set's FMA peak, at every point of 4 rows and more
 DECODE_SHARE = 0.8  # of the ratio of bytes read, at one token
 
 
@@ -50,6 +51,9 @@ def judge(rows: list[dict], training: list[dict]) -> list[Verdict]:
     verdicts = []
     for isa, threads in sorted({(r["isa"], r["threads"]) for r in rows}):
         here = [r for r in rows if (r["isa"], r["threads"]) == (isa, threads)]
+        if isa == "avx2":
+            verdicts += _avx2_verdicts(here, threads)
+            continue
         for what, low, high, share in (
             (f">= {MANY_TOKENS} tokens", MANY_TOKENS, 10**9, 1.0),
             ("2-16 tokens", 2, 16, FEW_TOKENS_SHARE),
@@ -89,6 +93,27 @@ def judge(rows: list[dict], training: list[dict]) -> list[Verdict]:
                 verdicts.append(
                     _verdict(isa, threads, "training", block, "75-90 %", target, 1.0, points)
                 )
+    return verdicts
+
+
+def _avx2_verdicts(rows: list[dict], threads: int) -> list[Verdict]:
+    """Against the peak instead of the dense libraries, block by block."""
+    verdicts = []
+    for block in TARGETS:
+        points = [
+            {**r, "efficiency": r["peak_share"]}
+            for r in rows
+            if r["block"] == block
+            and int(block.split("x")[0]) >= 4
+            and r["tokens"] >= MANY_TOKENS
+            and 0.5 <= r["sparsity"] <= 0.9
+            and r["peak_share"]
+        ]
+        if points:
+            what = "of FMA peak"
+            verdicts.append(
+                _verdict("avx2", threads, what, block, "50-90 %", AVX2_PEAK_SHARE, 0.0, points)
+            )
     return verdicts
 
 

@@ -178,7 +178,6 @@ struct Panel {
   int nv;
   int64_t token, tokens;
 };
-
 // Cuts token units (W tokens each) [begin, end) into panels of at most `preferred` vectors and
 // nearly equal size: 16 units at 3 become 3 3 3 3 2 2, not 3 3 3 3 3 1 (narrow panels are less
 // efficient).
@@ -270,31 +269,29 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
 
 // How the forward walks the layer for many tokens.
 //
-//   for each token tile                      its x and y panels stay in L2
-//     for each walk of block rows            its values stay in L1 or L2 ...
-//       for each panel of the token tile     ... while every panel uses them
-//         for each slab of inputs            its part of the x panel stays in L1 or L2
-//           for each chunk of the walk       its values stay in L1 for each tile of a block's
-//           height
+//   for each panel of tokens                 its x and y stay in L2
+//     for each walk of block rows            its values stay in L2 for each slab
+//       for each slab of inputs              (often one) its part of the x panel stays in L1 or L2
+//         for each chunk of the walk         its values stay in L1 for each tile of a block's
+//         height
 //
 // Where even the narrowest panel takes more than half of L2, slabs take at most that and a walk is
-// the whole layer. Otherwise slabs are for low tiles, which read x faster than L2 delivers: a tile
-// of R rows takes 64 / R bytes of x for each FMA, and L2 gave about 38 bytes a cycle to a core that
-// does two. Each slab costs a load and a store of the tile, so it is made long enough to hold a
-// number of stored inputs of a row; only a dense layer gets slabs that fit L1. GFLOP/s without and
-// with slabs, 1024 inputs on Zen 5: 1x1 half kept 86 and 122, 10 % kept 96 and 100; 2x1 half kept
-// 127 and 205, 10 % kept 150 and 170; 4x1 half kept 227 and 244.
+// the whole layer. Otherwise slabs are for low tiles, which read x faster than L2 delivers. Each
+// slab costs a load and a store of the tile, so it is made long enough to hold a number of stored
+// inputs of a row; only a dense layer gets slabs that fit L1. GFLOP/s without and with slabs, 1024
+// inputs on Zen 5: 1x1 half kept 86 and 122, 10 % kept 96 and 100; 2x1 half kept 127 and 205, 10 %
+// kept 150 and 170; 4x1 half kept 227 and 244. Tried and no faster: several panels that take turns
+// on each chunk of values.
 struct Blocking {
-  int nv = 1;              // vectors of a full panel
-  int64_t tile_units = 1;  // vectors of a token tile
+  int nv = 1;  // vectors of a full panel
   int64_t slabs = 1;
   int64_t slab_groups = 0;  // column groups of a slab
   int64_t walk_bytes = kChunkBytes;
   int64_t rows_ahead = 1;
 };
 
-// Stored inputs of a row that a slab should hold, by the height of the tile.
-constexpr int64_t kSlabInputs[kLowTile + 1] = {0, 48, 56, 128, 128};
+// Stored inputs of a row that a slab should hold, by the height of a low tile.
+constexpr int64_t kSlabInputs[] = {0, 48, 56, 128, 128};
 // A panel that L2 cannot hold is halved rather than cut into slabs, unless a slab of it would hold
 // so many stored inputs of a row and the tile is high enough to gain from the width.
 constexpr int64_t kWideSlabInputs = 384;
@@ -302,24 +299,24 @@ constexpr int64_t kWideTile = 3;
 
 template <class T>
 Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w) {
-  constexpr int64_t kTileTokens = 32;  // of a token tile at least, of a narrow panel at most
+  constexpr int64_t kNarrowTokens = 32;  // of a panel
   const int64_t l1 = l1_cache_bytes(), l2 = l2_cache_bytes();
   const int64_t unit_bytes = k.width * static_cast<int64_t>(sizeof(T));  // of one input or output
   const int64_t height = std::min(w.bo, w.out);
   const int64_t stored = std::max<int64_t>(1, w.nnzb * w.bi);  // inputs, all block rows together
+  // A tile takes unit_bytes / height of x for each FMA, and a core that does two FMAs gets about 32
+  // bytes a cycle from L2.
+  const bool low = height * 16 <= unit_bytes;
   const auto row_stores = [&](int64_t inputs) { return inputs * stored / (w.block_rows() * w.in); };
   Blocking b;
   b.nv = preferred_vecs(k, w);
   const auto fit = [&](int64_t bytes) { return bytes / (b.nv * unit_bytes); };
   const bool wide_fits = w.in <= fit(l2 / 2);
   if (!wide_fits && (height < kWideTile || row_stores(fit(l2 / 2)) < kWideSlabInputs))
-    b.nv = std::min(b.nv, static_cast<int>(kTileTokens / k.width));
-  b.tile_units = std::max(kTileTokens / k.width, l2 * 3 / 4 / ((w.in + w.out) * unit_bytes));
-  b.tile_units = ceil_div(b.tile_units, b.nv) * b.nv;
-
+    b.nv = std::min(b.nv, static_cast<int>(kNarrowTokens / k.width));
   int64_t slab_inputs = fit(l2 / 2);
   const bool panel_fits = w.in <= slab_inputs;
-  if (wide_fits && height <= kLowTile)
+  if (wide_fits && low)
     slab_inputs = std::max(fit(l1 * 2 / 3), kSlabInputs[height] * w.block_rows() * w.in / stored);
   b.slabs = ceil_div(w.in, std::max(slab_inputs, w.bi));
   b.slab_groups = ceil_div(w.col_groups(), b.slabs);
@@ -360,53 +357,37 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
   int32_t* const cuts = blocking.slabs > 1
                             ? scratch<int32_t>(ScratchSlot::kLists, (blocking.slabs + 1) * rows)
                             : nullptr;
-  for (int64_t unit = unit_begin; unit < unit_end;) {
-    // Tiles of nearly equal size.
-    const int64_t left = unit_end - unit;
-    const int64_t units = ceil_div(left, ceil_div(left, blocking.tile_units));
-    const auto panels = cut_panels(k, unit, unit + units, blocking.nv, tokens);
-    if (unit == 0) *first_nv = panels[0].nv;
-    int64_t vecs = 0;
-    for (const auto& p : panels) vecs += p.nv;
-    T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
-    T* const ys = scratch<T>(ScratchSlot::kY, vecs * k.width * w.out);
-
-    T* xp = xs;
-    for (const auto& p : panels) {
-      k.pack(x.data + p.token * x.ld, x.ld, p.tokens, 0, w.in, inverse_col, xp, p.nv);
-      xp += p.nv * k.width * w.in;
-    }
+  bool checked = false;
+  const auto panels = cut_panels(k, unit_begin, unit_end, blocking.nv, tokens);
+  if (unit_begin == 0) *first_nv = panels[0].nv;
+  for (const auto& p : panels) {
+    const int64_t width = p.nv * k.width;
+    T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
+    T* const yp = scratch<T>(ScratchSlot::kY, width * w.out);
+    k.pack(x.data + p.token * x.ld, x.ld, p.tokens, 0, w.in, inverse_col, xp, p.nv);
     TileArgs<T> args = tile_args(w, values);
+    args.src = xp;
+    args.dst = yp;
     args.rows_ahead = blocking.rows_ahead;
     for (int64_t r = 0; r < rows;) {
       const int64_t next = chunk_end(w, r, rows, blocking.walk_bytes / sizeof(T));
-      if (unit == unit_begin) {
+      if (!checked) {
         if (!check.ok(r, next)) return;
         if (cuts) cut_slabs(w, blocking, r, next, cuts);
       }
-      if (cuts) args.fetch_end = next;
-      args.src = xs;
-      args.dst = ys;
-      for (const auto& p : panels) {
-        for (int64_t s = 0; s < blocking.slabs; ++s) {
-          if (cuts) {
-            args.row_begin = cuts + s * rows;
-            args.row_end = args.row_begin + rows;
-          }
-          args.accumulate = s > 0;
-          run_chunks(k, &Tile<T>::forward, w, args, r, next, p.nv, blocking.slabs);
+      for (int64_t s = 0; s < blocking.slabs; ++s) {
+        if (cuts) {
+          args.row_begin = cuts + s * rows;
+          args.row_end = args.row_begin + rows;
+          args.fetch_end = next;
         }
-        args.src += p.nv * k.width * w.in;
-        args.dst += p.nv * k.width * w.out;
+        args.accumulate = s > 0;
+        run_chunks(k, &Tile<T>::forward, w, args, r, next, p.nv, blocking.slabs);
       }
       r = next;
     }
-    const T* yp = ys;
-    for (const auto& p : panels) {
-      k.unpack(yp, p.nv, p.tokens, 0, w.out, nullptr, bias, act, y.data + p.token * y.ld, y.ld);
-      yp += p.nv * k.width * w.out;
-    }
-    unit += units;
+    checked = true;
+    k.unpack(yp, p.nv, p.tokens, 0, w.out, nullptr, bias, act, y.data + p.token * y.ld, y.ld);
   }
 }
 

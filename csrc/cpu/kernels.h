@@ -75,7 +75,6 @@ using AscendingFn = bool (*)(const int32_t* idx, int64_t count, int64_t limit);
 using FmaChainFn = double (*)(int64_t iterations);
 
 inline constexpr int kMaxTileRows = 16;
-inline constexpr int kLowTile = 4;  // tiles of so few rows read x faster than L2 delivers it
 inline constexpr int kMaxTileVecs = 8;
 
 template <class T>

@@ -94,10 +94,25 @@ def prepacked_linear(
     torch uses this route only in frozen graphs; ``nn.Linear`` goes to MKL, which is slower on most
     shapes. None where this torch has no oneDNN or no such op.
     """
-    ops = torch.ops.mkldnn
-    if not torch.backends.mkldnn.is_available() or not hasattr(ops, "_linear_pointwise"):
+    ops = _onednn()
+    if ops is None:
         return None
     packed = weight
     if hasattr(ops, "_reorder_linear_weight"):
         packed = ops._reorder_linear_weight(weight, tokens)
     return lambda x: ops._linear_pointwise(x, packed, bias, activation, [], "")
+
+
+def unpacked_product() -> Callable[[Tensor, Tensor], Tensor] | None:
+    """oneDNN's ``(a, b) -> a @ b.T`` on operands as they lie; None where this torch has none."""
+    ops = _onednn()
+    if ops is None:
+        return None
+    return lambda a, b: ops._linear_pointwise(a, b, None, "none", [], "")
+
+
+def _onednn():
+    """torch's oneDNN ops, or None where this torch has no oneDNN or no such ops."""
+    ops = torch.ops.mkldnn
+    there = torch.backends.mkldnn.is_available() and hasattr(ops, "_linear_pointwise")
+    return ops if there else None

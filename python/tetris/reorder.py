@@ -154,8 +154,7 @@ def search(
 
     Raises:
         ValueError: for an argument out of range, or saliency that is negative, NaN or infinite.
-        KeyboardInterrupt: on Ctrl-C, between two steps of the search (up to a few seconds where one
-            step works on a large matrix).
+        KeyboardInterrupt: on Ctrl-C, within about half a second.
 
     Example:
         >>> weight = torch.randn(512, 512)
@@ -173,8 +172,11 @@ def search(
             f'{where}: method="assign" takes minutes above {ASSIGN_LIMIT} rows or columns '
             f'(got {rows} x {cols}); use method="threshold", or give sweeps to insist'
         )
+    enough = default_budget((rows, cols, problem.values.shape[2]), problem.block)
     if budget is None:
-        budget = default_budget((rows, cols, problem.values.shape[2]), problem.block)
+        budget = enough
+    # Beyond some length, a second search from each start finds more than a slower one.
+    repeats = 1 if sweeps else max(1, min(8, int(budget / (2 * enough)))) if enough > 0 else 1
     with _progress_bar(progress) as report:
         found = _C.reorder_search(
             problem.values,
@@ -186,6 +188,7 @@ def search(
             STARTS.index(start),
             int(seed) % 2**64,
             float(budget),
+            repeats,
             sweeps or 0,
             threads or 0,
             report,

@@ -52,7 +52,7 @@ py::array to_mask(const ro::Problem& p, const ro::Selection& selection) {
 
 py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t block_cols,
                       int64_t kept, bool balanced, bool allow_empty_rows, int method, int start,
-                      uint64_t seed, double seconds, int64_t sweeps, int threads,
+                      uint64_t seed, double seconds, int64_t repeats, int64_t sweeps, int threads,
                       const py::object& progress) {
   const ro::Problem problem =
       make_problem(saliency, block_rows, block_cols, kept, balanced, allow_empty_rows);
@@ -61,6 +61,7 @@ py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t bloc
   options.start = static_cast<ro::Start>(start);
   options.seed = seed;
   options.seconds = seconds;
+  options.repeats = repeats;
   options.sweeps = sweeps;
   options.threads = threads;
 
@@ -132,8 +133,8 @@ py::array select_mask(const Saliency& saliency, int64_t block_rows, int64_t bloc
 void bind_reorder(py::module_& m) {
   m.def("reorder_search", &search_order, py::arg("saliency").noconvert(), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("kept"), py::arg("balanced"), py::arg("allow_empty_rows"),
-        py::arg("method"), py::arg("start"), py::arg("seed"), py::arg("seconds"), py::arg("sweeps"),
-        py::arg("threads"), py::arg("progress"));
+        py::arg("method"), py::arg("start"), py::arg("seed"), py::arg("seconds"),
+        py::arg("repeats"), py::arg("sweeps"), py::arg("threads"), py::arg("progress"));
   m.def("reorder_select", &select_mask, py::arg("saliency").noconvert(), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("kept"), py::arg("balanced"), py::arg("allow_empty_rows"),
         py::arg("rows"), py::arg("cols"));

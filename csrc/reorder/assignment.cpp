@@ -9,7 +9,8 @@ namespace tetris::reorder {
 // ..." that ends in a group with room: Dijkstra over groups with reduced costs
 // cost[i][g] - line_price[i] - group_price[g] >= 0, zero for lines in their group.
 std::vector<int32_t> assign_to_groups(const std::vector<double>& cost, int64_t n, int64_t groups,
-                                      const std::vector<int64_t>& capacity) {
+                                      const std::vector<int64_t>& capacity,
+                                      const std::function<void()>& poll) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   std::vector<int32_t> group_of(static_cast<size_t>(n), -1);
   std::vector<double> line_price(static_cast<size_t>(n)), group_price(static_cast<size_t>(groups));
@@ -19,6 +20,7 @@ std::vector<int32_t> assign_to_groups(const std::vector<double>& cost, int64_t n
   std::vector<uint8_t> done(static_cast<size_t>(groups));
 
   for (int64_t line = 0; line < n; ++line) {
+    if (poll) poll();
     const auto relax = [&](int64_t i, double so_far) {
       const double* c = cost.data() + i * groups;
       for (int64_t g = 0; g < groups; ++g) {

@@ -118,18 +118,16 @@ float separating_price(float* values, int64_t n, int64_t k) {
   return 0.5f * (kept + dropped);
 }
 
-std::vector<float> block_row_prices(const Problem& problem, const std::vector<float>& sums,
-                                    bool floor_in_price) {
+std::vector<float> block_row_prices(const Problem& problem, const std::vector<float>& sums) {
   const int64_t rows = problem.row_groups(), width = problem.blocks_per_row();
   std::vector<float> prices(static_cast<size_t>(rows));
-  std::vector<float> line(static_cast<size_t>(width));
-  const auto row_price = [&](int64_t r, int64_t count) {
-    std::copy_n(sums.data() + r * width, width, line.data());
-    return separating_price(line.data(), width, count);
-  };
   if (problem.balanced) {
     const std::vector<int64_t> counts = balanced_counts(problem, sums);
-    for (int64_t r = 0; r < rows; ++r) prices[r] = row_price(r, counts[r]);
+    std::vector<float> line(static_cast<size_t>(width));
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(sums.data() + r * width, width, line.data());
+      prices[r] = separating_price(line.data(), width, counts[r]);
+    }
     return prices;
   }
   std::vector<float> open(sums);
@@ -146,10 +144,7 @@ std::vector<float> block_row_prices(const Problem& problem, const std::vector<fl
   const float common = left > 0
                            ? std::max(0.0f, separating_price(open.data(), problem.blocks(), left))
                            : *std::max_element(sums.begin(), sums.end());
-  for (int64_t r = 0; r < rows; ++r) {
-    prices[r] = common;
-    if (floor_in_price && !problem.allow_empty_rows) prices[r] = std::min(common, row_price(r, 1));
-  }
+  std::fill(prices.begin(), prices.end(), common);
   return prices;
 }
 

@@ -38,10 +38,9 @@ std::vector<int64_t> balanced_counts(const Problem& problem, const std::vector<f
 float separating_price(float* values, int64_t n, int64_t k);
 
 // A price per block row, such that keeping the blocks above it is (nearly) the best selection:
-// halfway between the lightest kept block and the heaviest dropped one. Rows that the floor holds
-// up get a price of their own.
-std::vector<float> block_row_prices(const Problem& problem, const std::vector<float>& sums,
-                                    bool floor_in_price);
+// halfway between the lightest kept block and the heaviest dropped one. Where a floor applies, each
+// row's best block is kept whatever the price.
+std::vector<float> block_row_prices(const Problem& problem, const std::vector<float>& sums);
 
 // The share of the total that `count` single elements can hold.
 double heaviest_elements_share(const float* values, int64_t size, int64_t count, Pool& pool);

@@ -29,29 +29,33 @@ bool is_small(const Problem& p) {
   return std::max(p.rows_matter() ? rows : 0, p.cols_matter() ? cols : 0) / 2 < kSmallRound;
 }
 
-// Two independent searches: from identity and from the L1 sort, or from one of them twice. Small
-// problems run them side by side, large ones one after the other with all threads.
+// Independent searches: from identity and from the L1 sort, or from one of them twice; and that
+// several times. Small problems run them side by side, large ones one after the other with all
+// threads.
 std::vector<Candidate> run_threshold(const Problem& problem, const SearchOptions& options,
                                      const std::array<const Order*, 2>& starts, Control& control,
                                      Pool& pool) {
-  std::vector<Candidate> found(2);
+  const int64_t chains = 2 * std::max<int64_t>(1, options.repeats);
+  std::vector<Candidate> found(static_cast<size_t>(chains));
   const bool together = is_small(problem) && pool.size() > 1;
+  const int64_t at_once = together ? std::min<int64_t>(pool.size(), chains) : 1;
+  const int64_t turns = (chains + at_once - 1) / at_once;
   const auto run = [&](int64_t i, Pool& threads) {
     ThresholdOptions chain;
     chain.seed = Random(options.seed, static_cast<uint64_t>(i)).next();
     chain.sweeps = options.sweeps;
-    chain.seconds = std::max(0.0, options.seconds) / (together ? 1 : 2);
-    ThresholdSearch search(problem, *starts[i], chain, control, threads);
+    chain.seconds = std::max(0.0, options.seconds) / static_cast<double>(turns);
+    ThresholdSearch search(problem, *starts[i % 2], chain, control, threads);
     search.run();
     found[i] = {search.best(), search.best_mass(), search.sweeps(), {}};
   };
   if (together) {
-    pool.run(2, [&](int64_t i, int) {
+    pool.run(chains, [&](int64_t i, int) {
       Pool alone(1);
       run(i, alone);
     });
   } else {
-    for (int64_t i = 0; i < 2; ++i) run(i, pool);
+    for (int64_t i = 0; i < chains; ++i) run(i, pool);
   }
   return found;
 }

@@ -18,9 +18,10 @@ struct SearchOptions {
   Method method = Method::kThreshold;
   Start start = Start::kBoth;
   uint64_t seed = 0;
-  int64_t sweeps = 0;  // threshold: sweeps per start; 0 = by time. swap, assign: rounds, 0 = 100
-  double seconds = 2;  // threshold without sweeps; the result then depends on the machine's speed
-  int threads = 0;     // 0 = all
+  int64_t sweeps = 0;   // threshold: sweeps per start; 0 = by time. swap, assign: rounds, 0 = 100
+  double seconds = 2;   // threshold without sweeps; the result then depends on the machine's speed
+  int64_t repeats = 1;  // threshold: searches from each start, which share the seconds
+  int threads = 0;      // 0 = all
 };
 
 struct SearchResult {

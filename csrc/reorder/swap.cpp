@@ -1,6 +1,7 @@
 #include "reorder/swap.h"
 
 #include <algorithm>
+#include <functional>
 
 #include "reorder/assignment.h"
 #include "reorder/axis.h"
@@ -14,7 +15,7 @@ constexpr double kTolerance = 1e-5;  // of the total; a swap's share of it is 1 
 // T[i, g], row-major: what line i would lose in group g. `removed` is 1 for removed blocks, in the
 // layout of the group sums, [groups, length].
 std::vector<double> removed_by_group(const LineTable& table, const std::vector<float>& removed,
-                                     Pool& pool) {
+                                     Pool& pool, const std::function<void()>& poll) {
   const int64_t groups = table.groups, length = table.length;
   std::vector<float> columns(static_cast<size_t>(length * groups));  // transposed
   for (int64_t g = 0; g < groups; ++g) {
@@ -22,6 +23,7 @@ std::vector<double> removed_by_group(const LineTable& table, const std::vector<f
   }
   std::vector<double> cost(static_cast<size_t>(table.lines * groups));
   pool.run(table.lines, [&](int64_t i, int) {
+    poll();
     const float* line = table.line(i);
     double* t = cost.data() + i * groups;
     for (int64_t l = 0; l < length; ++l) {
@@ -48,10 +50,10 @@ class SwapDescent {
     for (int64_t g = 0; g < groups_; ++g) find_partner(g);
   }
 
-  void run(double least_gain, Control& control) {
+  void run(double least_gain, const std::function<void()>& poll) {
     // Each swap gains at least least_gain, so this ends; the bound only guards against rounding.
     for (int64_t swaps = 0; swaps < 64 * table_.lines; ++swaps) {
-      if (swaps % 256 == 0) control.poll(0);
+      if (swaps % 256 == 0) poll();
       int64_t g = 0;
       for (int64_t i = 1; i < groups_; ++i) {
         if (gain(i, partner_[i]) > gain(g, partner_[g])) g = i;
@@ -110,10 +112,12 @@ class SwapDescent {
   std::vector<int64_t> slot_, partner_;
 };
 
-void assign_exactly(const LineTable& table, const std::vector<double>& cost, Permutation& perm) {
+void assign_exactly(const LineTable& table, const std::vector<double>& cost, Permutation& perm,
+                    const std::function<void()>& poll) {
   std::vector<int64_t> capacity(static_cast<size_t>(table.groups), table.block);
   capacity.back() = table.lines - (table.groups - 1) * table.block;
-  const std::vector<int32_t> group = assign_to_groups(cost, table.lines, table.groups, capacity);
+  const std::vector<int32_t> group =
+      assign_to_groups(cost, table.lines, table.groups, capacity, poll);
   // Lines that stay in their group keep their order.
   const std::vector<int32_t> now = groups_of(perm, table.block);
   double before = 0, after = 0;
@@ -136,7 +140,10 @@ Alternation alternate(const Problem& problem, Order start, MStep step, int64_t m
   result.order = std::move(start);
   LineTable table;
   while (result.rounds < max_rounds) {
-    control.poll(static_cast<double>(result.rounds) / static_cast<double>(max_rounds));
+    const auto poll = [&] {
+      control.poll(static_cast<double>(result.rounds) / static_cast<double>(max_rounds));
+    };
+    poll();
     // E step
     const std::vector<float> sums = block_sums(problem, result.order, pool);
     const std::vector<uint8_t> keep = select_blocks(problem, sums).keep;
@@ -157,13 +164,13 @@ Alternation alternate(const Problem& problem, Order start, MStep step, int64_t m
           mask[g * table.length + l] = !keep[table.block_index(problem, g, l)];
         }
       }
-      const std::vector<double> cost = removed_by_group(table, mask, pool);
+      const std::vector<double> cost = removed_by_group(table, mask, pool, poll);
       Permutation& perm = axis == Axis::kRows ? result.order.rows : result.order.cols;
       if (step == MStep::kSwap) {
         SwapDescent(table, cost, perm)
-            .run(kTolerance * total / static_cast<double>(table.lines), control);
+            .run(kTolerance * total / static_cast<double>(table.lines), poll);
       } else {
-        assign_exactly(table, cost, perm);
+        assign_exactly(table, cost, perm, poll);
       }
       const std::vector<int32_t> group = groups_of(perm, table.block);
       double now = 0;

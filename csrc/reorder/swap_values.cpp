@@ -1,11 +1,15 @@
 #include "reorder/swap_values.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #if defined(__GNUC__)
 #define TETRIS_INLINE __attribute__((always_inline)) inline
+#define TETRIS_INLINE_LAMBDA __attribute__((always_inline))
 #else
 #define TETRIS_INLINE inline
+#define TETRIS_INLINE_LAMBDA
 #endif
 
 // One binary for every x86-64: the loader picks the clone. Sanitizers start after the loader, so
@@ -26,6 +30,11 @@ namespace {
 typedef float Lanes __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
 typedef int32_t Bits __attribute__((vector_size(kLanes * sizeof(int32_t)), may_alias));
 
+// NOTE: results go by reference; GCC warns of vectors returned by value, though all is inlined.
+TETRIS_INLINE const Lanes& load(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
+TETRIS_INLINE void store(float* to, const Lanes& x) { *reinterpret_cast<Lanes*>(to) = x; }
+TETRIS_INLINE void raise(Lanes& best, const Lanes& x) { best = x > best ? x : best; }
+
 // sum += max(floor, |x|) on kLanes lanes
 TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const Lanes& x) {
   const Lanes& at_least = *reinterpret_cast<const Lanes*>(floor);
@@ -41,8 +50,18 @@ TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const float* x) {
   accumulate(sum, floor, *reinterpret_cast<const Lanes*>(x));
 }
 
+typedef float Half __attribute__((vector_size(kLanes * 2), aligned(4), may_alias));
+
+TETRIS_INLINE float largest_of(const Lanes& lanes) {
+  const Half* half = reinterpret_cast<const Half*>(&lanes);
+  const Half eight = half[0] > half[1] ? half[0] : half[1];
+  const float* lane = reinterpret_cast<const float*>(&eight);
+  const float a = std::max(lane[0], lane[4]), b = std::max(lane[1], lane[5]);
+  const float c = std::max(lane[2], lane[6]), d = std::max(lane[3], lane[7]);
+  return std::max(std::max(a, b), std::max(c, d));
+}
+
 TETRIS_INLINE float total(const Lanes& sum) {
-  typedef float Half __attribute__((vector_size(kLanes * 2), aligned(4), may_alias));
   const Half* half = reinterpret_cast<const Half*>(&sum);
   const Half eight = half[0] + half[1];
   const float* lane = reinterpret_cast<const float*>(&eight);
@@ -52,6 +71,41 @@ TETRIS_INLINE float total(const Lanes& sum) {
 struct Lanes {
   float lane[kLanes];
 };
+
+template <typename Op>
+Lanes combine(const Lanes& x, const Lanes& y, Op op) {
+  Lanes result;
+  for (int64_t u = 0; u < kLanes; ++u) result.lane[u] = op(x.lane[u], y.lane[u]);
+  return result;
+}
+
+inline Lanes operator+(const Lanes& x, const Lanes& y) {
+  return combine(x, y, [](float a, float b) { return a + b; });
+}
+inline Lanes operator-(const Lanes& x, const Lanes& y) {
+  return combine(x, y, [](float a, float b) { return a - b; });
+}
+inline void raise(Lanes& best, const Lanes& x) {
+  best = combine(x, best, [](float a, float b) { return a > b ? a : b; });
+}
+inline Lanes load(const float* x) {
+  Lanes result;
+  std::copy_n(x, kLanes, result.lane);
+  return result;
+}
+inline void store(float* to, const Lanes& x) { std::copy_n(x.lane, kLanes, to); }
+inline Lanes operator+(float x, const Lanes& y) {
+  return combine(y, y, [x](float a, float) { return x + a; });
+}
+inline Lanes operator-(float x, const Lanes& y) {
+  return combine(y, y, [x](float a, float) { return x - a; });
+}
+inline Lanes operator*(float x, const Lanes& y) {
+  return combine(y, y, [x](float a, float) { return x * a; });
+}
+inline float largest_of(const Lanes& lanes) {
+  return *std::max_element(lanes.lane, lanes.lane + kLanes);
+}
 
 inline void accumulate(Lanes& sum, const float* floor, const float* x) {
   for (int64_t u = 0; u < kLanes; ++u) sum.lane[u] += std::fmax(floor[u], std::fabs(x[u]));
@@ -88,16 +142,24 @@ template <>
 TETRIS_INLINE void accumulate_across<kLanes>(const float* base, const float* floor,
                                              const float* tile, int64_t width, int64_t length,
                                              float* values) {
-  Lanes sum = {};
-  for (int64_t l = 0; l < length; ++l) {
+  Lanes even = {}, odd = {};  // two sums: one would wait for its own last addition
+  const auto add = [&](Lanes& sum, int64_t l) TETRIS_INLINE_LAMBDA {
     const Lanes x = base[l] + *reinterpret_cast<const Lanes*>(tile + l * width);
     const Lanes magnitude = (Lanes)((Bits)x & 0x7fffffff);
     const Lanes at_least = floor[l] - Lanes{};
     sum += magnitude > at_least ? magnitude : at_least;
+  };
+  int64_t l = 0;
+  for (; l + 2 <= length; l += 2) {
+    add(even, l);
+    add(odd, l + 1);
   }
-  *reinterpret_cast<Lanes*>(values) = sum;
+  if (l < length) add(even, l);
+  *reinterpret_cast<Lanes*>(values) = even + odd;
 }
 #endif
+
+constexpr float kLowest = std::numeric_limits<float>::lowest();
 
 }  // namespace
 
@@ -150,6 +212,60 @@ void swap_values_across(const float* diff, const float* floor, const float* out,
   if (first < width) {
     accumulate_across<kLanes>(base, floor, tile + first, width, length, values + first);
   }
+}
+
+TETRIS_CLONES
+BestPair best_pair(const float* mean, const float* diff, const float* out, const float* in,
+                   int64_t length) {
+  Lanes g = kLowest - Lanes{}, h = g;
+  int64_t l = 0;
+  for (; l + kLanes <= length; l += kLanes) {
+    Lanes d = load(diff + l);
+    if (out) d = d + (load(in + l) - load(out + l));
+    raise(g, load(mean + l) + d);
+    raise(h, load(mean + l) - d);
+  }
+  BestPair best = {largest_of(g), largest_of(h)};
+  for (; l < length; ++l) {
+    const float d = out ? diff[l] + (in[l] - out[l]) : diff[l];
+    best.g = std::max(best.g, mean[l] + d);
+    best.h = std::max(best.h, mean[l] - d);
+  }
+  return best;
+}
+
+TETRIS_CLONES
+void best_pairs_across(const float* mean, const float* base, const float* tile, int64_t width,
+                       int64_t length, float* best_g, float* best_h) {
+  for (int64_t first = 0; first < width; first += kLanes) {
+    Lanes g = kLowest - Lanes{}, h = g;
+    for (int64_t l = 0; l < length; ++l) {
+      const Lanes d = base[l] + load(tile + l * width + first);
+      raise(g, mean[l] + d);
+      raise(h, mean[l] - d);
+    }
+    store(best_g + first, g);
+    store(best_h + first, h);
+  }
+}
+
+TETRIS_CLONES
+Largest largest_noisy(const float* values, const float* noise, float scale, int64_t count,
+                      float to_beat, float* noisy) {
+  Lanes best = kLowest - Lanes{};
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) {
+    const Lanes x = load(values + j) + scale * load(noise + j);
+    store(noisy + j, x);
+    raise(best, x);
+  }
+  float largest = j > 0 ? largest_of(best) : kLowest;
+  for (; j < count; ++j) {
+    noisy[j] = values[j] + scale * noise[j];
+    largest = noisy[j] > largest ? noisy[j] : largest;
+  }
+  if (!(largest > to_beat)) return {largest, -1};
+  return {largest, std::find(noisy, noisy + count, largest) - noisy};
 }
 
 }  // namespace tetris::reorder

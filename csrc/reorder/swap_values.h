@@ -33,4 +33,26 @@ void swap_values_along(const float* diff, const float* floor, const float* out, 
 void swap_values_across(const float* diff, const float* floor, const float* out, const float* tile,
                         int64_t width, int64_t length, float* base, float* values);
 
+// The largest of mean[l] + d[l] and of mean[l] - d[l], l in [0, length), for d = diff, or
+// d = diff - out + in unless these are null: the best blocks of both groups after a swap.
+struct BestPair {
+  float g, h;
+};
+BestPair best_pair(const float* mean, const float* diff, const float* out, const float* in,
+                   int64_t length);
+
+// The same for all candidates of swap_values_across, from the `base` it leaves: `width` floats
+// each.
+void best_pairs_across(const float* mean, const float* base, const float* tile, int64_t width,
+                       int64_t length, float* best_g, float* best_h);
+
+// noisy[j] = values[j] + scale * noise[j]; returns the first largest of `count`. `noisy` is
+// scratch of `count` floats.
+struct Largest {
+  float value;
+  int64_t index;  // -1 unless value > to_beat
+};
+Largest largest_noisy(const float* values, const float* noise, float scale, int64_t count,
+                      float to_beat, float* noisy);
+
 }  // namespace tetris::reorder

@@ -21,6 +21,13 @@ constexpr int64_t kClusterBytes = 384 << 10;
 // a pair of lines costs 1/15 per element, an element of saliency 1, a block 40 (it is selected).
 constexpr double kSwapCost = 1.0 / 15, kBuildCost = 1.0, kBlockCost = 40.0;
 
+// Rounds that may last longer (ns) look at the clock and for Ctrl-C in between.
+constexpr double kLongRound = 2e7;
+
+// A block row with this many blocks above the price is not about to lose them all. Three would be
+// exact at the moment of counting: two groups that swap lines hold one each.
+constexpr int64_t kRichRow = 6;
+
 int64_t clamp_to_int(double x, double low, double high) {
   return static_cast<int64_t>(std::ceil(std::min(high, std::max(low, x))));
 }
@@ -34,8 +41,9 @@ void ThresholdSearch::Scratch::resize(int64_t stride, int64_t width) {
     }
   }
   if (static_cast<int64_t>(values.size()) < width) {
-    values.resize(static_cast<size_t>(width));
-    noisy.resize(static_cast<size_t>(width));
+    for (std::vector<float>* v : {&values, &noisy, &best_g, &best_h}) {
+      v->resize(static_cast<size_t>(width));
+    }
   }
 }
 
@@ -95,7 +103,9 @@ void ThresholdSearch::pass(Axis axis, double heat) {
   perm_ = rows ? &order_.rows : &order_.cols;
   if (sweep_ == 0 || !alone) table_.build(problem_, order_, axis, pool_);
   exact_rows_ = rows && problem_.balanced;
-  floor_rows_ = rows && !problem_.balanced && !problem_.allow_empty_rows;
+  const bool floor = !problem_.balanced && !problem_.allow_empty_rows;
+  floor_rows_ = rows && floor;
+  floor_cols_ = !rows && floor;
 
   // Neighbouring groups of a random order form clusters that are paired as a whole.
   const int64_t group_bytes = 4 * table_.stride * (table_.block + 1);
@@ -113,6 +123,7 @@ void ThresholdSearch::pass(Axis axis, double heat) {
   const double exact_cost =
       static_cast<double>(problem_.blocks()) * kBlockCost + lines * length * 0.3;
   const int64_t rounds = clamp_to_int(8 * exact_cost / round_cost, 4, 512);
+  const bool long_round = round_cost > kLongRound;
   const double segment_cost = static_cast<double>(rounds) * round_cost;
   const int64_t segments =
       alone ? 1 : clamp_to_int(3 * elements * kBuildCost / segment_cost, 1, 64);
@@ -140,9 +151,14 @@ void ThresholdSearch::pass(Axis axis, double heat) {
         return seat == 0 ? 0 : 1 + (seat - 1 + turn) % turns;
       };
       const uint64_t stream = random.next();
+      if (floor_cols_) find_best_blocks();
       pool_.run(players / 2, [&](int64_t match, int worker) {
         const int64_t a = player(match), b = player(players - 1 - match);
         if (a >= clusters || b >= clusters) return;
+        if (long_round) {
+          if (time_is_up()) return;
+          control_.poll(progress());
+        }
         uint64_t visits = 0;
         for (int64_t i = a * cluster; i < std::min(table_.groups, (a + 1) * cluster); ++i) {
           for (int64_t j = b * cluster; j < std::min(table_.groups, (b + 1) * cluster); ++j) {
@@ -164,14 +180,62 @@ void ThresholdSearch::settle_accounts() {
     best_mass_ = mass;
     best_ = order_;
   }
-  prices_ = block_row_prices(problem_, blocks, /*floor_in_price=*/!floor_rows_);
+  prices_ = block_row_prices(problem_, blocks);
   if (exact_rows_) counts_ = balanced_counts(problem_, blocks);
+  if (floor_cols_) find_poor_rows(blocks);
   for (int64_t g = 0; g < table_.groups; ++g) {
     float* sum = sums_.data() + g * table_.stride;
     for (int64_t l = 0; l < table_.length; ++l) {
       sum[l] -= prices_[table_.block_row(problem_, g, l)];
     }
   }
+}
+
+// Floor, columns: which block rows to watch until the next exact sums.
+void ThresholdSearch::find_poor_rows(const std::vector<float>& blocks) {
+  const int64_t width = problem_.blocks_per_row();
+  poor_.clear();
+  for (int64_t r = 0; r < problem_.row_groups(); ++r) {
+    const float* line = blocks.data() + r * width;
+    int64_t above = 0;
+    for (int64_t b = 0; b < width; ++b) above += line[b] > prices_[r];
+    if (above < kRichRow) {
+      poor_.emplace_back();
+      poor_.back().row = r;
+    }
+  }
+}
+
+// Floor, columns: what holds up the poor rows. Once a round, so that visits of one round agree on
+// it, whichever comes first.
+void ThresholdSearch::find_best_blocks() {
+  constexpr int64_t kRowsPerTask = 64;
+  constexpr float kLowest = std::numeric_limits<float>::lowest();
+  const int64_t count = static_cast<int64_t>(poor_.size()), rows = problem_.row_groups();
+  pool_.run((count + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
+    BestBlocks* const begin = poor_.data() + task * kRowsPerTask;
+    BestBlocks* const end = poor_.data() + std::min(count, (task + 1) * kRowsPerTask);
+    for (BestBlocks* best = begin; best < end; ++best) {
+      std::fill_n(best->sum, 3, kLowest);
+      std::fill_n(best->at, 3, int64_t{-1});
+    }
+    for (int64_t g = 0; g < table_.groups; ++g) {
+      for (int64_t first = 0; first < table_.length; first += rows) {
+        for (BestBlocks* best = begin; best < end; ++best) {
+          const int64_t at = g * table_.stride + first + best->row;
+          const float sum = sums_[at];
+          if (!(sum > best->sum[2])) continue;
+          int k = 2;
+          for (; k > 0 && sum > best->sum[k - 1]; --k) {
+            best->sum[k] = best->sum[k - 1];
+            best->at[k] = best->at[k - 1];
+          }
+          best->sum[k] = sum;
+          best->at[k] = at;
+        }
+      }
+    }
+  });
 }
 
 // What the milder tenth of random swaps changes, to measure temperatures by. The mean, even the
@@ -219,13 +283,34 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
     diff[l] = 0.5f * (sum_g[l] - sum_h[l]);
     s.floor[l] = std::fabs(s.mean[l]);
   }
+  if (floor_cols_) {
+    for (const BestBlocks& best : poor_) {
+      for (int64_t l = best.row; l < length; l += problem_.row_groups()) {
+        const int64_t at_g = g * stride + l, at_h = h * stride + l;
+        int k = 0;
+        while (k < 2 && (best.at[k] == at_g || best.at[k] == at_h)) ++k;
+        s.floor[l] = std::max(s.mean[l], std::min(best.sum[k], 0.0f) - s.mean[l]);
+      }
+    }
+  }
   // Measured: candidates along the lanes win for tall blocks, unless lines are long.
   const bool across = count_h >= 12 && (length <= 256 || count_h > 16);
   if (across) {
-    s.tile.assign(static_cast<size_t>(length * width), 0.0f);
-    for (int64_t j = 0; j < count_h; ++j) {
+    if (static_cast<int64_t>(s.tile.size()) < length * width) {
+      s.tile.resize(static_cast<size_t>(length * width));
+    }
+    float* tile = s.tile.data();  // columns from count_h on hold anything: nobody looks there
+    int64_t j = 0;
+    for (; j + 4 <= count_h; j += 4) {
+      const float* line[4];
+      for (int64_t u = 0; u < 4; ++u) line[u] = table_.line(lines_h[j + u]);
+      for (int64_t l = 0; l < length; ++l) {
+        for (int64_t u = 0; u < 4; ++u) tile[l * width + j + u] = line[u][l];
+      }
+    }
+    for (; j < count_h; ++j) {
       const float* line = table_.line(lines_h[j]);
-      for (int64_t l = 0; l < length; ++l) s.tile[l * width + j] = line[l];
+      for (int64_t l = 0; l < length; ++l) tile[l * width + j] = line[l];
     }
   }
 
@@ -246,7 +331,14 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
     // A group below the price is worth its best block all the same: as long as one of the two is,
     // every candidate needs a look at its maxima. Otherwise only the winner does.
     const bool each = shortfall < 0;
-    if (each) {
+    if (each && across) {
+      float* best_g = s.best_g.data();
+      float* best_h = s.best_h.data();
+      best_pairs_across(s.mean.data(), s.base.data(), s.tile.data(), width, length, best_g, best_h);
+      for (int64_t j = 0; j < count_h; ++j) {
+        values[j] += std::min(best_g[j], 0.0f) + std::min(best_h[j], 0.0f);
+      }
+    } else if (each) {
       for (int64_t j = 0; j < count_h; ++j) {
         values[j] += static_cast<float>(shortfall_after(s, out, table_.line(lines_h[j])));
       }
@@ -254,21 +346,22 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
     // Staying must be beaten by more than the rounding of the sums.
     float to_beat = value + static_cast<float>(shortfall);
     const float rounding = 1e-6f * std::fabs(to_beat);
-    const float* noisy = values;
+    const float* noise = gumbel_.data();
     if (temperature_ > 0) {
-      const float* noise = gumbel_.data() + random.below(kNoise);
-      for (int64_t j = 0; j < count_h; ++j) s.noisy[j] = values[j] + temperature_ * noise[j];
+      noise += random.below(kNoise);
       to_beat += temperature_ * noise[count_h];
-      noisy = s.noisy.data();
     }
-    const int64_t j = std::max_element(noisy, noisy + count_h) - noisy;
-    if (!(noisy[j] > to_beat + rounding)) continue;
+    to_beat += rounding;
+    const Largest best =
+        largest_noisy(values, noise, temperature_, count_h, to_beat, s.noisy.data());
+    const int64_t j = best.index;
+    if (j < 0) continue;
 
     const float* in = table_.line(lines_h[j]);
     double shortfall_then = 0, exact_then = 0;
     if (floor_rows_) {
       shortfall_then = shortfall_after(s, out, in);
-      if (!each && !(noisy[j] + shortfall_then > to_beat + rounding)) continue;
+      if (!each && !(best.value + shortfall_then > to_beat)) continue;
     }
     if (exact_rows_) {
       exact_then = exact_mass_after(g, h, s, out, in);
@@ -300,24 +393,8 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
 // How far the best blocks of both groups lie below the price, once `in` has replaced `out` in the
 // first and `out` has replaced `in` in the second.
 double ThresholdSearch::shortfall_after(const Scratch& s, const float* out, const float* in) const {
-  constexpr float kLowest = std::numeric_limits<float>::lowest();
-  float best_g[kLanes], best_h[kLanes];
-  std::fill_n(best_g, kLanes, kLowest);
-  std::fill_n(best_h, kLanes, kLowest);
-  const auto look = [&](int64_t l, int64_t u) {
-    const float diff = out ? s.diff[l] + (in[l] - out[l]) : s.diff[l];
-    const float x = s.mean[l] + diff, y = s.mean[l] - diff;
-    best_g[u] = x > best_g[u] ? x : best_g[u];
-    best_h[u] = y > best_h[u] ? y : best_h[u];
-  };
-  int64_t l = 0;
-  for (; l + kLanes <= table_.length; l += kLanes) {
-    for (int64_t u = 0; u < kLanes; ++u) look(l + u, u);
-  }
-  for (; l < table_.length; ++l) look(l, 0);
-  const float g = *std::max_element(best_g, best_g + kLanes);
-  const float h = *std::max_element(best_h, best_h + kLanes);
-  return std::min(g, 0.0f) + std::min(h, 0.0f);
+  const BestPair best = best_pair(s.mean.data(), s.diff.data(), out, in, table_.length);
+  return std::min(best.g, 0.0f) + std::min(best.h, 0.0f);
 }
 
 // Balanced mode: the mass that two block rows keep after the swap, and the prices that go with it.

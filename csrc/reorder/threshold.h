@@ -9,6 +9,15 @@
 // is the mass that the best choice keeps, and a swap of two lines of groups g and h changes S_g and
 // S_h only: its gain, blocks chosen anew, costs one pass over two groups' sums.
 //
+// With the floor, a block row without a block above the price is worth its best block all the same,
+// which adds sum_r min(max_{B in r} S_B - price, 0). Swapping rows, that is a look at the maxima of
+// two groups. Swapping columns, let o be the best block of a row outside g and h, less the price;
+// then with the mean a and the half difference d of swap_values.h, row l of the pair is worth
+//
+//     max(a + d, 0) + max(a - d, 0) + min(max(o, a + |d|), 0)  =  a + max(a, min(o, 0) - a, |d|)
+//
+// the same inner loop with another constant in place of |a|.
+//
 //     for each sweep, axis by axis:
 //       sum lines over the other axis' groups            (LineTable)
 //       several times: sum groups exactly, set the price, then some rounds of
@@ -37,7 +46,7 @@ struct ThresholdOptions {
   double seconds = 0;
   // Start temperature, in units of what the milder tenth of random swaps changes.
   // Measured: see benchmarks/reorder.py.
-  double hot = 0.4;
+  double hot = 0.2;
   double cold = 0.04;     // temperature before it drops to zero
   double descent = 0.12;  // share of the work at temperature zero
 };
@@ -57,11 +66,18 @@ class ThresholdSearch {
  private:
   struct Scratch {
     std::vector<float> mean, diff, floor, base, sorted;  // per element of a line
-    std::vector<float> values, noisy;                    // per candidate
+    std::vector<float> values, noisy, best_g, best_h;    // per candidate
     std::vector<float> tile;                             // [length, candidates]
     float price_shift[2] = {0, 0};
 
     void resize(int64_t stride, int64_t width);
+  };
+
+  // The three best blocks of a block row, less the price, and where they are in sums_.
+  struct BestBlocks {
+    int64_t row = 0;
+    float sum[3];
+    int64_t at[3];
   };
 
   double progress() const;
@@ -69,6 +85,8 @@ class ThresholdSearch {
   bool time_is_up() const;
   void pass(Axis axis, double heat);
   void settle_accounts();
+  void find_poor_rows(const std::vector<float>& blocks);
+  void find_best_blocks();
   void visit(int64_t g, int64_t h, Random random, Scratch& scratch);
   double shortfall_after(const Scratch& s, const float* out, const float* in) const;
   double exact_mass_after(int64_t g, int64_t h, Scratch& s, const float* out, const float* in);
@@ -86,11 +104,13 @@ class ThresholdSearch {
   // The pass in progress.
   LineTable table_;
   Permutation* perm_ = nullptr;
-  std::vector<float> sums_;      // [groups, stride], less the price
-  std::vector<float> prices_;    // per block row
-  std::vector<int64_t> counts_;  // blocks per block row, balanced mode
-  bool exact_rows_ = false;      // balanced mode, rows: check swaps exactly
-  bool floor_rows_ = false;      // floor, rows: a group's best block counts even below the price
+  std::vector<float> sums_;       // [groups, stride], less the price
+  std::vector<float> prices_;     // per block row
+  std::vector<int64_t> counts_;   // blocks per block row, balanced mode
+  bool exact_rows_ = false;       // balanced mode, rows: check swaps exactly
+  bool floor_rows_ = false;       // floor, rows: a group's best block counts even below the price
+  bool floor_cols_ = false;       // floor, columns
+  std::vector<BestBlocks> poor_;  // floor, columns: the rows with few blocks above the price
   float temperature_ = 0;
   double scale_[2] = {-1, -1};  // of random swaps, per axis
   std::vector<float> gumbel_;

@@ -24,6 +24,7 @@ def reorder_search(
     start: int,
     seed: int,
     seconds: float,
+    repeats: int,
     sweeps: int,
     threads: int,
     progress: Callable[[float], None] | None,

@@ -9,23 +9,46 @@ made by :meth:`BlockLayout.pack`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import reorder as _reorder
+from .checks import (
+    check_block,
+    check_keywords,
+    check_search,
+    check_sparsity,
+    check_tensor,
+    describe,
+)
 
 if TYPE_CHECKING:
     from scipy.sparse import bsr_matrix
+    from typing_extensions import Unpack
 
-MAX_BLOCK = 128
 Reorder = _reorder.Method | bool
 Importance = Literal["magnitude", "squared"] | Tensor
+
+
+class _SearchArguments(TypedDict, total=False):
+    """Arguments that go on to :func:`tetris.reorder.search` as they are."""
+
+    seed: int
+    budget: float | None
+    sweeps: int | None
+    balanced: bool
+    allow_empty_rows: bool
+
+
+class SearchOptions(_SearchArguments, total=False):
+    """What else a search for a layout may be told; see :meth:`BlockLayout.from_dense`."""
+
+    reorder: Reorder
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,11 +93,9 @@ class BlockLayout:
     col_perm: Tensor | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "block", check_block(self.block))
+        object.__setattr__(self, "block", check_block("BlockLayout", self.block))
         for name in ("out_features", "in_features"):
-            size = getattr(self, name)
-            if not isinstance(size, int) or not 1 <= size < 2**31:
-                raise ValueError(f"BlockLayout: {name} must be an int in [1, 2^31) (got {size!r})")
+            _check_features("BlockLayout", name, getattr(self, name))
         rows, groups = self.block_grid
         _check_index(
             "row_ptr", self.row_ptr, rows + 1, f"ceil({self.out_features} / {self.block[0]}) + 1"
@@ -96,14 +117,9 @@ class BlockLayout:
         block: tuple[int, int],
         sparsity: float,
         *,
-        reorder: Reorder = "threshold",
         importance: Importance | None = None,
-        seed: int = 0,
-        budget: float | None = None,
-        sweeps: int | None = None,
-        balanced: bool = False,
-        allow_empty_rows: bool = False,
         progress: bool = False,
+        **search: Unpack[SearchOptions],
     ) -> BlockLayout:
         """Search for the permutations and blocks that keep the most of a dense weight.
 
@@ -111,11 +127,16 @@ class BlockLayout:
             weight: [out, in], any floating type.
             block: (bo, bi).
             sparsity: Share of *blocks* to remove, in [0, 1]: ``floor(sparsity * blocks)`` go.
-            reorder: How rows and columns are permuted. ``"threshold"`` (or True) is the search of
-                the library; ``"identity"`` (or False) keeps the order; ``"l1_sort"``, ``"swap"``
-                and ``"assign"`` are the simpler rungs, see :mod:`tetris.reorder`.
             importance: What a weight is worth: ``"magnitude"`` (None is the same), ``"squared"``,
                 or a non-negative tensor shaped like the weight.
+            progress: Show a progress bar.
+            **search: How to search:
+
+        Keyword Args:
+            reorder: How rows and columns are permuted. ``"threshold"`` (or True, the default) is
+                the search of the library; ``"identity"`` (or False) keeps the order;
+                ``"l1_sort"``, ``"swap"`` and ``"assign"`` are the simpler rungs, see
+                :mod:`tetris.reorder`.
             seed: Seed of the search.
             budget: Seconds the search may take.
             sweeps: Sweeps of the search instead of a time budget: the result then depends on the
@@ -123,29 +144,19 @@ class BlockLayout:
             balanced: Store the same number of blocks in every block row (up to one).
             allow_empty_rows: Let block rows lose all their blocks. Otherwise every block row keeps
                 its best one, even where that exceeds what ``sparsity`` leaves.
-            progress: Show a progress bar.
 
         Returns:
             The layout, on the weight's device.
 
         Raises:
             NotImplementedError: a convolution weight ([out, in, kh, kw]).
+            TypeError: the weight is no tensor.
             ValueError: a shape, a sparsity or an importance that breaks a rule.
         """
-        check_matrix("BlockLayout.from_dense", weight)
-        saliency = saliency_of("BlockLayout.from_dense", weight, importance)
-        layout, _ = search_layout(
-            saliency,
-            block,
-            sparsity,
-            reorder=reorder,
-            seed=seed,
-            budget=budget,
-            sweeps=sweeps,
-            balanced=balanced,
-            allow_empty_rows=allow_empty_rows,
-            progress=progress,
-        )
+        where = "BlockLayout.from_dense"
+        check_matrix(where, "weight", weight)
+        saliency = saliency_of(where, weight, importance)
+        layout, _ = search_layout(where, saliency, block, sparsity, progress=progress, **search)
         return layout.to(weight.device)
 
     @classmethod
@@ -168,12 +179,11 @@ class BlockLayout:
         Returns:
             The smallest layout whose :meth:`mask` covers the given one.
         """
-        check_matrix("BlockLayout.from_mask", mask)
+        where = "BlockLayout.from_mask"
+        check_matrix(where, "mask", mask)
         if mask.dtype != torch.bool:
-            raise TypeError(
-                f"BlockLayout.from_mask: mask must be bool (got {mask.dtype}); compare it with 0"
-            )
-        block = check_block(block)
+            raise TypeError(f"{where}: mask must be bool (got {mask.dtype}); compare it with 0")
+        block = check_block(where, block)
         out_features, in_features = mask.shape
         for name, perm, size in (
             ("row_perm", row_perm, out_features),
@@ -204,11 +214,15 @@ class BlockLayout:
             row_perm: int32[out] or None.
             col_perm: int32[in] or None.
         """
-        bo, bi = check_block(block)
+        where = "BlockLayout.from_block_mask"
+        bo, bi = check_block(where, block)
+        for name, size in (("out_features", out_features), ("in_features", in_features)):
+            _check_features(where, name, size)
+        check_tensor(where, "block_mask", block_mask)
         grid = (math.ceil(out_features / bo), math.ceil(in_features / bi))
         if block_mask.dtype != torch.bool or tuple(block_mask.shape) != grid:
             raise ValueError(
-                f"BlockLayout.from_block_mask: block_mask must be bool{list(grid)}, the blocks of "
+                f"{where}: block_mask must be bool{list(grid)}, the blocks of "
                 f"{bo}x{bi} in {out_features}x{in_features} "
                 f"(got {block_mask.dtype}{list(block_mask.shape)})"
             )
@@ -264,6 +278,7 @@ class BlockLayout:
             [nnzb, bi, bo], ``values[b][k][r]`` is input k, output r of block b; entries beyond the
             edge of the matrix are zero. Differentiable.
         """
+        check_tensor("BlockLayout.pack", "weight", weight)
         if tuple(weight.shape) != (self.out_features, self.in_features):
             raise ValueError(
                 f"BlockLayout.pack: weight must be [out, in] = [{self.out_features}, "
@@ -283,11 +298,7 @@ class BlockLayout:
             [out, in] in original order, zero where nothing is stored. Differentiable.
         """
         bo, bi = self.block
-        if tuple(values.shape) != (self.nnz_blocks, bi, bo):
-            raise ValueError(
-                f"BlockLayout.unpack: values must be [nnzb, bi, bo] = [{self.nnz_blocks}, {bi}, "
-                f"{bo}] (got {list(values.shape)})"
-            )
+        self._check_values("unpack", values)
         rows, groups = self.block_grid
         blocks = values.new_zeros((rows, groups, bi, bo))
         blocks = blocks.index_put((self._block_rows(), self.col_idx.long()), values)
@@ -311,6 +322,16 @@ class BlockLayout:
         mask = torch.zeros(self.block_grid, dtype=torch.bool, device=self.device)
         mask[self._block_rows(), self.col_idx.long()] = True
         return mask
+
+    def _check_values(self, function: str, values: Tensor) -> None:
+        """Raise unless values are those of this layout's blocks."""
+        bo, bi = self.block
+        check_tensor(f"BlockLayout.{function}", "values", values)
+        if tuple(values.shape) != (self.nnz_blocks, bi, bo):
+            raise ValueError(
+                f"BlockLayout.{function}: values must be [nnzb, bi, bo] = [{self.nnz_blocks}, "
+                f"{bi}, {bo}] (got {list(values.shape)})"
+            )
 
     def _block_rows(self) -> Tensor:
         """int64[nnzb], block row of each stored block."""
@@ -350,9 +371,12 @@ class BlockLayout:
         Returns:
             The layout and its values [nnzb, bi, bo], in the tensor's type.
         """
+        where = "BlockLayout.from_sparse_bsr"
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{where}: a sparse BSR tensor is needed (got {describe(tensor)})")
         if tensor.layout != torch.sparse_bsr or tensor.dim() != 2:
             raise ValueError(
-                "BlockLayout.from_sparse_bsr: a two-dimensional sparse BSR tensor is needed "
+                f"{where}: a two-dimensional sparse BSR tensor is needed "
                 f"(got {tensor.layout} with {tensor.dim()} dimensions)"
             )
         blocks = tensor.values()
@@ -390,7 +414,7 @@ class BlockLayout:
         tidy.sum_duplicates()
         tidy.sort_indices()
         layout = cls(
-            check_block(map(int, tidy.blocksize)),
+            tidy.blocksize,
             int(tidy.shape[0]),
             int(tidy.shape[1]),
             torch.from_numpy(tidy.indptr.astype("int32")),
@@ -400,11 +424,7 @@ class BlockLayout:
 
     def _bsr_shape(self, function: str, values: Tensor, packed: bool) -> tuple[int, int]:
         bo, bi = self.block
-        if tuple(values.shape) != (self.nnz_blocks, bi, bo):
-            raise ValueError(
-                f"BlockLayout.{function}: values must be [nnzb, bi, bo] = [{self.nnz_blocks}, "
-                f"{bi}, {bo}] (got {list(values.shape)})"
-            )
+        self._check_values(function, values)
         rows, groups = self.block_grid
         shape = (rows * bo, groups * bi)
         if packed:
@@ -451,6 +471,8 @@ class BlockLayout:
         """
         from .plotting import plot_layout
 
+        if weight is not None:
+            check_tensor("BlockLayout.plot", "weight", weight)
         plot_layout(self, path, weight)
 
     def _contents(self) -> tuple[Any, ...]:
@@ -491,35 +513,31 @@ class BlockLayout:
 
 
 def search_layout(
+    where: str,
     saliency: Tensor,
     block: tuple[int, int],
     sparsity: float,
     *,
     reorder: Reorder = "threshold",
-    seed: int = 0,
-    budget: float | None = None,
-    sweeps: int | None = None,
-    balanced: bool = False,
-    allow_empty_rows: bool = False,
     progress: bool = False,
+    **search: Unpack[_SearchArguments],
 ) -> tuple[BlockLayout, _reorder.SearchResult]:
     """Layout for a saliency [out, in], with what the search reports about it.
 
-    Arguments as in :meth:`BlockLayout.from_dense`; the layout is on the CPU.
+    Arguments as in :meth:`BlockLayout.from_dense`, and the function named in messages; the layout
+    is on the CPU.
     """
-    block = check_block(block)
-    result = _reorder.search(
-        saliency,
-        block,
-        check_sparsity(sparsity),
-        method=search_method(reorder),
-        seed=seed,
-        budget=budget,
-        sweeps=sweeps,
-        balanced=balanced,
-        allow_empty_rows=allow_empty_rows,
-        progress=progress,
+    block = check_block(where, block)
+    sparsity = check_sparsity(where, sparsity)
+    check_keywords(where, search, SearchOptions.__annotations__)
+    check_search(
+        where,
+        seed=search.get("seed", 0),
+        budget=search.get("budget"),
+        sweeps=search.get("sweeps"),
     )
+    method = search_method(where, reorder)
+    result = _reorder.search(saliency, block, sparsity, method=method, progress=progress, **search)
     out_features, in_features = saliency.shape
     layout = BlockLayout.from_block_mask(
         result.mask, block, out_features, in_features, result.row_perm, result.col_perm
@@ -527,7 +545,7 @@ def search_layout(
     return layout, result
 
 
-def search_method(reorder: Reorder) -> _reorder.Method:
+def search_method(where: str, reorder: Reorder) -> _reorder.Method:
     """Name of the search that a ``reorder`` argument stands for."""
     if reorder is True:
         return "threshold"
@@ -535,7 +553,8 @@ def search_method(reorder: Reorder) -> _reorder.Method:
         return "identity"
     if reorder not in _reorder.METHODS:
         raise ValueError(
-            f"reorder must be True, False or one of {', '.join(_reorder.METHODS)} (got {reorder!r})"
+            f"{where}: reorder must be True, False or one of {', '.join(_reorder.METHODS)} "
+            f"(got {describe(reorder)})"
         )
     return reorder
 
@@ -553,17 +572,19 @@ def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Te
         saliency, name = weight.abs(), "weight"
     elif isinstance(importance, str) and importance == "squared":
         saliency, name = weight.double().square(), "weight"
-    elif isinstance(importance, Tensor):
+    elif isinstance(importance, str) or callable(importance):
+        raise ValueError(
+            f"{where}: importance must be 'magnitude', 'squared' or a tensor "
+            f"(got {describe(importance)})"
+        )
+    else:
+        check_tensor(where, "importance", importance)
         if importance.shape != weight.shape:
             raise ValueError(
                 f"{where}: importance must be shaped like the weight (got {list(importance.shape)} "
                 f"and {list(weight.shape)})"
             )
         saliency, name = importance.detach(), "importance"
-    else:
-        raise ValueError(
-            f"{where}: importance must be 'magnitude', 'squared' or a tensor (got {importance!r})"
-        )
     saliency = saliency.to("cpu", torch.float32).contiguous()
     if not bool(saliency.isfinite().all()):
         count = int((~saliency.isfinite()).sum())
@@ -575,28 +596,9 @@ def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Te
     return saliency
 
 
-def check_sparsity(sparsity: float) -> float:
-    """Return a sparsity in [0, 1], or raise."""
-    if not isinstance(sparsity, (int, float)) or not 0.0 <= sparsity <= 1.0:
-        raise ValueError(
-            f"sparsity, the share of blocks to remove, must be in [0, 1] (got {sparsity!r})"
-        )
-    return float(sparsity)
-
-
-def check_block(block: Iterable[int]) -> tuple[int, int]:
-    """Return a block shape as a pair of ints from 1 to 128, or raise."""
-    pair = tuple(block) if isinstance(block, Iterable) else (block,)
-    if len(pair) != 2 or not all(isinstance(b, int) and 1 <= b <= MAX_BLOCK for b in pair):
-        raise ValueError(
-            f"block must be (height along out, width along in), each from 1 to {MAX_BLOCK} "
-            f"(got {block!r})"
-        )
-    return pair[0], pair[1]
-
-
-def check_matrix(where: str, weight: Tensor) -> None:
-    """Raise unless a weight is [out, in] with something in it."""
+def check_matrix(where: str, name: str, weight: Tensor) -> None:
+    """Raise unless a weight, or a mask of one, is a tensor [out, in] with something in it."""
+    check_tensor(where, name, weight)
     if weight.dim() in (3, 4, 5):
         raise NotImplementedError(
             f"{where}: a convolution weight (shape {list(weight.shape)}) needs SparseConv2d, which "
@@ -604,7 +606,7 @@ def check_matrix(where: str, weight: Tensor) -> None:
         )
     if weight.dim() != 2 or weight.numel() == 0:
         raise ValueError(
-            f"{where}: a non-empty matrix [out, in] is needed (got shape {list(weight.shape)})"
+            f"{where}: {name} must be a non-empty matrix [out, in] (got shape {list(weight.shape)})"
         )
 
 
@@ -640,10 +642,20 @@ def _to_blocks(
     return weight.reshape(rows, bo, groups, bi)
 
 
+def _check_features(where: str, name: str, size: int) -> None:
+    if not isinstance(size, int) or not 1 <= size < 2**31:
+        raise ValueError(f"{where}: {name} must be an int in [1, 2^31) (got {describe(size)})")
+
+
 def _check_index(name: str, tensor: Tensor, size: int | None, rule: str) -> None:
     if not isinstance(tensor, Tensor) or tensor.dtype != torch.int32:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"BlockLayout: {name} must be an int32 tensor (got {got})")
+    if tensor.is_meta:
+        raise ValueError(
+            f"BlockLayout: {name} must hold numbers "
+            "(got a tensor on the meta device, which has none)"
+        )
     if tensor.dim() != 1 or (size is not None and tensor.numel() != size):
         expected = f"[{size}]" + (f", {rule}" if rule else "") if size is not None else "[nnzb]"
         raise ValueError(f"BlockLayout: {name} must be {expected} (got shape {list(tensor.shape)})")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Literal, cast, overload
+from typing import TYPE_CHECKING, Literal, cast, overload
 
 from torch import nn
 
-from .layout import Reorder
+from .checks import check_model, check_weight
 from .nn import SparseLinear, dense_linear, sparse_linear
-from .prune.options import LayerImportance, LayerOptions, LayerOverride
+from .prune.options import LayerOptions, LayerOverride
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport
 from .prune.saliency import check_importance, layer_saliency
@@ -23,75 +23,49 @@ from .prune.tree import (
     select_linear,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class SparsifyArguments(LayerOverride, total=False):
+    """Arguments of :func:`sparsify`, for type checkers; the function explains them."""
+
+    include: Selector | Iterable[Selector] | None
+    exclude: Selector | Iterable[Selector] | None
+    overrides: Mapping[str, LayerOverride] | None
+    scope: Scope
+    types: tuple[type[nn.Linear], ...]
+    inplace: bool
+    progress: bool
+
 
 @overload
 def sparsify(
     model: nn.Module,
     *,
-    sparsity: float = ...,
-    block: tuple[int, int] = ...,
-    include: Selector | Iterable[Selector] | None = ...,
-    exclude: Selector | Iterable[Selector] | None = ...,
-    importance: LayerImportance = ...,
-    reorder: Reorder = ...,
-    overrides: Mapping[str, LayerOverride] | None = ...,
-    scope: Scope = ...,
-    types: tuple[type[nn.Linear], ...] = ...,
-    inplace: bool = ...,
-    balanced: bool = ...,
-    allow_empty_rows: bool = ...,
-    seed: int = ...,
-    budget: float | None = ...,
-    sweeps: int | None = ...,
-    progress: bool = ...,
     return_report: Literal[False] = ...,
+    **arguments: Unpack[SparsifyArguments],
 ) -> nn.Module: ...
 
 
 @overload
 def sparsify(
-    model: nn.Module,
-    *,
-    sparsity: float = ...,
-    block: tuple[int, int] = ...,
-    include: Selector | Iterable[Selector] | None = ...,
-    exclude: Selector | Iterable[Selector] | None = ...,
-    importance: LayerImportance = ...,
-    reorder: Reorder = ...,
-    overrides: Mapping[str, LayerOverride] | None = ...,
-    scope: Scope = ...,
-    types: tuple[type[nn.Linear], ...] = ...,
-    inplace: bool = ...,
-    balanced: bool = ...,
-    allow_empty_rows: bool = ...,
-    seed: int = ...,
-    budget: float | None = ...,
-    sweeps: int | None = ...,
-    progress: bool = ...,
-    return_report: Literal[True],
+    model: nn.Module, *, return_report: Literal[True], **arguments: Unpack[SparsifyArguments]
 ) -> tuple[nn.Module, SparsifyReport]: ...
 
 
 def sparsify(
     model: nn.Module,
     *,
-    sparsity: float = 0.9,
-    block: tuple[int, int] = (4, 1),
     include: Selector | Iterable[Selector] | None = None,
     exclude: Selector | Iterable[Selector] | None = None,
-    importance: LayerImportance = "magnitude",
-    reorder: Reorder = "threshold",
     overrides: Mapping[str, LayerOverride] | None = None,
     scope: Scope = "layer",
     types: tuple[type[nn.Linear], ...] = (nn.Linear,),
     inplace: bool = False,
-    balanced: bool = False,
-    allow_empty_rows: bool = False,
-    seed: int = 0,
-    budget: float | None = None,
-    sweeps: int | None = None,
     progress: bool = False,
     return_report: bool = False,
+    **settings: Unpack[LayerOverride],
 ) -> nn.Module | tuple[nn.Module, SparsifyReport]:
     """Prune the linear layers of a model to blocks and let them compute with what is left.
 
@@ -102,16 +76,9 @@ def sparsify(
 
     Args:
         model: Any module. If it is itself an ``nn.Linear``, the sparse layer is returned.
-        sparsity: Share of blocks to remove, in [0, 1].
-        block: (bo, bi), block height along outputs and width along inputs, each from 1 to 128.
         include: Layers to prune, all if None: names, fnmatch patterns (``"encoder.*"``), module
             types, or modules; each stands for every linear layer at or below what it matches.
         exclude: Layers to leave dense, in the same terms; wins over include.
-        importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
-            ``"squared"``, a function ``f(layer name, layer) -> [out, in]``, or a dict from layer
-            name to such a tensor; non-negative.
-        reorder: The search for row and column orders, see :meth:`tetris.BlockLayout.from_dense`;
-            False keeps the order.
         overrides: Settings for some layers, ``{"decoder.*": {"sparsity": 0.8, "block": (8, 1)}}``:
             any of :class:`tetris.prune.LayerOverride`. Later entries win.
         scope: ``"layer"``: each layer has this sparsity. ``"global"``: all layers together have it;
@@ -120,15 +87,23 @@ def sparsify(
         types: Exact types to replace. Subclasses of ``nn.Linear`` must be named here: their
             ``forward`` is lost.
         inplace: Change the model itself; otherwise a deep copy.
+        progress: Show a progress bar per layer.
+        return_report: Return ``(model, report)``; ``print(report)`` shows the layers, what they
+            retain, and which linear layers stay dense and why.
+        sparsity: Share of blocks to remove, in [0, 1]; 0.9 by default.
+        block: (bo, bi), block height along outputs and width along inputs, each from 1 to 128;
+            (4, 1) by default.
+        importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
+            ``"squared"``, a function ``f(layer name, layer) -> [out, in]``, or a dict from layer
+            name to such a tensor; non-negative.
+        reorder: The search for row and column orders, see :meth:`tetris.BlockLayout.from_dense`;
+            False keeps the order.
         balanced: Store equally many blocks in every block row (up to one).
         allow_empty_rows: Let block rows lose all their blocks; otherwise each keeps its best one.
         seed: Seed of the search.
         budget: Seconds the search may take per layer.
         sweeps: Sweeps of the search instead of a time budget: the result then depends on the
             arguments alone, not on the speed of the machine.
-        progress: Show a progress bar per layer.
-        return_report: Return ``(model, report)``; ``print(report)`` shows the layers, what they
-            retain, and which linear layers stay dense and why.
 
     Returns:
         The model with sparse layers, or with ``return_report`` the model and a
@@ -137,8 +112,10 @@ def sparsify(
 
     Raises:
         ValueError: an argument breaks a rule; a pattern matches nothing; nothing is left to prune;
-            a weight is shared with a module that stays dense; a layer has hooks that would be lost.
-            The model is unchanged then.
+            a weight is shared with a module that stays dense, has no kernel (half precision,
+            another device than the CPU) or no numbers; a layer has hooks that would be lost. The
+            model is unchanged then.
+        TypeError: an argument is of the wrong kind, such as a state_dict for the model.
 
     Example:
         >>> sparse, report = tetris.sparsify(
@@ -150,17 +127,7 @@ def sparsify(
     search differs, see :mod:`tetris.reorder`.
     """
     where = "tetris.sparsify"
-    default = LayerOptions(
-        sparsity=sparsity,
-        block=block,
-        importance=importance,
-        reorder=reorder,
-        balanced=balanced,
-        allow_empty_rows=allow_empty_rows,
-        seed=seed,
-        budget=budget,
-        sweeps=sweeps,
-    )
+    default = LayerOptions.of(where, settings)
     selection = select_linear(where, model, include, exclude, types)
     if inplace and "" in selection.layers:
         raise ValueError(
@@ -169,7 +136,8 @@ def sparsify(
     options, fixed = layer_options(where, model, selection, default, overrides)
     for name, layer in selection.layers.items():
         check_hooks(where, name, layer)
-    check_importance(where, importance, selection.layers)
+        check_weight(f"{where}: layer {name!r}", layer.weight)
+    check_importance(where, default.importance, selection.layers)
     saliency = {}
     for first, group in selection.tied.items():
         parts = [
@@ -209,7 +177,13 @@ def _warn_of_shortfall(
 ) -> None:
     """Say which layers store more blocks than asked for; whole blocks and the floor are why."""
     short = [r for r in reports if r.block_sparsity < asked[r.name] - tolerance]
-    if short:
+    if all(asked[r.name] == 1.0 for r in short) and short:
+        warnings.warn(
+            f"{where}: sparsity=1.0 asks to remove every block; each block row keeps its best one "
+            "(for one percent of the weights left, pass 0.99)",
+            stacklevel=3,
+        )
+    elif short:
         worst = max(short, key=lambda r: asked[r.name] - r.block_sparsity)
         warnings.warn(
             f"{where}: {len(short)} of {len(reports)} layers keep more blocks than asked for, "
@@ -235,6 +209,7 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             unchanged then.
     """
     where = "tetris.densify"
+    check_model(where, model)
     names = [n for n, m in model.named_modules() if isinstance(m, SparseLinear)]
     if inplace and "" in names:
         raise ValueError(

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
-from .layout import BlockLayout, Importance, Reorder, check_matrix, saliency_of, search_layout
+from .checks import DTYPES, check_keywords, check_weight, describe
+from .layout import BlockLayout, Importance, SearchOptions, check_matrix, saliency_of, search_layout
 from .ops import Activation
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _bsmm = torch.ops.tetris.bsmm.default
 _ACTIVATIONS = get_args(ops.Activation)
@@ -73,6 +77,11 @@ class SparseLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        _check_layout("SparseLinear", layout)
+        if dtype is not None and dtype not in DTYPES:
+            raise ValueError(
+                f"SparseLinear: dtype must be float32, or float64 for checks (got {dtype})"
+            )
         if (layout.out_features, layout.in_features) != (out_features, in_features):
             raise ValueError(
                 "SparseLinear: layout must be of the layer's size, out x in (got "
@@ -81,7 +90,7 @@ class SparseLinear(nn.Module):
         if activation not in _ACTIVATIONS:
             raise ValueError(
                 f"SparseLinear: activation must be one of {', '.join(_ACTIVATIONS)} "
-                f"(got {activation!r})"
+                f"(got {describe(activation)})"
             )
         self.in_features = in_features
         self.out_features = out_features
@@ -116,14 +125,9 @@ class SparseLinear(nn.Module):
         layout: BlockLayout | None = None,
         sparsity: float | None = None,
         block: tuple[int, int] = (4, 1),
-        reorder: Reorder = "threshold",
         importance: Importance | None = None,
         activation: Activation = "none",
-        seed: int = 0,
-        budget: float | None = None,
-        sweeps: int | None = None,
-        balanced: bool = False,
-        allow_empty_rows: bool = False,
+        **search: Unpack[SearchOptions],
     ) -> SparseLinear:
         """Keep the blocks of a dense layer that a layout stores; the dense layer is not changed.
 
@@ -131,16 +135,12 @@ class SparseLinear(nn.Module):
             module: The dense layer.
             layout: What to store. Either this or ``sparsity``.
             sparsity: Share of blocks to remove; a layout is then searched as by
-                :meth:`tetris.BlockLayout.from_dense`, which explains the remaining arguments.
+                :meth:`tetris.BlockLayout.from_dense`.
             block: (bo, bi), with ``sparsity`` only, like all that follow except ``activation``.
-            reorder: Search to use.
             importance: What a weight is worth.
             activation: Function to fuse behind the layer.
-            seed: Seed of the search.
-            budget: Seconds the search may take.
-            sweeps: Sweeps of the search instead of seconds: the same layout on any machine.
-            balanced: Store equally many blocks in every block row.
-            allow_empty_rows: Let block rows lose all their blocks.
+            **search: ``reorder``, ``seed``, ``budget``, ``sweeps``, ``balanced`` and
+                ``allow_empty_rows``, as :meth:`tetris.BlockLayout.from_dense` explains them.
 
         Returns:
             The sparse layer, on the device and in the type, mode and ``requires_grad`` of the
@@ -149,32 +149,32 @@ class SparseLinear(nn.Module):
         Raises:
             NotImplementedError: a convolution.
             TypeError: not a linear layer.
-            ValueError: both or neither of ``layout`` and ``sparsity``, or one that does not fit.
+            ValueError: both or neither of ``layout`` and ``sparsity``, or one that does not fit; a
+                weight that no kernel computes with: half precision, another device than the CPU.
         """
+        where = "SparseLinear.from_dense"
         if isinstance(module, nn.modules.conv._ConvNd):
-            check_matrix("SparseLinear.from_dense", module.weight)
+            check_matrix(where, "weight", module.weight)
         if not isinstance(module, nn.Linear):
+            hint = ""
+            if isinstance(module, nn.Module):
+                hint = "; tetris.sparsify converts the linear layers of a model"
             raise TypeError(
-                f"SparseLinear.from_dense: an nn.Linear is needed (got {type(module).__name__})"
+                f"{where}: module must be an nn.Linear (got {type(module).__name__}{hint})"
             )
         if (layout is None) == (sparsity is None):
             raise ValueError(
-                "SparseLinear.from_dense: pass either layout= or sparsity= "
+                f"{where}: pass either layout= or sparsity= "
                 f"(got {'neither' if layout is None else 'both'})"
             )
+        check_keywords(where, search, SearchOptions.__annotations__)
+        check_weight(where, module.weight)
         if layout is None:
             assert sparsity is not None
-            layout, _ = search_layout(
-                saliency_of("SparseLinear.from_dense", module.weight, importance),
-                block,
-                sparsity,
-                reorder=reorder,
-                seed=seed,
-                budget=budget,
-                sweeps=sweeps,
-                balanced=balanced,
-                allow_empty_rows=allow_empty_rows,
-            )
+            saliency = saliency_of(where, module.weight, importance)
+            layout, _ = search_layout(where, saliency, block, sparsity, **search)
+        else:
+            _check_layout(where, layout)
         bias = module.bias
         if bias is not None:
             bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
@@ -349,6 +349,12 @@ class SparseLinear(nn.Module):
             if index is not None:
                 index = torch.empty(index.shape, dtype=torch.int32, device=values.device)
             self._buffers[name] = index
+
+
+def _check_layout(where: str, layout: object) -> None:
+    if not isinstance(layout, BlockLayout):
+        hint = "; BlockLayout.from_mask makes one" if isinstance(layout, Tensor) else ""
+        raise TypeError(f"{where}: layout must be a BlockLayout (got {describe(layout)}{hint})")
 
 
 # -- used by the model-level functions, which share parameters instead of copying them -------------

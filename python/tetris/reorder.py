@@ -14,7 +14,6 @@ starts crowd the kept blocks into few rows, so try both values of ``start`` and 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ import numpy as np
 import torch
 
 from tetris import _C
+
+from .checks import check_block, check_search, check_sparsity, check_tensor, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,8 +154,7 @@ def search(
 
     Raises:
         ValueError: for an argument out of range, or saliency that is negative, NaN or infinite.
-        KeyboardInterrupt: on Ctrl-C, between two steps of the search (up to a few seconds where one
-            step works on a large matrix).
+        KeyboardInterrupt: on Ctrl-C, within about half a second.
 
     Example:
         >>> weight = torch.randn(512, 512)
@@ -163,21 +163,20 @@ def search(
     """
     _check_choice("method", method, METHODS)
     _check_choice("start", start, STARTS)
-    if budget is not None and not (budget >= 0 and math.isfinite(budget)):
-        raise ValueError(f"search: budget must be a number of seconds >= 0 (got {budget})")
-    if sweeps is not None and sweeps < 1:
-        raise ValueError(f"search: sweeps must be at least 1 (got {sweeps})")
-    if threads is not None and threads < 1:
-        raise ValueError(f"search: threads must be at least 1 (got {threads})")
-    problem = _Problem.of("search", saliency, block, sparsity, tie_kernel)
+    where = "tetris.reorder.search"
+    check_search(where, seed=seed, budget=budget, sweeps=sweeps, threads=threads)
+    problem = _Problem.of(where, saliency, block, sparsity, tie_kernel)
     rows, cols, _ = problem.values.shape
     if method == "assign" and sweeps is None and max(rows, cols) > ASSIGN_LIMIT:
         raise ValueError(
-            f'search: method="assign" takes minutes above {ASSIGN_LIMIT} rows or columns '
+            f'{where}: method="assign" takes minutes above {ASSIGN_LIMIT} rows or columns '
             f'(got {rows} x {cols}); use method="threshold", or give sweeps to insist'
         )
+    enough = default_budget((rows, cols, problem.values.shape[2]), problem.block)
     if budget is None:
-        budget = default_budget((rows, cols, problem.values.shape[2]), problem.block)
+        budget = enough
+    # Beyond some length, a second search from each start finds more than a slower one.
+    repeats = 1 if sweeps else max(1, min(8, int(budget / (2 * enough)))) if enough > 0 else 1
     with _progress_bar(progress) as report:
         found = _C.reorder_search(
             problem.values,
@@ -187,8 +186,9 @@ def search(
             allow_empty_rows,
             METHODS.index(method),
             STARTS.index(start),
-            seed % 2**64,
+            int(seed) % 2**64,
             float(budget),
+            repeats,
             sweeps or 0,
             threads or 0,
             report,
@@ -249,15 +249,16 @@ def block_mask(
         ...     saliency, (16, 16), 0.8, found.row_perm, found.col_perm
         ... )
     """
-    problem = _Problem.of("block_mask", saliency, block, sparsity, tie_kernel)
+    where = "tetris.reorder.block_mask"
+    problem = _Problem.of(where, saliency, block, sparsity, tie_kernel)
     mask = _C.reorder_select(
         problem.values,
         *problem.block,
         problem.kept,
         balanced,
         allow_empty_rows,
-        _permutation("row_perm", row_perm, problem.values.shape[0]),
-        _permutation("col_perm", col_perm, problem.values.shape[1]),
+        _permutation(where, "row_perm", row_perm, problem.values.shape[0]),
+        _permutation(where, "col_perm", col_perm, problem.values.shape[1]),
     )
     return problem.expand(mask)
 
@@ -277,7 +278,7 @@ def default_budget(shape: tuple[int, ...], block: tuple[int, int]) -> float:
         2.0
     """
     out, in_features, positions = shape[0], shape[1], math.prod(shape[2:])
-    bo, bi = block
+    bo, bi = check_block("tetris.reorder.default_budget", block)
     elements = out * in_features * positions
     # Numbers to compare when every pair of rows, and of columns, is tried once.
     work = (out * elements / bi if bo > 1 else 0) + (in_features * elements / bo if bi > 1 else 0)
@@ -295,45 +296,42 @@ class _Problem:
 
     @staticmethod
     def of(
-        op: str,
+        where: str,
         saliency: torch.Tensor | NDArray[Any],
         block: tuple[int, int],
         sparsity: float,
         tie_kernel: bool,
     ) -> _Problem:
         if isinstance(saliency, torch.Tensor):
-            tensor = saliency.detach().cpu()
+            tensor = check_tensor(where, "saliency", saliency).detach().cpu()
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 tensor = tensor.float()
             array = tensor.numpy()
         else:
             array = np.asarray(saliency)
+            if array.dtype == object:
+                raise TypeError(
+                    f"{where}: saliency must be a tensor or an array (got {describe(saliency)})"
+                )
         if array.ndim not in (2, 4) or array.size == 0:
             raise ValueError(
-                f"{op}: saliency must be [out, in] or [out, in, kh, kw] and not empty "
+                f"{where}: saliency must be [out, in] or [out, in, kh, kw] and not empty "
                 f"(got shape {tuple(array.shape)})"
             )
         if array.dtype == np.float16:
             array = array.astype(np.float32)
         if array.dtype not in (np.float32, np.float64):
-            raise ValueError(f"{op}: saliency must be floating point (got {array.dtype})")
+            raise ValueError(f"{where}: saliency must be floating point (got {array.dtype})")
         low, high = array.min(), array.max()  # NaN propagates to both
         if not (low >= 0 and high < np.inf):
             bad = np.argwhere(~((array >= 0) & (array < np.inf)))[0]
-            where = ", ".join(str(i) for i in bad)
+            place = ", ".join(str(i) for i in bad)
             raise ValueError(
-                f"{op}: saliency must be finite and non-negative "
-                f"(got {array[tuple(bad)]} at [{where}])"
+                f"{where}: saliency must be finite and non-negative "
+                f"(got {array[tuple(bad)]} at [{place}])"
             )
-        try:
-            bo, bi = (operator.index(extent) for extent in block)
-        except (TypeError, ValueError):
-            raise ValueError(f"{op}: block must be (bo, bi) (got {block!r})") from None
-        if not (1 <= bo <= 128 and 1 <= bi <= 128):
-            raise ValueError(f"{op}: block extents must be from 1 to 128 (got {bo} x {bi})")
-        if not 0 <= sparsity <= 1:
-            raise ValueError(f"{op}: sparsity must be from 0 to 1 (got {sparsity})")
-
+        bo, bi = check_block(where, block)
+        sparsity = check_sparsity(where, sparsity)
         if not (1e-20 < high < 1e20):  # sums should stay far from the ends of float32
             array = array / high if high > 0 else array
         rows, cols = array.shape[:2]
@@ -352,23 +350,28 @@ class _Problem:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"search: {name} must be one of {', '.join(choices)} (got {value!r})")
+        raise ValueError(
+            f"tetris.reorder.search: {name} must be one of {', '.join(choices)} "
+            f"(got {describe(value)})"
+        )
 
 
 def _perm_tensor(perm: NDArray[np.int32] | None) -> torch.Tensor | None:
     return None if perm is None else torch.from_numpy(perm)
 
 
-def _permutation(name: str, perm: torch.Tensor | NDArray[Any] | None, n: int) -> NDArray[np.int32]:
+def _permutation(
+    where: str, name: str, perm: torch.Tensor | NDArray[Any] | None, n: int
+) -> NDArray[np.int32]:
     if perm is None:
         return np.arange(n, dtype=np.int32)
     array = perm.detach().cpu().numpy() if isinstance(perm, torch.Tensor) else np.asarray(perm)
     if array.shape != (n,) or array.dtype.kind not in "iu":
         raise ValueError(
-            f"block_mask: {name} must be {n} integers (got {array.dtype} {tuple(array.shape)})"
+            f"{where}: {name} must be {n} integers (got {array.dtype} {tuple(array.shape)})"
         )
     if not np.array_equal(np.sort(array), np.arange(n)):
-        raise ValueError(f"block_mask: {name} must hold each of 0 .. {n - 1} once")
+        raise ValueError(f"{where}: {name} must hold each of 0 .. {n - 1} once")
     return np.ascontiguousarray(array, dtype=np.int32)
 
 

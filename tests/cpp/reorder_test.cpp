@@ -141,6 +141,64 @@ TEST(SwapValues, AgreeWithTheDirectForm) {
   }
 }
 
+TEST(SwapValues, BestPairs) {
+  for (int64_t length : {1, 15, 16, 33, 100}) {
+    for (int64_t count : {1, 4, 16, 20, 50}) {
+      const int64_t width = pad_lanes(count);
+      // Below the price, all of it: no zero may slip in from the padding.
+      std::vector<float> mean = random_values(pad_lanes(length), 1);
+      for (float& x : mean) x -= 20;
+      const std::vector<float> diff = random_values(pad_lanes(length), 2);
+      const std::vector<float> lines = random_values((count + 1) * length, 3);
+      const float* out = lines.data() + count * length;
+      std::vector<float> tile(length * width), base(length), best_g(width), best_h(width);
+      for (int64_t l = 0; l < length; ++l) {
+        base[l] = diff[l] - out[l];
+        for (int64_t j = 0; j < count; ++j) tile[l * width + j] = lines[j * length + l];
+      }
+      best_pairs_across(mean.data(), base.data(), tile.data(), width, length, best_g.data(),
+                        best_h.data());
+      for (int64_t j = -1; j < count; ++j) {  // -1: no swap
+        double g = -1e300, h = -1e300;
+        for (int64_t l = 0; l < length; ++l) {
+          const double d = j < 0 ? diff[l] : double{diff[l]} - out[l] + lines[j * length + l];
+          g = std::max(g, mean[l] + d);
+          h = std::max(h, mean[l] - d);
+        }
+        const float* in = j < 0 ? nullptr : lines.data() + j * length;
+        const BestPair best =
+            best_pair(mean.data(), diff.data(), j < 0 ? nullptr : out, in, length);
+        EXPECT_NEAR(best.g, g, 1e-5) << length << " " << j;
+        EXPECT_NEAR(best.h, h, 1e-5) << length << " " << j;
+        if (j < 0) continue;
+        EXPECT_NEAR(best_g[j], g, 1e-5) << length << " " << j;
+        EXPECT_NEAR(best_h[j], h, 1e-5) << length << " " << j;
+      }
+    }
+  }
+}
+
+TEST(SwapValues, LargestNoisy) {
+  for (int64_t count : {1, 4, 15, 16, 17, 64, 128}) {
+    const std::vector<float> values = random_values(count, 1), noise = random_values(count, 2);
+    std::vector<float> noisy(count);
+    int64_t expected = 0;
+    const auto sum = [&](int64_t j) { return values[j] + 0.5f * noise[j]; };
+    for (int64_t j = 1; j < count; ++j) {
+      if (sum(j) > sum(expected)) expected = j;
+    }
+    const auto largest = [&](float to_beat) {
+      return largest_noisy(values.data(), noise.data(), 0.5f, count, to_beat, noisy.data());
+    };
+    EXPECT_EQ(largest(0).index, expected) << count;
+    EXPECT_NEAR(largest(0).value, sum(expected), 1e-5) << count;
+    EXPECT_EQ(largest(sum(expected) + 1).index, -1) << count;
+  }
+  const std::vector<float> equal(40, 1.0f), none(40, 0.0f);
+  std::vector<float> noisy(40);
+  EXPECT_EQ(largest_noisy(equal.data(), none.data(), 0, 40, 0, noisy.data()).index, 0);
+}
+
 TEST(Objective, BlockSumsAndTablesAgreeWithTheReference) {
   for (const Case& c : {Case(20, 30, 1, 4, 5, .5), Case(19, 31, 3, 4, 8, .5),
                         Case(70, 130, 1, 1, 16, .5), Case(7, 5, 9, 16, 16, .5)}) {
@@ -307,6 +365,61 @@ TEST(Search, RoundsInParallelGiveTheSameResult) {
   const SearchResult together = search(c.problem, options, four);
   EXPECT_EQ(alone.order.rows, together.order.rows);
   EXPECT_GT(alone.selection.mass, alone.l1_sort_mass);
+}
+
+TEST(Search, FindsTheBestOrderOfNearlyAllSmallProblems) {
+  // 4 x 6 in blocks of 2 x 2: all 3 pairings of rows with all 15 of columns.
+  for (const bool allow_empty : {false, true}) {
+    int missed = 0;
+    for (int64_t kept = 1; kept <= 4; ++kept) {
+      for (uint64_t seed = 0; seed < 8; ++seed) {
+        Case c(4, 6, 1, 2, 2, .5, 100 + seed);
+        for (int64_t i = 12; i < 24; ++i) c.values[i] *= 0.2f;  // poor rows
+        c.problem.kept = kept;
+        c.problem.allow_empty_rows = allow_empty;
+        SearchOptions options;
+        options.sweeps = 40;
+        options.threads = 1;
+        Control control;
+        const double found = search(c.problem, options, control).selection.mass;
+        Pool pool(1);
+        Order order = identity_order(c.problem);
+        double best = 0;
+        do {
+          do {
+            const std::vector<float> sums = block_sums(c.problem, order, pool);
+            best = std::max(best, select_blocks(c.problem, sums).mass);
+            // The first line may stay: the order of groups does not matter.
+          } while (std::next_permutation(order.cols.begin() + 1, order.cols.end()));
+        } while (std::next_permutation(order.rows.begin() + 1, order.rows.end()));
+        EXPECT_LE(found, best + 1e-4);
+        missed += found < best - 1e-4;
+      }
+    }
+    EXPECT_LE(missed, 1) << "of 32, " << allow_empty;
+  }
+}
+
+TEST(Search, StopsInTheMiddleOfALongRound) {
+  // Pairing all groups compares 2048 * 128 * 256 / 2 numbers a round: long in debug builds.
+  Case c(2048, 2048, 1, 128, 8, .75);
+  for (const Method method : {Method::kThreshold, Method::kSwap}) {
+    SearchOptions options;
+    options.method = method;
+    options.seconds = 600;
+    options.threads = 1;
+    Control timer;
+    double asked = 0;
+    Control control([&](double) {
+      asked = timer.seconds();
+      return asked < 0.5;
+    });
+    try {
+      search(c.problem, options, control);
+    } catch (const Cancelled&) {
+      EXPECT_LT(timer.seconds() - asked, 0.5);
+    }
+  }
 }
 
 TEST(Search, StopsWhenToldTo) {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layout import BlockLayout, block_sums, check_sparsity
+from ..checks import check_sparsity, check_weight, describe
+from ..layout import BlockLayout, block_sums
 from ..nn import sparse_linear
 from ..reorder import block_mask
 from .allocate import Scored, allocate
@@ -29,6 +30,9 @@ from .tree import (
     select_linear,
 )
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 class BlockPruner:
     """Masks blocks of linear layers while a model trains, and makes it sparse in the end.
@@ -42,7 +46,7 @@ class BlockPruner:
 
     Args:
         model: The model; changed in place until :meth:`remove` or :meth:`finalize`.
-        options: Settings of the layers.
+        options: Settings of the layers, in place of ``settings``.
         schedule: ``"one_shot"``, :class:`Cubic`, or ``f(step, final sparsity) -> sparsity``.
         include: Layers to prune, as for :func:`tetris.sparsify`.
         exclude: Layers to leave alone.
@@ -52,12 +56,14 @@ class BlockPruner:
         search_every_update: Search the permutations anew whenever masks change. A refresh may
             bring removed blocks back, with zero weights.
         progress: Show progress bars during searches.
+        **settings: ``sparsity``, ``block`` and the other fields of :class:`LayerOptions`, as for
+            :func:`tetris.sparsify`.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        options: LayerOptions,
+        options: LayerOptions | None = None,
         *,
         schedule: Literal["one_shot"] | Schedule = "one_shot",
         include: Selector | Iterable[Selector] | None = None,
@@ -67,15 +73,23 @@ class BlockPruner:
         scope: Scope = "layer",
         search_every_update: bool = False,
         progress: bool = False,
+        **settings: Unpack[LayerOverride],
     ) -> None:
+        where = self._name
+        if options is None:
+            options = LayerOptions.of(where, settings)
+        elif not isinstance(options, LayerOptions) or settings:
+            raise TypeError(
+                f"{where}: settings go by keyword, such as sparsity=0.9, or all in one "
+                f"LayerOptions (got {' and '.join([describe(options), *settings])})"
+            )
         self.model = model
         self.options = options
-        self.schedule = as_schedule(schedule)
+        self.schedule = as_schedule(where, schedule)
         self.scope: Scope = scope
         self.search_every_update = search_every_update
         self.progress = progress
         self.steps = 0
-        where = self._name
         selection = select_linear(where, model, include, exclude, types)
         for group in selection.tied.values():
             if len(group) > 1:
@@ -173,11 +187,14 @@ class BlockPruner:
                 deep copy and training may go on.
 
         Raises:
-            ValueError: a layer has hooks that would be lost.
+            ValueError: a layer has hooks that would be lost, or is of a type or on a device that
+                sparse layers cannot compute with: masks train anywhere, ``model.float().cpu()``
+                brings them home.
         """
         self._check_attached("finalize")
         for name, layer in self._layers.items():
             check_hooks(self._name, name, layer)
+            check_weight(f"{self._name}.finalize: layer {name!r}", _original(layer))
         if inplace and "" in self._layers:
             raise ValueError(
                 f"{self._name}: a model that is one nn.Linear cannot be replaced in place; "
@@ -286,7 +303,9 @@ class BlockPruner:
             )
 
     def _scheduled(self, final: float) -> float:
-        return min(final, check_sparsity(self.schedule(self.steps, final)))
+        return min(
+            final, check_sparsity(f"{self._name}: schedule", self.schedule(self.steps, final))
+        )
 
     def _saliencies(self) -> dict[str, Tensor]:
         return {name: self.saliency(name, layer) for name, layer in self._layers.items()}

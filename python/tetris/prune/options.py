@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Literal, TypedDict
+from dataclasses import InitVar, dataclass, fields, replace
+from typing import Literal
 
 from torch import Tensor, nn
 
-from ..layout import Reorder, check_block, check_sparsity, search_method
+from ..checks import check_block, check_keywords, check_search, check_sparsity, describe
+from ..layout import Reorder, SearchOptions, search_method
 
 LayerImportance = (
     Literal["magnitude", "squared"] | Callable[[str, nn.Module], Tensor] | Mapping[str, Tensor]
@@ -16,23 +17,20 @@ LayerImportance = (
 """Worth of weights: a name, ``f(layer name, layer) -> [out, in]``, or tensors by layer name."""
 
 
-class LayerOverride(TypedDict, total=False):
-    """Settings that ``overrides`` may change for some layers; see :func:`tetris.sparsify`."""
+class LayerOverride(SearchOptions, total=False):
+    """Settings that each layer may have its own of; see :func:`tetris.sparsify`."""
 
     sparsity: float
     block: tuple[int, int]
     importance: LayerImportance
-    reorder: Reorder
-    balanced: bool
-    allow_empty_rows: bool
-    seed: int
-    budget: float | None
-    sweeps: int | None
 
 
 @dataclass(frozen=True)
 class LayerOptions:
-    """Settings of one layer, checked; the fields are the arguments of :func:`tetris.sparsify`."""
+    """Settings of one layer, checked; the fields are the arguments of :func:`tetris.sparsify`.
+
+    ``where`` is named in messages.
+    """
 
     sparsity: float = 0.9
     block: tuple[int, int] = (4, 1)
@@ -43,14 +41,32 @@ class LayerOptions:
     seed: int = 0
     budget: float | None = None
     sweeps: int | None = None
+    where: InitVar[str] = "tetris.prune.LayerOptions"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sparsity", check_sparsity(self.sparsity))
-        object.__setattr__(self, "block", check_block(self.block))
-        search_method(self.reorder)
+    def __post_init__(self, where: str) -> None:
+        object.__setattr__(self, "sparsity", check_sparsity(where, self.sparsity))
+        object.__setattr__(self, "block", check_block(where, self.block))
+        search_method(where, self.reorder)
+        check_search(where, seed=self.seed, budget=self.budget, sweeps=self.sweeps)
+
+    @classmethod
+    def of(cls, where: str, settings: LayerOverride) -> LayerOptions:
+        """Settings from the keyword arguments of the function ``where``."""
+        check_keywords(where, settings, [f.name for f in fields(cls)])
+        return cls(**settings, where=where)
+
+    @property
+    def search(self) -> SearchOptions:
+        """What the search for a layout is told."""
+        return {name: getattr(self, name) for name in SearchOptions.__annotations__}  # type: ignore[return-value]
 
     def override(self, where: str, changes: LayerOverride) -> LayerOptions:
         """These settings with some replaced; ``where`` is named in messages."""
+        if not isinstance(changes, Mapping):
+            raise TypeError(
+                f"{where}: a dict of settings is needed, such as {{'sparsity': 0.8}} "
+                f"(got {describe(changes)})"
+            )
         known = [f.name for f in fields(self)]
         unknown = [key for key in changes if key not in known]
         if unknown:
@@ -58,4 +74,4 @@ class LayerOptions:
                 f"{where}: overrides may set {', '.join(known)} "
                 f"(got {', '.join(map(repr, unknown))})"
             )
-        return replace(self, **changes)
+        return replace(self, where=where, **changes)

@@ -61,7 +61,9 @@ def plan_layers(
         scored = {}
         for name in shared:
             o = options[name]
-            sums = sorted_sums(saliency[name], o.block, search_method(o.reorder) != "identity")
+            sums = sorted_sums(
+                saliency[name], o.block, search_method(where, o.reorder) != "identity"
+            )
             scored[name] = Scored(sums, o.block[0] * o.block[1], not o.allow_empty_rows)
         for name, own in allocate(scored, sparsity).items():
             options[name] = replace(options[name], sparsity=own)
@@ -70,18 +72,16 @@ def plan_layers(
         o = options[name]
         try:
             layout, search = search_layout(
+                f"{where}: layer {name!r}",
                 values,
                 o.block,
                 o.sparsity,
-                reorder=o.reorder,
-                seed=o.seed,
-                budget=o.budget,
-                sweeps=o.sweeps,
-                balanced=o.balanced,
-                allow_empty_rows=o.allow_empty_rows,
                 progress=progress,
+                **o.search,
             )
         except ValueError as error:
+            if str(error).startswith(where):
+                raise
             raise ValueError(f"{where}: layer {name!r}: {error}") from error
         plans[name] = Plan(o, values, layout, search)
     return plans

@@ -31,7 +31,10 @@ def layer_saliency(where: str, name: str, layer: nn.Linear, importance: LayerImp
     elif callable(importance):
         value = importance(name, layer)
     if not isinstance(value, (str, Tensor)):
-        raise TypeError(f"{where}: importance must give a tensor (got {type(value).__name__})")
+        hint = "; torch.from_numpy converts it" if type(value).__module__ == "numpy" else ""
+        raise TypeError(
+            f"{where}: importance must give a tensor (got {type(value).__name__}{hint})"
+        )
     return saliency_of(where, layer.weight, value)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from ..checks import describe
+
 Schedule = Callable[[int, float], float]
 """``schedule(step, final)``: sparsity that holds after ``step`` optimiser steps, in [0, 1]."""
 
@@ -59,7 +61,7 @@ class Cubic:
         return final + (min(self.initial, final) - final) * (1.0 - t) ** 3
 
 
-def as_schedule(schedule: Literal["one_shot"] | Schedule) -> Schedule:
+def as_schedule(where: str, schedule: Literal["one_shot"] | Schedule) -> Schedule:
     """The schedule that a ``schedule`` argument stands for."""
     if isinstance(schedule, str):
         if schedule == "one_shot":
@@ -67,6 +69,6 @@ def as_schedule(schedule: Literal["one_shot"] | Schedule) -> Schedule:
     elif callable(schedule):
         return schedule
     raise ValueError(
-        "schedule must be 'one_shot', tetris.prune.Cubic(begin, end, every) or a function "
-        f"(step, final sparsity) -> sparsity (got {schedule!r})"
+        f"{where}: schedule must be 'one_shot', tetris.prune.Cubic(begin, end, every) or a "
+        f"function (step, final sparsity) -> sparsity (got {describe(schedule)})"
     )

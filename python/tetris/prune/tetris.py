@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal
-
 from torch import Tensor, nn
 
-from ..layout import Reorder
 from .base import BlockPruner
-from .options import LayerImportance, LayerOptions, LayerOverride
-from .plan import Scope
 from .saliency import layer_saliency
-from .schedule import Schedule
-from .tree import Selector
 
 
 class TetrisPruner(BlockPruner):
@@ -26,24 +18,26 @@ class TetrisPruner(BlockPruner):
 
     Args:
         model: The model to prune; changed in place until :meth:`remove` or :meth:`finalize`.
-        sparsity: Share of blocks to remove in the end.
-        block: (bo, bi).
+        options: Settings of the layers as one object, in place of the keywords below.
         schedule: ``"one_shot"``; ``Cubic(begin, end, every)``; or ``f(step, final) -> sparsity``.
         include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
         exclude: Layers to leave alone: the first and the last as a rule.
         types: Exact types to prune.
-        importance: What a weight is worth; a function is called here and at every change of masks.
-        reorder: Search to use.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.
+        search_every_update: Search anew whenever masks change; off, the permutations of the dense
+            model stay.
+        progress: Show progress bars during searches.
+        sparsity: Share of blocks to remove in the end; this and the rest as for
+            :func:`tetris.sparsify`, with its defaults.
+        block: (bo, bi).
+        importance: What a weight is worth; a function is called here and at every change of masks.
+        reorder: Search to use.
         balanced: Store equally many blocks in every block row.
         allow_empty_rows: Let block rows lose all their blocks.
         seed: Seed of the search.
         budget: Seconds per layer for the search.
         sweeps: Sweeps instead of seconds.
-        search_every_update: Search anew whenever masks change; off, the permutations of the dense
-            model stay.
-        progress: Show progress bars during searches.
 
     Raises:
         ValueError: as :func:`tetris.sparsify`; also layers that share a weight.
@@ -64,52 +58,6 @@ class TetrisPruner(BlockPruner):
     BatchNorm statistics of the unpruned model do not fit the pruned one: after one-shot pruning
     without training, pass training data through ``torch.optim.swa_utils.update_bn``.
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        sparsity: float = 0.9,
-        block: tuple[int, int] = (4, 1),
-        schedule: Literal["one_shot"] | Schedule = "one_shot",
-        include: Selector | Iterable[Selector] | None = None,
-        exclude: Selector | Iterable[Selector] | None = None,
-        types: tuple[type[nn.Linear], ...] = (nn.Linear,),
-        importance: LayerImportance = "magnitude",
-        reorder: Reorder = "threshold",
-        overrides: Mapping[str, LayerOverride] | None = None,
-        scope: Scope = "layer",
-        balanced: bool = False,
-        allow_empty_rows: bool = False,
-        seed: int = 0,
-        budget: float | None = None,
-        sweeps: int | None = None,
-        search_every_update: bool = False,
-        progress: bool = False,
-    ) -> None:
-        options = LayerOptions(
-            sparsity=sparsity,
-            block=block,
-            importance=importance,
-            reorder=reorder,
-            balanced=balanced,
-            allow_empty_rows=allow_empty_rows,
-            seed=seed,
-            budget=budget,
-            sweeps=sweeps,
-        )
-        super().__init__(
-            model,
-            options,
-            schedule=schedule,
-            include=include,
-            exclude=exclude,
-            types=types,
-            overrides=overrides,
-            scope=scope,
-            search_every_update=search_every_update,
-            progress=progress,
-        )
 
     def saliency(self, name: str, layer: nn.Linear) -> Tensor:
         """Importance of each weight, [out, in]."""

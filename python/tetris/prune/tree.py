@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from ..checks import check_model, describe
 from ..nn import SparseLinear
 from .options import LayerOptions, LayerOverride
 
@@ -48,6 +49,12 @@ def select_linear(
             weight is shared with something that stays dense.
         TypeError: an entry is of no known kind.
     """
+    check_model(where, model)
+    if not isinstance(types, (tuple, list)) or not all(isinstance(t, type) for t in types):
+        raise TypeError(
+            f"{where}: types must be a tuple of classes, such as (nn.Linear,) "
+            f"(got {describe(types)})"
+        )
     tree = _Tree(model)
     included = None if include is None else tree.resolve(where, "include", include)
     excluded = set() if exclude is None else tree.resolve(where, "exclude", exclude)
@@ -88,6 +95,12 @@ def select_linear(
             f"{where}: no nn.Linear layer to prune in {type(model).__name__} "
             f"({reasons or 'it has none; convolutions are not supported yet'})"
         )
+    for name, layer in result.layers.items():
+        if layer.weight.is_meta:
+            raise ValueError(
+                f"{where}: layer {name!r} is on the meta device, which holds no numbers; load the "
+                "weights first (model.to_empty(device='cpu'), then load_state_dict), or exclude it"
+            )
     _find_ties(where, model, result)
     return result
 
@@ -103,6 +116,11 @@ def layer_options(
 
     Later overrides win over earlier ones.
     """
+    if overrides is not None and not isinstance(overrides, Mapping):
+        raise TypeError(
+            f"{where}: overrides must be a dict from name or pattern to settings, such as "
+            f"{{'decoder.*': {{'sparsity': 0.8}}}} (got {describe(overrides)})"
+        )
     options = dict.fromkeys(selection.layers, default)
     fixed: set[str] = set()
     tree = _Tree(model)
@@ -166,7 +184,7 @@ class _Tree:
         self, where: str, argument: str, selectors: Selector | Iterable[Selector]
     ) -> set[int]:
         """Ids of all modules at or below what the selectors match; each must match something."""
-        if isinstance(selectors, (str, type, nn.Module)):
+        if isinstance(selectors, (str, type, nn.Module)) or not isinstance(selectors, Iterable):
             selectors = [selectors]
         found: set[int] = set()
         for selector in selectors:
@@ -196,9 +214,10 @@ def _test(where: str, argument: str, selector: Selector) -> Callable[[str, nn.Mo
         return lambda name, module: isinstance(module, selector)
     if isinstance(selector, nn.Module):
         return lambda name, module: module is selector
+    hint = f"; names are strings: {str(selector)!r}" if isinstance(selector, int) else ""
     raise TypeError(
-        f"{where}: {argument} takes names, patterns, module types and modules "
-        f"(got {selector!r}, a {type(selector).__name__})"
+        f"{where}: {argument} takes names, patterns, module types and modules, one or several "
+        f"(got {describe(selector)}{hint})"
     )
 
 

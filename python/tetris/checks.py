@@ -1,0 +1,148 @@
+"""What arguments must be, said once: each message names the function, the rule and the value seen.
+
+``where`` is the function the user called.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+MAX_BLOCK = 128
+DTYPES = (torch.float32, torch.float64)
+
+
+def describe(value: object) -> str:
+    """A value on one short line, or what it is where that would be long."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if inspect.isroutine(value):
+        return f"the function {getattr(value, '__name__', '?')}"
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text else kind(value)
+
+
+def kind(value: object) -> str:
+    """What a value is, with an article."""
+    name = type(value).__name__
+    return f"{'an' if name[0].lower() in 'aeiou' or name.startswith('nd') else 'a'} {name}"
+
+
+def check_block(where: str, block: Iterable[int]) -> tuple[int, int]:
+    """Return a block shape as a pair of ints, or raise ValueError."""
+    pair = tuple(block) if isinstance(block, Iterable) and not isinstance(block, str) else ()
+    if len(pair) == 2 and all(_is_int(b) and 1 <= b <= MAX_BLOCK for b in pair):
+        return operator.index(pair[0]), operator.index(pair[1])
+    raise ValueError(
+        f"{where}: block must be two ints such as (4, 1), height along out and width along in, "
+        f"each from 1 to {MAX_BLOCK} (got {describe(block)})"
+    )
+
+
+def check_sparsity(where: str, sparsity: float) -> float:
+    """Return a sparsity in [0, 1] as a float, or raise ValueError."""
+    number = isinstance(sparsity, Real) and not isinstance(sparsity, bool)
+    if number and 0.0 <= sparsity <= 1.0:
+        return float(sparsity)
+    hint = f"; for {sparsity:g} % pass {sparsity / 100:g}" if number and 1 < sparsity <= 100 else ""
+    raise ValueError(
+        f"{where}: sparsity, the share of blocks to remove, must be a number in [0, 1] "
+        f"(got {describe(sparsity)}){hint}"
+    )
+
+
+def check_search(
+    where: str,
+    *,
+    seed: int = 0,
+    budget: float | None = None,
+    sweeps: int | None = None,
+    threads: int | None = None,
+) -> None:
+    """Raise ValueError unless these arguments of a search are in order."""
+    if not _is_int(seed):
+        raise ValueError(f"{where}: seed must be an int (got {describe(seed)})")
+    if budget is not None and not (
+        isinstance(budget, Real) and budget >= 0 and math.isfinite(budget)
+    ):
+        raise ValueError(
+            f"{where}: budget must be a number of seconds >= 0 (got {describe(budget)})"
+        )
+    for name, count in (("sweeps", sweeps), ("threads", threads)):
+        if count is not None and not (_is_int(count) and count >= 1):
+            raise ValueError(f"{where}: {name} must be at least 1, an int (got {describe(count)})")
+
+
+def check_tensor(where: str, name: str, value: object) -> Tensor:
+    """Return a dense tensor with numbers in it, or raise."""
+    if not isinstance(value, Tensor):
+        hint = ""
+        if isinstance(value, nn.Module):
+            hint = "; pass its weight"
+        elif type(value).__module__ == "numpy":
+            hint = "; torch.from_numpy converts it"
+        raise TypeError(f"{where}: {name} must be a torch.Tensor (got {describe(value)}{hint})")
+    if value.layout != torch.strided:
+        raise ValueError(
+            f"{where}: {name} must be a dense tensor (got {value.layout}; .to_dense() converts it)"
+        )
+    if value.is_meta:
+        raise ValueError(
+            f"{where}: {name} must hold numbers (got a tensor on the meta device, which has none)"
+        )
+    return value
+
+
+def check_model(where: str, model: object) -> nn.Module:
+    """Return a module, or raise TypeError."""
+    if isinstance(model, nn.Module):
+        return model
+    hint = ""
+    if isinstance(model, type):
+        hint = "; make an instance of it"
+    elif isinstance(model, Mapping) and any(isinstance(v, Tensor) for v in model.values()):
+        hint = ", it seems a state_dict; make the model and load the dict into it"
+    elif isinstance(model, str):
+        hint = "; load the model first"
+    got = describe(model) if isinstance(model, (str, type)) else kind(model)
+    raise TypeError(f"{where}: model must be an nn.Module (got {got}{hint})")
+
+
+def check_weight(where: str, weight: Tensor) -> None:
+    """Raise ValueError unless a sparse layer can be made of a weight, and run."""
+    if weight.is_meta:
+        raise ValueError(
+            f"{where}: the weight is on the meta device, which holds no numbers; give it some "
+            "first (module.to_empty(device='cpu'), then load_state_dict)"
+        )
+    if weight.dtype not in DTYPES:
+        raise ValueError(
+            f"{where}: the weight must be float32 (or float64), other types have no kernel (got "
+            f"{weight.dtype}); convert with .float() first. Under torch.autocast, sparse layers "
+            "compute in float32"
+        )
+    if weight.device.type != "cpu":
+        raise ValueError(
+            f"{where}: the weight must be on the CPU, where sparse layers run "
+            f"(got {weight.device}); move the model with .cpu() first"
+        )
+
+
+def check_keywords(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise TypeError for keyword arguments that are not among the known ones."""
+    names = list(known)
+    for name in given:
+        if name not in names:
+            raise TypeError(
+                f"{where}: got an unexpected argument {name!r}; its settings are {', '.join(names)}"
+            )
+
+
+def _is_int(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))

@@ -1,0 +1,297 @@
+"""Mistakes that newcomers make: the message names the function, the rule and the value seen."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+import tetris
+from tetris import BlockLayout, SparseLinear, reorder, sparsify
+from tetris.prune import BlockPruner, LayerOptions, TetrisPruner
+
+FAST = {"reorder": False}
+WEIGHT = torch.arange(512, dtype=torch.float32).view(32, 16)
+LAYOUT = BlockLayout.from_dense(WEIGHT, (4, 1), 0.5, reorder=False)
+
+
+def mlp(**factory):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32, **factory), nn.ReLU(), nn.Linear(32, 8, **factory))
+
+
+def linear(**factory):
+    return nn.Linear(16, 32, **factory)
+
+
+# Each takes settings by keyword and a model or weight of its own.
+ENTRIES = {
+    "tetris.sparsify": lambda **k: sparsify(mlp(), **{**FAST, **k}),
+    "TetrisPruner": lambda **k: TetrisPruner(mlp(), **{**FAST, **k}),
+    "SparseLinear.from_dense": lambda **k: SparseLinear.from_dense(
+        linear(), **{"sparsity": 0.5, **FAST, **k}
+    ),
+    "BlockLayout.from_dense": lambda **k: BlockLayout.from_dense(
+        WEIGHT, **{"block": (4, 1), "sparsity": 0.5, **FAST, **k}
+    ),
+    "tetris.reorder.search": lambda **k: reorder.search(
+        WEIGHT, **{"block": (4, 1), "sparsity": 0.5, "method": "identity", **k}
+    ),
+}
+MODELS = ("tetris.sparsify", "TetrisPruner")
+COMMON = [
+    ({"block": 4}, r"block must be two ints such as \(4, 1\), height along out.*128 \(got 4\)"),
+    ({"block": "4x1"}, r"block must be .*\(got '4x1'\)"),
+    ({"block": (4,)}, r"block must be .*\(got \(4,\)\)"),
+    ({"block": (4.0, 1)}, r"block must be .*two ints.*\(got \(4.0, 1\)\)"),
+    ({"block": (True, 1)}, r"block must be .*\(got \(True, 1\)\)"),
+    ({"block": None}, r"block must be .*\(got None\)"),
+    ({"sparsity": 90}, r"sparsity, the share .* in \[0, 1\] \(got 90\); for 90 % pass 0.9"),
+    ({"sparsity": 1000}, r"sparsity, the share .* in \[0, 1\] \(got 1000\)"),
+    ({"sparsity": "0.9"}, r"sparsity, .*\(got '0.9'\)"),
+    ({"sparsity": True}, r"sparsity, .*\(got True\)"),
+    ({"sparsity": torch.tensor(0.9)}, r"sparsity, .*\(got tensor"),
+    ({"seed": 1.5}, r"seed must be an int \(got 1.5\)"),
+    ({"budget": "2"}, r"budget must be a number of seconds >= 0 \(got '2'\)"),
+    ({"sweeps": 2.5}, r"sweeps must be at least 1, an int \(got 2.5\)"),
+]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(("wrong", "message"), COMMON, ids=lambda p: str(p) if p else "")
+def test_wrong_settings(entry, wrong, message):
+    with pytest.raises(ValueError, match=message) as info:
+        ENTRIES[entry](**wrong)
+    assert str(info.value).startswith(entry + ": ")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_integers_and_floats_of_numpy_are_numbers(entry):
+    ENTRIES[entry](block=(np.int64(4), np.int32(1)), sparsity=np.float32(0.5), seed=np.int64(1))
+    ENTRIES[entry](block=np.array([4, 1]), sparsity=0)
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e != "tetris.reorder.search"])
+def test_unknown_settings(entry):
+    with pytest.raises(TypeError, match=f"{entry}: got an unexpected argument 'sparcity'"):
+        ENTRIES[entry](sparcity=0.9)
+
+
+@pytest.mark.parametrize("entry", MODELS)
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+@pytest.mark.parametrize("value", [4, [4], ("0", 4)], ids=str)
+def test_layers_named_by_a_number(entry, argument, value):
+    message = f"{entry}: {argument} takes names, .*got 4; names are strings: '4'"
+    with pytest.raises(TypeError, match=message):
+        ENTRIES[entry](**{argument: value})
+
+
+@pytest.mark.parametrize("entry", MODELS)
+@pytest.mark.parametrize("argument", ["include", "exclude"])
+def test_names_that_match_nothing(entry, argument):
+    message = f"{entry}: {argument} entry 'head' matches no module .linear layers: 0, 2"
+    with pytest.raises(ValueError, match=message):
+        ENTRIES[entry](**{argument: "head"})
+
+
+@pytest.mark.parametrize("entry", MODELS)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"types": nn.Linear}, r"types must be a tuple of classes.*got the class Linear"),
+        ({"overrides": {"0": 0.5}}, r"overrides\['0'\]: a dict of settings .*got 0.5"),
+        ({"overrides": ["0"]}, r"overrides must be a dict .*got \['0'\]"),
+        (
+            {"importance": np.ones((32, 16))},
+            "importance must give a tensor .got ndarray; torch.from_numpy",
+        ),
+    ],
+)
+def test_wrong_kinds(entry, wrong, message):
+    with pytest.raises(TypeError, match=f"{entry}.*{message}"):
+        ENTRIES[entry](**wrong)
+
+
+@pytest.mark.parametrize("call", [sparsify, TetrisPruner, tetris.densify])
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (mlp().state_dict(), "got an OrderedDict, it seems a state_dict; make the model"),
+        (WEIGHT, "got a Tensor"),
+        ("model.pt", "got 'model.pt'; load the model first"),
+        (nn.Linear, "got the class Linear; make an instance of it"),
+        ([nn.Linear(4, 4)], "got a list"),
+        (None, "got a NoneType"),
+    ],
+    ids=str,
+)
+def test_what_is_no_model(call, model, message):
+    with pytest.raises(TypeError, match=f"{call.__name__}: model must be an nn.Module .{message}"):
+        call(model)
+
+
+@pytest.mark.parametrize("call", [sparsify, TetrisPruner])
+def test_a_model_without_linear_layers(call):
+    with pytest.raises(ValueError, match="no nn.Linear layer to prune in Sequential .it has none"):
+        call(nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+
+
+@pytest.mark.parametrize("call", [sparsify, TetrisPruner])
+def test_a_model_without_numbers(call):
+    model = mlp()
+    model[2].to("meta")
+    with pytest.raises(ValueError, match="layer '2' is on the meta device.*to_empty.*exclude it"):
+        call(model, **FAST)
+    call(model, exclude="2", **FAST)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_at_once(dtype):
+    message = rf"must be float32 .*got {dtype}\); convert with .float\(\).*autocast"
+    with pytest.raises(ValueError, match=f"tetris.sparsify: layer '0': .*{message}"):
+        sparsify(mlp(dtype=dtype), **FAST)
+    for arguments in ({"sparsity": 0.5, **FAST}, {"layout": LAYOUT}):
+        with pytest.raises(ValueError, match=f"SparseLinear.from_dense: .*{message}"):
+            SparseLinear.from_dense(linear(dtype=dtype), **arguments)
+    with pytest.raises(ValueError, match=f"SparseLinear: dtype must be float32.*got {dtype}"):
+        SparseLinear(16, 32, layout=LAYOUT, dtype=dtype)
+
+
+def test_masks_train_in_half_precision_and_become_sparse_in_float32():
+    pruner = TetrisPruner(mlp(dtype=torch.bfloat16), sparsity=0.5, **FAST)
+    with pytest.raises(ValueError, match="TetrisPruner.finalize: layer '0': .*got torch.bfloat16"):
+        pruner.finalize()
+    pruner.model.float()
+    x = torch.randn(3, 16)
+    torch.testing.assert_close(pruner.finalize()(x), pruner.model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_on_the_cpu_is_refused():
+    layer = linear()
+    weight = FakeTensor(FakeTensorMode(), layer.weight.to("meta"), torch.device("cuda:0"))
+    layer._parameters["weight"] = nn.Parameter(weight)  # no GPU needed
+    with pytest.raises(ValueError, match="from_dense: .*on the CPU.*got cuda:0.*with .cpu"):
+        SparseLinear.from_dense(layer, layout=LAYOUT)
+    with pytest.raises(ValueError, match="sparsify: layer '': .*on the CPU.*got cuda:0.*with .cpu"):
+        sparsify(layer)
+
+
+def test_layers_without_numbers():
+    for arguments in ({"sparsity": 0.5}, {"layout": LAYOUT}):
+        with pytest.raises(ValueError, match="SparseLinear.from_dense: .*meta device.*to_empty"):
+            SparseLinear.from_dense(linear(device="meta"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (WEIGHT, "got Tensor"),
+        (linear().state_dict(), "got OrderedDict"),
+        (mlp(), "got Sequential; tetris.sparsify converts"),
+    ],
+    ids=lambda p: type(p).__name__,
+)
+def test_what_is_no_layer(module, message):
+    with pytest.raises(TypeError, match=f"SparseLinear.from_dense: module must be .*{message}"):
+        SparseLinear.from_dense(module, sparsity=0.5)
+
+
+def test_a_mask_is_no_layout():
+    mask = LAYOUT.mask()
+    message = "layout must be a BlockLayout .got a Tensor; BlockLayout.from_mask makes one"
+    with pytest.raises(TypeError, match=f"SparseLinear.from_dense: {message}"):
+        SparseLinear.from_dense(linear(), layout=mask)
+    with pytest.raises(TypeError, match=f"SparseLinear: {message}"):
+        SparseLinear(16, 32, layout=mask)
+
+
+# Method -> what it is called with, given a tensor of the right shape.
+TENSORS = {
+    "from_dense": (WEIGHT, lambda t: BlockLayout.from_dense(t, (4, 1), 0.5)),
+    "from_mask": (WEIGHT > 0, lambda t: BlockLayout.from_mask(t, (4, 1))),
+    "from_block_mask": (
+        LAYOUT.block_mask(),
+        lambda t: BlockLayout.from_block_mask(t, (4, 1), 32, 16),
+    ),
+    "pack": (WEIGHT, lambda t: LAYOUT.pack(t)),
+    "unpack": (LAYOUT.pack(WEIGHT), lambda t: LAYOUT.unpack(t)),
+    "to_sparse_bsr": (LAYOUT.pack(WEIGHT), lambda t: LAYOUT.to_sparse_bsr(t)),
+    "plot": (WEIGHT, lambda t: LAYOUT.plot("unused.png", t)),
+}
+
+
+@pytest.mark.parametrize("method", TENSORS)
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (
+            lambda t: t.numpy(),
+            TypeError,
+            "be a torch.Tensor .got an ndarray; torch.from_numpy conv",
+        ),
+        (lambda t: linear(), TypeError, "be a torch.Tensor .got a Linear; pass its weight"),
+        (lambda t: t.to("meta"), ValueError, "hold numbers .got a tensor on the meta device"),
+        (lambda t: t.to_sparse(), ValueError, "be a dense tensor .got torch.sparse_coo; .to_dense"),
+    ],
+    ids=["numpy", "module", "meta", "sparse"],
+)
+def test_what_is_no_tensor_for_a_layout(method, change, error, message):
+    tensor, call = TENSORS[method]
+    with pytest.raises(error, match=f"BlockLayout.{method}: .* must {message}"):
+        call(change(tensor))
+
+
+@pytest.mark.parametrize("block", [4, "4x1", (4,)], ids=str)
+def test_wrong_blocks_in_masks(block):
+    with pytest.raises(ValueError, match="BlockLayout.from_mask: block must be"):
+        BlockLayout.from_mask(WEIGHT > 0, block)
+    with pytest.raises(ValueError, match="BlockLayout.from_block_mask: block must be"):
+        BlockLayout.from_block_mask(LAYOUT.block_mask(), block, 32, 16)
+
+
+def test_layouts_live_where_numbers_are():
+    with pytest.raises(ValueError, match="BlockLayout: row_ptr must hold numbers"):
+        LAYOUT.to("meta")
+    with pytest.raises(ValueError, match="out_features must be an int .*got '32'"):
+        BlockLayout.from_block_mask(LAYOUT.block_mask(), (4, 1), "32", 16)
+
+
+@pytest.mark.parametrize(
+    ("saliency", "error", "message"),
+    [
+        (linear(), TypeError, "a tensor or an array .got a Linear"),
+        (linear().state_dict(), TypeError, "a tensor or an array .got an OrderedDict"),
+        (WEIGHT.to("meta"), ValueError, "hold numbers"),
+        (WEIGHT.to_sparse(), ValueError, "dense tensor"),
+        (WEIGHT.int(), ValueError, "floating point .got int32"),
+    ],
+    ids=["module", "state_dict", "meta", "sparse", "int"],
+)
+def test_what_is_no_saliency(saliency, error, message):
+    with pytest.raises(error, match=f"tetris.reorder.search: saliency must .*{message}"):
+        reorder.search(saliency, (4, 1), 0.5)
+
+
+def test_everything_removed_warns():
+    with pytest.warns(UserWarning, match="sparsity=1.0 asks to remove every block; each block row"):
+        sparse = sparsify(mlp(), sparsity=1.0, **FAST)
+    assert sparse[0].layout.nnz_blocks == 8
+
+
+def test_pruners_take_settings_or_options_but_not_both():
+    class Method(BlockPruner):
+        def saliency(self, name, layer):
+            return layer.weight.detach().abs()
+
+    same = [
+        Method(mlp(), LayerOptions(sparsity=0.5, reorder=False)),
+        Method(mlp(), sparsity=0.5, reorder=False),
+    ]
+    assert same[0].options == same[1].options
+    assert same[0].layouts() == same[1].layouts()
+    with pytest.raises(TypeError, match="Method: settings go by keyword.* and block"):
+        Method(mlp(), LayerOptions(), block=(8, 1))
+    with pytest.raises(TypeError, match="TetrisPruner: settings go by keyword.*got 0.9"):
+        TetrisPruner(mlp(), 0.9)
+    with pytest.raises(ValueError, match="tetris.prune.LayerOptions: block must be"):
+        LayerOptions(block=4)

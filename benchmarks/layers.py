@@ -76,10 +76,12 @@ class SparseLayer:
             )[:, None, :]
             values *= inside
         col_idx = kept.nonzero()[1]
-        index = (row_ptr, col_idx, rng.permutation(outputs), rng.permutation(inputs))
         return cls(
             torch.from_numpy(values).clone(),  # torch's memory is aligned, numpy's starts anywhere
-            *(torch.tensor(part, dtype=torch.int32) for part in index),
+            torch.from_numpy(row_ptr),
+            torch.from_numpy(col_idx.astype(np.int32)),
+            torch.from_numpy(rng.permutation(outputs).astype(np.int32)),
+            torch.from_numpy(rng.permutation(inputs).astype(np.int32)),
             outputs,
         )
 
@@ -179,7 +181,7 @@ def dense_candidates(
 
 
 def dense_steps(x: Tensor, weight: Tensor, grad: Tensor) -> dict[str, Candidate]:
-    """Dense training steps (forward and both gradients) of a layer whose weights change each step."""
+    """Dense training steps, forward and both gradients; the weights change with each step."""
     found: dict[str, Candidate] = {
         "F.linear": lambda: torch.autograd.grad(F.linear(x, weight), (x, weight), grad)
     }

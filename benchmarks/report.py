@@ -162,8 +162,8 @@ def markdown(result: dict) -> str:
     ]
     if result.get("malloc") == "keep":
         parts.append(
-            "malloc keeps freed memory, for dense and sparse alike; `--malloc default` leaves it to "
-            "glibc, where outputs of some megabytes may cost fresh pages at every call."
+            "malloc keeps freed memory, for dense and sparse alike; `--malloc default` leaves it "
+            "to glibc, where outputs of some megabytes may cost fresh pages at every call."
         )
     for isa, peak in result["peaks"].items():
         if peak:

@@ -1,5 +1,7 @@
 """Mistakes that newcomers make: the message names the function, the rule and the value seen."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -295,3 +297,11 @@ def test_pruners_take_settings_or_options_but_not_both():
         TetrisPruner(mlp(), 0.9)
     with pytest.raises(ValueError, match="tetris.prune.LayerOptions: block must be"):
         LayerOptions(block=4)
+
+
+@pytest.mark.parametrize("function", [tetris.sparsify, tetris.prune.TetrisPruner])
+def test_help_shows_every_setting_and_its_default(function):
+    shown = inspect.signature(function).parameters
+    assert shown["sparsity"].default == 0.9
+    assert shown["block"].default == (4, 1)
+    assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())

@@ -10,7 +10,7 @@ from torch import nn
 
 from .checks import check_model, check_weight
 from .nn import SparseLinear, dense_linear, sparse_linear
-from .prune.options import LayerOptions, LayerOverride
+from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport
 from .prune.saliency import check_importance, layer_saliency
@@ -54,6 +54,7 @@ def sparsify(
 ) -> tuple[nn.Module, SparsifyReport]: ...
 
 
+@shows_settings
 def sparsify(
     model: nn.Module,
     *,

@@ -104,7 +104,7 @@ def prepacked_linear(
 
 
 def unpacked_product() -> Callable[[Tensor, Tensor], Tensor] | None:
-    """oneDNN's ``(a, b) -> a @ b.T`` on operands as they lie; None where this torch has none."""
+    """OneDNN's ``(a, b) -> a @ b.T`` on operands as they lie; None where this torch has none."""
     ops = _onednn()
     if ops is None:
         return None
@@ -112,7 +112,7 @@ def unpacked_product() -> Callable[[Tensor, Tensor], Tensor] | None:
 
 
 def _onednn():
-    """torch's oneDNN ops, or None where this torch has no oneDNN or no such ops."""
+    """Torch's oneDNN ops, or None where this torch has no oneDNN or no such ops."""
     ops = torch.ops.mkldnn
     there = torch.backends.mkldnn.is_available() and hasattr(ops, "_linear_pointwise")
     return ops if there else None

@@ -16,7 +16,7 @@ from ..nn import sparse_linear
 from ..reorder import block_mask
 from .allocate import Scored, allocate
 from .masks import BlockMask
-from .options import LayerOptions, LayerOverride
+from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Plan, Scope, plan_layers
 from .report import LayerReport, SparsifyReport
 from .saliency import check_importance
@@ -60,6 +60,7 @@ class BlockPruner:
             :func:`tetris.sparsify`.
     """
 
+    @shows_settings
     def __init__(
         self,
         model: nn.Module,

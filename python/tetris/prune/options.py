@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, fields, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -75,3 +76,22 @@ class LayerOptions:
                 f"(got {', '.join(map(repr, unknown))})"
             )
         return replace(self, where=where, **changes)
+
+
+F = TypeVar("F", bound=Callable)
+
+
+def shows_settings(function: F) -> F:
+    """Lets ``help()`` and ``inspect.signature`` show what ``**settings`` stands for, and defaults.
+
+    For a function whose ``**settings`` are the fields of :class:`LayerOptions`.
+    """
+    signature = inspect.signature(function)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    own += [
+        inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type)
+        for f in fields(LayerOptions)
+    ]
+    function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]
+    return function

@@ -5,6 +5,7 @@
 
 #include <thread>
 
+#include "core/cpu_features.h"
 #include "cpu/dispatch.h"
 #include "problem.h"
 
@@ -116,6 +117,18 @@ TEST(Products, RandomShapes) {
                            draw(1, i % 2 ? 4 : 128), draw(0, 10) / 10.0, rng() % 2 == 0,
                            rng() % 2 == 0, rng() % 2 == 0},
                           100 + i, kPlaces[i % 3], draw(0, 3), 1);
+}
+
+TEST(Products, SlabsOfInputsOfEverySize) {
+  for (long l1 : {256, 2048})
+    for (long l2 : {2048, 20000, 1 << 20}) {
+      assume_cache_bytes(l1, l2);
+      for (int64_t bo : {1, 2, 3, 4, 5, 16})
+        for (int64_t bi : {1, 3})
+          for (double d : {0.05, 0.6})
+            check_products<float>({70, 97, 203, bo, bi, d}, 12, kPlaces[bo % 3], 1, 1);
+    }
+  assume_cache_bytes(0, 0);
 }
 
 TEST(Products, Threads) {

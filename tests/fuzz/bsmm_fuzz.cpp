@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "core/cpu_features.h"
 #include "cpu/bsmm.h"
 #include "cpu/dispatch.h"
 #include "problem.h"
@@ -61,6 +62,9 @@ bool valid(const Shape& s, const Index& index) {
 void fuzz(Bytes in) {
   const auto isas = cpu::isas_supported();
   cpu::force_isa(isas[in.next() % isas.size()]);
+  // Caches so small that slabs of inputs are cut.
+  const long caches = in.next();
+  assume_cache_bytes((caches & 15) * 256, (caches >> 4) * 2048);
   Shape s{};
   s.m = in.range(0, 40);
   s.n = in.range(1, 70);

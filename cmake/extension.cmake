@@ -20,10 +20,26 @@ Python_add_library(_C MODULE WITH_SOABI
   csrc/bindings.cpp
   csrc/bindings_reorder.cpp
   csrc/ops/library.cpp
+  csrc/ops/parallel.cpp
   csrc/ops/bsmm_checks.cpp
   csrc/ops/bsmm_cpu.cpp
   csrc/ops/bsmm_autograd.cpp)
 tetris_target(_C)
+# at::parallel_for runs on OpenMP. With GCC the calls resolve to the runtime that torch brings, so that there
+# is one pool of threads and torch.set_num_threads rules it; others need a runtime of their own to link.
+set(TETRIS_THREADS "torch's")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  set_source_files_properties(csrc/ops/parallel.cpp PROPERTIES COMPILE_OPTIONS -fopenmp)
+else()
+  find_package(OpenMP COMPONENTS CXX)
+  if(OpenMP_CXX_FOUND)
+    set_source_files_properties(csrc/ops/parallel.cpp PROPERTIES COMPILE_OPTIONS "${OpenMP_CXX_FLAGS}")
+    target_link_libraries(_C PRIVATE ${OpenMP_CXX_LIBRARIES})
+    set(TETRIS_THREADS "a pool of their own (${OpenMP_CXX_FLAGS})")
+  else()
+    set(TETRIS_THREADS "none: this compiler has no OpenMP, kernels run on one thread")
+  endif()
+endif()
 # torch's headers ask for C++20 from some release on (2.15 does, 2.13 does not).
 if(TORCH_VERSION VERSION_GREATER_EQUAL 2.14)
   set_target_properties(_C PROPERTIES CXX_STANDARD 20)

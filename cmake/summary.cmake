@@ -6,6 +6,7 @@ message(STATUS "  compiler     ${CMAKE_CXX_COMPILER_ID} ${CMAKE_CXX_COMPILER_VER
 message(STATUS "  CPU kernels  ${isas} (chosen at run time; TETRIS_CPU_ISA forces one)")
 if(TETRIS_BUILD_EXTENSION)
   message(STATUS "  torch        ${TORCH_VERSION} (CUDA: ${TORCH_CUDA_VERSION})")
+  message(STATUS "  threads      ${TETRIS_THREADS}")
   message(STATUS "  CUDA         no: this version has CPU kernels only")
 endif()
 message(STATUS "  C++ tests    ${TETRIS_BUILD_TESTS}")

@@ -5,6 +5,7 @@
 #include "core/cpu_features.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
+#include "ops/parallel.h"
 
 namespace py = pybind11;
 
@@ -21,6 +22,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("last_kernel", [] { return std::string(tetris::cpu::last_kernel()); });
   m.def("fma_peak", &tetris::cpu::fma_peak, py::arg("seconds") = 0.2,
         py::call_guard<py::gil_scoped_release>());
+  m.def("threads_at_work", &tetris::ops::threads_at_work, py::call_guard<py::gil_scoped_release>());
   m.def("assume_cache_bytes", &tetris::assume_cache_bytes, py::arg("l1"), py::arg("l2"));
   bind_reorder(m);
 }

@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+import tetris
 from cases import Case, assert_product, make_layer, reference, tokens
 
 BITWISE = [
@@ -16,6 +17,16 @@ BITWISE = [
     Case(257, 512, 512, 16, 16, 0.3),
     Case(1000, 129, 300, 1, 1, 0.3),
 ]
+
+
+@pytest.mark.skipif(
+    "OpenMP not found" in torch.__config__.parallel_info(), reason="this torch has no OpenMP"
+)
+def test_the_kernels_run_on_as_many_threads_as_torch_allows(threads):
+    for n in (1, 2, 3):
+        threads(n)
+        assert tetris._C.threads_at_work() == n
+        assert tetris.info().threads == n
 
 
 @pytest.mark.parametrize("case", BITWISE, ids=str)

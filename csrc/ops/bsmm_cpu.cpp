@@ -1,6 +1,5 @@
 // CPU implementations: check, view the tensors as pointers, run.
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -10,21 +9,12 @@
 
 #include "cpu/bsmm.h"
 #include "ops/bsmm_checks.h"
+#include "ops/parallel.h"
 
 namespace tetris::ops {
 namespace {
 
 using OptionalTensor = const std::optional<at::Tensor>&;
-
-// Inside another parallel region (a data loader's, a user's own) at::parallel_for runs serially.
-cpu::Parallel parallel() {
-  return {at::in_parallel_region() ? 1 : at::get_num_threads(),
-          [](int count, const std::function<void(int)>& fn) {
-            at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) fn(static_cast<int>(i));
-            });
-          }};
-}
 
 // [..., features] as a matrix of tokens whose rows are contiguous; copies only where strides force
 // it.

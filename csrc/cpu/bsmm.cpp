@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -292,13 +293,14 @@ struct Blocking {
 
 // Stored inputs of a row that a slab should hold, by the height of a low tile.
 constexpr int64_t kSlabInputs[] = {0, 48, 56, 128, 128};
+constexpr int64_t kTallestLow = std::size(kSlabInputs) - 1;
 // A panel that L2 cannot hold is halved rather than cut into slabs, unless a slab of it would hold
 // so many stored inputs of a row and the tile is high enough to gain from the width.
 constexpr int64_t kWideSlabInputs = 384;
 constexpr int64_t kWideTile = 3;
 
 template <class T>
-Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w) {
+Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w, int64_t units) {
   constexpr int64_t kNarrowTokens = 32;  // of a panel
   const int64_t l1 = l1_cache_bytes(), l2 = l2_cache_bytes();
   const int64_t unit_bytes = k.width * static_cast<int64_t>(sizeof(T));  // of one input or output
@@ -316,8 +318,10 @@ Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w) {
     b.nv = std::min(b.nv, static_cast<int>(kNarrowTokens / k.width));
   int64_t slab_inputs = fit(l2 / 2);
   const bool panel_fits = w.in <= slab_inputs;
-  if (wide_fits && low)
-    slab_inputs = std::max(fit(l1 * 2 / 3), kSlabInputs[height] * w.block_rows() * w.in / stored);
+  if (wide_fits && low &&
+      units >= b.nv)  // fewer tokens use a value too seldom to fetch it in parts
+    slab_inputs = std::max(fit(l1 * 2 / 3), kSlabInputs[std::min(height, kTallestLow)] *
+                                                w.block_rows() * w.in / stored);
   b.slabs = ceil_div(w.in, std::max(slab_inputs, w.bi));
   b.slab_groups = ceil_div(w.col_groups(), b.slabs);
   b.slabs = ceil_div(w.col_groups(), b.slab_groups);
@@ -334,14 +338,15 @@ void cut_slabs(const BlockSparseView& w, const Blocking& blocking, int64_t begin
                int32_t* cuts) {
   const int64_t rows = w.block_rows();
   for (int64_t r = begin; r < end; ++r) {
-    int32_t at = w.row_ptr[r];
-    cuts[r] = at;
+    int64_t at = w.row_ptr[r];
+    const int64_t row_end = w.row_ptr[r + 1];
+    cuts[r] = w.row_ptr[r];
     for (int64_t s = 1; s < blocking.slabs; ++s) {
       const int64_t limit = s * blocking.slab_groups;
-      constexpr int32_t kStride = 16;
-      while (at + kStride <= w.row_ptr[r + 1] && w.col_idx[at + kStride - 1] < limit) at += kStride;
-      while (at < w.row_ptr[r + 1] && w.col_idx[at] < limit) ++at;
-      cuts[s * rows + r] = at;
+      constexpr int64_t kStride = 16;
+      while (at + kStride <= row_end && w.col_idx[at + kStride - 1] < limit) at += kStride;
+      while (at < row_end && w.col_idx[at] < limit) ++at;
+      cuts[s * rows + r] = static_cast<int32_t>(at);
     }
     cuts[blocking.slabs * rows + r] = w.row_ptr[r + 1];
   }
@@ -456,7 +461,7 @@ std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const
   const int64_t units = ceil_div(tokens, k.width);
   const int threads =
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
-  const Blocking blocking = choose_blocking(k, w);
+  const Blocking blocking = choose_blocking(k, w, units);
   RowCheck check(w, k.ascending);
   int first_nv = 1;
   // By tokens as far as every thread gets the same; what is over (fewer units than threads) by

@@ -163,7 +163,7 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
 template <class V, int R, int NV>
 void forward_tile(const TileArgs<typename V::T>& a) {
   // Several rows side by side, and how many.
-  constexpr int kRows = R * NV <= 2 ? 4 : R * NV <= 4 ? 2 : 1;
+  constexpr int kRows = R * NV <= 2 ? 4 : R * NV <= 8 ? 2 : 1;
   int64_t row = a.first_row;
   const auto prefetch = [&](int count) {
     if (R > kShortRow) return;

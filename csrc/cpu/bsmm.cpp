@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <iterator>
 #include <limits>
 #include <vector>
 
@@ -291,9 +290,11 @@ struct Blocking {
   int64_t rows_ahead = 1;
 };
 
-// Stored inputs of a row that a slab should hold, by the height of a low tile.
+// By the height of a low tile: slabs are worth it where one that fits L1 would hold so many stored
+// inputs of a row ...
+constexpr int64_t kStoredInL1[] = {0, 24, 24, 64, 64};
+// ... and then each should hold so many.
 constexpr int64_t kSlabInputs[] = {0, 48, 56, 128, 128};
-constexpr int64_t kTallestLow = std::size(kSlabInputs) - 1;
 // A panel that L2 cannot hold is halved rather than cut into slabs, unless a slab of it would hold
 // so many stored inputs of a row and the tile is high enough to gain from the width.
 constexpr int64_t kWideSlabInputs = 384;
@@ -318,10 +319,10 @@ Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w, int6
     b.nv = std::min(b.nv, static_cast<int>(kNarrowTokens / k.width));
   int64_t slab_inputs = fit(l2 / 2);
   const bool panel_fits = w.in <= slab_inputs;
-  if (wide_fits && low &&
-      units >= b.nv)  // fewer tokens use a value too seldom to fetch it in parts
-    slab_inputs = std::max(fit(l1 * 2 / 3), kSlabInputs[std::min(height, kTallestLow)] *
-                                                w.block_rows() * w.in / stored);
+  const int64_t l1_inputs = fit(l1 * 2 / 3), row = std::min<int64_t>(height, 4);
+  // Fewer tokens than a panel use a value too seldom to fetch it in parts.
+  if (wide_fits && low && units >= b.nv && row_stores(l1_inputs) >= kStoredInL1[row])
+    slab_inputs = std::max(l1_inputs, kSlabInputs[row] * w.block_rows() * w.in / stored);
   b.slabs = ceil_div(w.in, std::max(slab_inputs, w.bi));
   b.slab_groups = ceil_div(w.col_groups(), b.slabs);
   b.slabs = ceil_div(w.col_groups(), b.slab_groups);

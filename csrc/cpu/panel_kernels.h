@@ -127,36 +127,46 @@ template <int... M>
 struct RowSet {};
 
 // A tile of few accumulators would wait for the latency of its FMAs (4 cycles, 1 or 2 a cycle), so
-// for blocks one input wide several block rows go side by side, as far as the shortest.
+// several block rows go side by side, as far as the shortest. No block of them may be ragged in
+// width.
 template <class V, int R, int NV, int... M>
 void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<M...>) {
   using T = typename V::T;
-  ForwardTile<V, R, NV> tile[sizeof...(M)];
+  constexpr int64_t kPanel = NV * V::W, kRows = sizeof...(M);
+  const T* const src = a.src;
+  const int64_t bo = a.bo, bi = a.bi, block = bo * bi;
+  ForwardTile<V, R, NV> tile[kRows];
   (tile[M].load(a, row + M), ...);
   const int32_t* const col[] = {a.col_idx + a.row_begin[row + M]...};
-  const T* const v[] = {a.values + a.row_begin[row + M] * a.bo + a.row_offset...};
+  const T* const v[] = {a.values + a.row_begin[row + M] * block + a.row_offset...};
   const int64_t count[] = {(a.row_end[row + M] - a.row_begin[row + M])...};
   int64_t shortest = count[0];
   ((shortest = count[M] < shortest ? count[M] : shortest), ...);
-  const T* const src = a.src;
-  const int64_t bo = a.bo;
   // The rows that come next are fetched while these are used, position by position.
-  constexpr int64_t kRows = sizeof...(M);
   const int64_t ahead[] = {
       (row + kRows + M < a.fetch_end ? a.row_begin[row + kRows + M] - a.row_begin[row + M] : 0)...};
-  const auto input = [&](int64_t i) {
-    (forward_input<V, R, NV>(src + col[M][i] * int64_t{NV * V::W}, v[M] + i * bo, tile[M].acc),
-     ...);
-  };
-  constexpr int64_t kRun = kLine<T> / R;  // inputs to a line
   int64_t i = 0;
-  for (; i + kRun <= shortest; i += kRun) {
-    (__builtin_prefetch(v[M] + (i + ahead[M]) * bo, 0, 2), ...);
-    (__builtin_prefetch(col[M] + i + ahead[M], 0, 2), ...);
-    for (int64_t j = 0; j < kRun; ++j) input(i + j);
+  if (bi == 1) {
+    const auto input = [&](int64_t b) {
+      (forward_input<V, R, NV>(src + col[M][b] * kPanel, v[M] + b * bo, tile[M].acc), ...);
+    };
+    constexpr int64_t kRun = R == 1 ? kLine<T> / 2 : kLine<T> / R;
+    for (; i + kRun <= shortest; i += kRun) {
+      (__builtin_prefetch(v[M] + (i + ahead[M]) * bo, 0, 2), ...);
+      (__builtin_prefetch(col[M] + i + ahead[M], 0, 2), ...);
+      for (int64_t j = 0; j < kRun; ++j) input(i + j);
+    }
+    for (; i < shortest; ++i) input(i);
+  } else {
+    for (; i < shortest; ++i) {
+      for (int64_t line = 0; line < block; line += kLine<T>)
+        (__builtin_prefetch(v[M] + (i + ahead[M]) * block + line, 0, 2), ...);
+      const T* const x[] = {src + col[M][i] * bi * kPanel...};
+      for (int64_t k = 0; k < bi; ++k)
+        (forward_input<V, R, NV>(x[M] + k * kPanel, v[M] + i * block + k * bo, tile[M].acc), ...);
+    }
   }
-  for (; i < shortest; ++i) input(i);
-  (forward_row<V, R, NV>(a, a.row_begin[row + M] + shortest, a.row_end[row + M], tile[M].acc), ...);
+  (forward_row<V, R, NV>(a, a.row_begin[row + M] + i, a.row_end[row + M], tile[M].acc), ...);
   (tile[M].store(a, row + M), ...);
 }
 
@@ -170,7 +180,7 @@ void forward_tile(const TileArgs<typename V::T>& a) {
     const int64_t last = row + a.rows_ahead + count;
     for (int64_t r = row + a.rows_ahead; r < last && r < a.fetch_end; ++r) prefetch_row<V>(a, r);
   };
-  if (kRows > 1 && a.bi == 1)
+  if (kRows > 1 && a.last_width == a.bi)
     for (; row + kRows <= a.last_row; row += kRows) {
       if constexpr (kRows == 4)
         forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1, 2, 3>());

@@ -16,12 +16,12 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
-CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' 'tests/*.cpp')
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' 'tests/*.cpp' 'benchmarks/*.cpp')
 CPP_BUILD := build/cpp-test
 CPP_FLAGS := -DTETRIS_BUILD_TESTS=ON -DTETRIS_BUILD_EXTENSION=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build lint format cpp-test clean
+.PHONY: help demo test bench build lint format cpp-test kernel-bench clean
 
 help: ## Show this list
 	@echo 'usage: make TARGET [ARGS="..."]'
@@ -55,6 +55,11 @@ cpp-test: $(VENV)/.torch ## Run the C++ tests under sanitizers (needs googletest
 	  -DCMAKE_CXX_FLAGS=-O1 -DTETRIS_SANITIZE=address,undefined
 	cmake --build $(CPP_BUILD)
 	ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS)
+
+kernel-bench: $(VENV)/.torch ## Time the kernels alone (needs google-benchmark; ARGS="512x1024x4096 4x1 90")
+	cmake -G Ninja -S . -B build/kernel-bench -DTETRIS_BUILD_BENCHMARKS=ON -DTETRIS_BUILD_EXTENSION=OFF
+	cmake --build build/kernel-bench --target kernel_bench
+	build/kernel-bench/benchmarks/cpp/kernel_bench $(if $(ARGS),$(ARGS),512x1024x4096 1x1 90 4x1 90 16x16 90)
 
 clean: ## Remove what was built; the virtual environment stays
 	rm -rf build dist python/*.egg-info python/tetris/_C*.so $(VENV)/.built $(VENV)/.with-*

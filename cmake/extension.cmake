@@ -14,7 +14,8 @@ list(GET torch_config 1 TORCH_CUDA_VERSION)
 list(GET torch_config 2 TORCH_CXX11_ABI)
 list(GET torch_config 3 torch_lib_dir)
 list(GET torch_config 4 pybind11_include)
-list(SUBLIST torch_config 5 -1 torch_includes)
+list(GET torch_config 5 torch_openmp)
+list(SUBLIST torch_config 6 -1 torch_includes)
 
 Python_add_library(_C MODULE WITH_SOABI
   csrc/bindings.cpp
@@ -25,19 +26,21 @@ Python_add_library(_C MODULE WITH_SOABI
   csrc/ops/bsmm_cpu.cpp
   csrc/ops/bsmm_autograd.cpp)
 tetris_target(_C)
-# at::parallel_for runs on OpenMP. With GCC the calls resolve to the runtime that torch brings, so that there
-# is one pool of threads and torch.set_num_threads rules it; others need a runtime of their own to link.
-set(TETRIS_THREADS "torch's")
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+# at::parallel_for runs on OpenMP. Where torch brings GCC's runtime and GCC compiles, the calls resolve to
+# that: one pool of threads. Elsewhere a runtime is linked, whose threads are as many as torch's, but others.
+set(TETRIS_THREADS "torch's own")
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND torch_openmp STREQUAL "gomp")
   set_source_files_properties(csrc/ops/parallel.cpp PROPERTIES COMPILE_OPTIONS -fopenmp)
 else()
   find_package(OpenMP COMPONENTS CXX)
   if(OpenMP_CXX_FOUND)
-    set_source_files_properties(csrc/ops/parallel.cpp PROPERTIES COMPILE_OPTIONS "${OpenMP_CXX_FLAGS}")
+    separate_arguments(openmp_flags NATIVE_COMMAND "${OpenMP_CXX_FLAGS}")
+    set_source_files_properties(csrc/ops/parallel.cpp PROPERTIES COMPILE_OPTIONS "${openmp_flags}")
     target_link_libraries(_C PRIVATE ${OpenMP_CXX_LIBRARIES})
-    set(TETRIS_THREADS "a pool of their own (${OpenMP_CXX_FLAGS})")
+    set(TETRIS_THREADS "another pool beside torch's (${OpenMP_CXX_FLAGS})")
   else()
-    set(TETRIS_THREADS "none: this compiler has no OpenMP, kernels run on one thread")
+    set(TETRIS_THREADS "one: this compiler has no OpenMP")
+    message(WARNING "no OpenMP: kernels will run on one thread")
   endif()
 endif()
 # torch's headers ask for C++20 from some release on (2.15 does, 2.13 does not).

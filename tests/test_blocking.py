@@ -19,7 +19,7 @@ def caches():
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: f"b{b[0]}x{b[1]}")
 @pytest.mark.parametrize("l1", [512, 4096])
 @pytest.mark.parametrize("l2", [2048, 8192, 40000, 1 << 20])
-def test_slabs_keep_every_bit(l1, l2, block, isa, caches):
+def test_slabs_keep_every_bit(l1, l2, block, isa, caches, threads):
     layer = make_layer(Case(70, 130, 257, *block))
     x = tokens(Case(70, 130, 257, *block))
 
@@ -30,7 +30,9 @@ def test_slabs_keep_every_bit(l1, l2, block, isa, caches):
     want, scale = reference(layer, x)
     assert_product(whole, want, scale, layer.k)
     caches(l1, l2)
-    assert torch.equal(run(), whole)
+    for n in (1, 3):
+        threads(n)
+        assert torch.equal(run(), whole)
 
 
 @pytest.mark.parametrize("m", [17, 33, 48, 100])

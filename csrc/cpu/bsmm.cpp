@@ -286,7 +286,7 @@ struct Blocking {
   int nv = 1;  // vectors of a full panel
   int64_t slabs = 1;
   int64_t slab_groups = 0;  // column groups of a slab
-  int64_t walk_bytes = kChunkBytes;
+  int64_t walk_bytes = std::numeric_limits<int64_t>::max();
   int64_t rows_ahead = 1;
 };
 
@@ -299,6 +299,8 @@ constexpr int64_t kSlabInputs[] = {0, 48, 56, 128, 128};
 // so many stored inputs of a row and the tile is high enough to gain from the width.
 constexpr int64_t kWideSlabInputs = 384;
 constexpr int64_t kWideTile = 3;
+// Where slabs begin is kept for every block row and thread: 16 MiB at most.
+constexpr int64_t kMostCuts = 4 << 20;
 
 template <class T>
 Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w, int64_t units) {
@@ -323,11 +325,11 @@ Blocking choose_blocking(const KernelTable<T>& k, const BlockSparseView& w, int6
   // Fewer tokens than a panel use a value too seldom to fetch it in parts.
   if (wide_fits && low && units >= b.nv && row_stores(l1_inputs) >= kStoredInL1[row])
     slab_inputs = std::max(l1_inputs, kSlabInputs[row] * w.block_rows() * w.in / stored);
-  b.slabs = ceil_div(w.in, std::max(slab_inputs, w.bi));
+  b.slabs = std::min(ceil_div(w.in, std::max(slab_inputs, w.bi)),
+                     std::max<int64_t>(1, kMostCuts / w.block_rows()));
   b.slab_groups = ceil_div(w.col_groups(), b.slabs);
   b.slabs = ceil_div(w.col_groups(), b.slab_groups);
-  if (b.slabs > 1)
-    b.walk_bytes = panel_fits ? std::max(kChunkBytes, l2 / 4) : std::numeric_limits<int64_t>::max();
+  if (b.slabs > 1 && panel_fits) b.walk_bytes = std::max(kChunkBytes, l2 / 4);
   const int64_t row_bytes = stored * w.bo * sizeof(T) / (w.block_rows() * b.slabs) + 1;
   b.rows_ahead = std::clamp<int64_t>(kAheadBytes / row_bytes, 1, 8);
   return b;
@@ -358,15 +360,13 @@ template <class T>
 void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
                        Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
                        Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
-                       const Blocking& blocking, RowCheck& check, int* first_nv) {
+                       const Blocking& blocking, RowCheck& check) {
   const int64_t rows = w.block_rows();
   int32_t* const cuts = blocking.slabs > 1
                             ? scratch<int32_t>(ScratchSlot::kLists, (blocking.slabs + 1) * rows)
                             : nullptr;
   bool checked = false;
-  const auto panels = cut_panels(k, unit_begin, unit_end, blocking.nv, tokens);
-  if (unit_begin == 0) *first_nv = panels[0].nv;
-  for (const auto& p : panels) {
+  for (const auto& p : cut_panels(k, unit_begin, unit_end, blocking.nv, tokens)) {
     const int64_t width = p.nv * k.width;
     T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
     T* const yp = scratch<T>(ScratchSlot::kY, width * w.out);
@@ -376,7 +376,9 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
     args.dst = yp;
     args.rows_ahead = blocking.rows_ahead;
     for (int64_t r = 0; r < rows;) {
-      const int64_t next = chunk_end(w, r, rows, blocking.walk_bytes / sizeof(T));
+      // Where values come from memory, indices are checked right before they are used.
+      const int64_t walk = checked || cuts ? blocking.walk_bytes : kChunkBytes;
+      const int64_t next = chunk_end(w, r, rows, walk / sizeof(T));
       if (!checked) {
         if (!check.ok(r, next)) return;
         if (cuts) cut_slabs(w, blocking, r, next, cuts);
@@ -402,10 +404,8 @@ template <class T>
 void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
                      Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
                      Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
-                     int preferred, int threads, const Parallel& parallel, RowCheck& check,
-                     int* first_nv) {
+                     int preferred, int threads, const Parallel& parallel, RowCheck& check) {
   const auto panels = cut_panels(k, unit_begin, unit_end, preferred, tokens);
-  if (unit_begin == 0) *first_nv = panels[0].nv;
   int64_t vecs = 0;
   for (const auto& p : panels) vecs += p.nv;
   T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
@@ -464,20 +464,22 @@ std::string bsmm_forward(const BlockSparseView& w, const T* values, Matrix<const
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * units * k.width);
   const Blocking blocking = choose_blocking(k, w, units);
   RowCheck check(w, k.ascending);
-  int first_nv = 1;
   // By tokens as far as every thread gets the same; what is over (fewer units than threads) by
   // rows, unless the longest share would exceed the mean by no more than 1/8.
   const bool even = ceil_div(units, threads) * threads * 8 <= units * 9;
   const int64_t by_tokens = even ? units : units / threads * threads;
+  const int shares = static_cast<int>(std::min<int64_t>(threads, by_tokens));
+  const auto share = [&](int t) { return by_tokens * t / shares; };
   if (by_tokens > 0)
-    run(parallel, threads, [&](int t) {
-      forward_by_tokens(k, w, values, x, tokens, inverse.col, bias, act, y, by_tokens * t / threads,
-                        by_tokens * (t + 1) / threads, blocking, check, &first_nv);
+    run(parallel, shares, [&](int t) {
+      forward_by_tokens(k, w, values, x, tokens, inverse.col, bias, act, y, share(t), share(t + 1),
+                        blocking, check);
     });
   if (by_tokens < units && !check.failed())
     forward_by_rows(k, w, values, x, tokens, inverse.col, bias, act, y, by_tokens, units,
-                    blocking.nv, threads, parallel, check, &first_nv);
-  set_last_kernel(tile_name(k, w, first_nv));
+                    blocking.nv, threads, parallel, check);
+  const int64_t first = by_tokens > 0 ? share(1) : units;
+  set_last_kernel(tile_name(k, w, cut_panels(k, 0, first, blocking.nv, tokens)[0].nv));
   return check.message();
 }
 

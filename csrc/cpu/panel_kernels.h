@@ -67,8 +67,8 @@ struct ForwardTile {
 template <class T>
 constexpr int64_t kLine = 64 / sizeof(T);  // values in a cache line
 
-// Tiles of so few rows are fetched row by row, since a prefetch for each input would cost them 15
-// %; taller ones by each input as it streams past.
+// A prefetch for each input would cost tiles of so few rows 15 %: where they go alone, whole block
+// rows are fetched ahead. Taller ones fetch by each input as it streams past.
 constexpr int kShortRow = 2;
 // Up to here what is fetched goes into L2 only, not to push x out of L1.
 constexpr int kMediumRow = 4;
@@ -150,17 +150,20 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
     const auto input = [&](int64_t b) {
       (forward_input<V, R, NV>(src + col[M][b] * kPanel, v[M] + b * bo, tile[M].acc), ...);
     };
-    constexpr int64_t kRun = R == 1 ? kLine<T> / 2 : kLine<T> / R;
+    constexpr int64_t kRun = kLine<T> / R;  // inputs to a line, where the tile is the block
+    static_assert(kRun > 0, "taller tiles have accumulators enough and go alone");
     for (; i + kRun <= shortest; i += kRun) {
-      (__builtin_prefetch(v[M] + (i + ahead[M]) * bo, 0, 2), ...);
+      for (int64_t line = 0; line < kRun * bo; line += kLine<T>)
+        (__builtin_prefetch(v[M] + (i + ahead[M]) * bo + line, 0, 2), ...);
       (__builtin_prefetch(col[M] + i + ahead[M], 0, 2), ...);
       for (int64_t j = 0; j < kRun; ++j) input(i + j);
     }
     for (; i < shortest; ++i) input(i);
   } else {
     for (; i < shortest; ++i) {
-      for (int64_t line = 0; line < block; line += kLine<T>)
-        (__builtin_prefetch(v[M] + (i + ahead[M]) * block + line, 0, 2), ...);
+      if (a.row_offset == 0)  // the first tile of a block's height fetches for all
+        for (int64_t line = 0; line < block; line += kLine<T>)
+          (__builtin_prefetch(v[M] + (i + ahead[M]) * block + line, 0, 2), ...);
       const T* const x[] = {src + col[M][i] * bi * kPanel...};
       for (int64_t k = 0; k < bi; ++k)
         (forward_input<V, R, NV>(x[M] + k * kPanel, v[M] + i * block + k * bo, tile[M].acc), ...);
@@ -170,25 +173,28 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
   (tile[M].store(a, row + M), ...);
 }
 
+// How many rows a tile takes side by side: enough accumulators, none in memory.
+template <class V, int R, int NV>
+constexpr int side_by_side() {
+  if (R * NV <= 2) return 4;
+  return R * NV <= 8 && 2 * R * NV + NV + 1 <= V::kRegisters ? 2 : 1;
+}
+
 template <class V, int R, int NV>
 void forward_tile(const TileArgs<typename V::T>& a) {
-  // Several rows side by side, and how many.
-  constexpr int kRows = R * NV <= 2 ? 4 : R * NV <= 8 ? 2 : 1;
+  constexpr int kRows = side_by_side<V, R, NV>();
   int64_t row = a.first_row;
-  const auto prefetch = [&](int count) {
-    if (R > kShortRow) return;
-    const int64_t last = row + a.rows_ahead + count;
-    for (int64_t r = row + a.rows_ahead; r < last && r < a.fetch_end; ++r) prefetch_row<V>(a, r);
-  };
-  if (kRows > 1 && a.last_width == a.bi)
-    for (; row + kRows <= a.last_row; row += kRows) {
-      if constexpr (kRows == 4)
-        forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1, 2, 3>());
-      else
-        forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1>());
-    }
+  if constexpr (kRows > 1) {
+    if (a.last_width == a.bi)
+      for (; row + kRows <= a.last_row; row += kRows) {
+        if constexpr (kRows == 4)
+          forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1, 2, 3>());
+        else
+          forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1>());
+      }
+  }
   for (; row < a.last_row; ++row) {
-    prefetch(1);
+    if (R <= kShortRow && row + a.rows_ahead < a.fetch_end) prefetch_row<V>(a, row + a.rows_ahead);
     ForwardTile<V, R, NV> tile;
     tile.load(a, row);
     forward_row<V, R, NV>(a, a.row_begin[row], a.row_end[row], tile.acc);
@@ -404,11 +410,10 @@ void epilogue(typename V::T* y, int64_t n, const typename V::T* bias, Activation
   }
 }
 
-// Whether column groups ascend strictly and lie in [0, limit).
+// ascending_in_range of core/check.h, compiled for the instruction set.
 template <class V>
 bool ascending(const int32_t* idx, int64_t count, int64_t limit) {
   if (count == 0) return true;
-  // Strictly ascending, so the first and the last bound all the others. Branch-free: vectorizes.
   int bad = (idx[0] < 0) | (idx[count - 1] >= limit);
   for (int64_t i = 1; i < count; ++i) bad |= idx[i] <= idx[i - 1];
   return !bad;

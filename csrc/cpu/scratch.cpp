@@ -11,6 +11,9 @@ namespace tetris::cpu {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
+// Panels from this size on get a huge page of their own: in small pages, which lie anywhere in
+// physical memory, parts of a panel push each other out of L2.
+constexpr size_t kHugeFrom = size_t{64} << 10;
 
 struct Buffer {
   void* data = nullptr;
@@ -22,7 +25,7 @@ struct Buffer {
     std::free(data);
     data = nullptr;
     size = 0;
-    const size_t align = bytes >= kHugePage / 32 ? kHugePage : 64;
+    const size_t align = bytes >= kHugeFrom ? kHugePage : 64;
     const size_t rounded = (bytes + align - 1) / align * align;
     if (posix_memalign(&data, align, rounded) != 0) {
       data = nullptr;

@@ -22,8 +22,7 @@ class Info:
         isas_supported: Those this CPU can run.
         forced_isa: Environment variable ``TETRIS_CPU_ISA``, None if unset.
         last_kernel: Kernel that this thread's last op call ran, None before the first.
-        threads: Threads that the kernels run on now, counted: torch's, see
-            ``torch.set_num_threads``.
+        threads: Threads of torch, which the kernels use; see ``torch.set_num_threads``.
         cuda: This build has CUDA kernels.
     """
 
@@ -65,6 +64,6 @@ def info() -> Info:
         isas_supported=tuple(_C.isas_supported()),
         forced_isa=os.environ.get("TETRIS_CPU_ISA"),
         last_kernel=_C.last_kernel() or None,
-        threads=_C.threads_at_work(),
+        threads=torch.get_num_threads(),
         cuda=False,
     )

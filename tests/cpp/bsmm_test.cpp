@@ -162,6 +162,31 @@ TEST(Products, ForwardKeepsItsBitsOnAnyNumberOfThreads) {
   }
 }
 
+TEST(Products, AnySplitOfTokensOverThreads) {
+  assume_cache_bytes(2048, 1 << 20);  // slabs, too
+  for (int64_t bo : {1, 4}) {
+    const Shape s{16 * 20, 120, 260, bo, 1, 0.8};
+    std::mt19937 rng(13);
+    const Index index = random_index(s, rng);
+    Problem<float> p(s, index, rng, Place::kHeap, 0);
+    std::vector<float> want(s.m * s.n), got(s.m * s.n);
+    for (int64_t units = 1; units <= 20; ++units)
+      for (int n : {1, 2, 3, 5, 7, 8, 9, 10, 13, 16, 17, 18}) {
+        const int64_t m = 16 * units;
+        std::fill(got.begin(), got.end(), Problem<float>::kNan);
+        ASSERT_EQ("", cpu::bsmm_forward<float>(p.view, p.values.data(), {p.x.data(), p.ldx}, m,
+                                               p.bias.data(), Activation::kNone, {got.data(), s.n},
+                                               threads(n)));
+        if (n == 1)
+          want = got;
+        else
+          ASSERT_EQ(0, std::memcmp(got.data(), want.data(), m * s.n * sizeof(float)))
+              << units << " units, " << n << " threads";
+      }
+  }
+  assume_cache_bytes(0, 0);
+}
+
 TEST(Products, ManyCallersAtOnce) {
   run_on_threads(4, [](int i) {
     for (unsigned seed = 0; seed < 6; ++seed)

@@ -416,8 +416,9 @@ TEST(Search, StopsInTheMiddleOfALongRound) {
     });
     try {
       search(c.problem, options, control);
+      if (method == Method::kThreshold) FAIL() << "ten minutes were allowed";  // swap may converge
     } catch (const Cancelled&) {
-      EXPECT_LT(timer.seconds() - asked, 0.5);
+      EXPECT_LT(timer.seconds() - asked, 5);  // sanitizers and emulators are slow; a round is not
     }
   }
 }

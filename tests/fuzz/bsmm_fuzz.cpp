@@ -106,15 +106,19 @@ void fuzz(Bytes in) {
       dv(p.values.size(), place);
   for (auto* out : {&y, &dx, &dv})
     for (auto& v : *out) v = kNan;
-  const cpu::Parallel serial{};
+  // One after the other, but split as for so many threads.
+  const cpu::Parallel parallel{1 + in.next() % 20,
+                               [](int count, const std::function<void(int)>& fn) {
+                                 for (int i = 0; i < count; ++i) fn(i);
+                               }};
   const std::string errors[] = {
       cpu::bsmm_forward<float>(p.view, p.values.data(), {p.x.data(), p.ldx}, s.m,
                                s.bias ? p.bias.data() : nullptr, cpu::Activation::kNone,
-                               {y.data(), s.n + gap}, serial),
+                               {y.data(), s.n + gap}, parallel),
       cpu::bsmm_grad_input<float>(p.view, p.values.data(), {p.dy.data(), p.ldg}, s.m,
-                                  {dx.data(), s.k + gap}, serial),
+                                  {dx.data(), s.k + gap}, parallel),
       cpu::bsmm_grad_values<float>(p.view, {p.x.data(), p.ldx}, {p.dy.data(), p.ldg}, s.m,
-                                   dv.data(), serial)};
+                                   dv.data(), parallel)};
   for (const auto& error : errors)
     if (error.empty() != good)
       fail(s, good ? "a good index was refused" : "a bad index was accepted", error);

@@ -124,13 +124,6 @@ def parser() -> argparse.ArgumentParser:
         help="torch.compile as one more dense baseline (full run: on)",
     )
     add(
-        "--malloc",
-        choices=("keep", "default"),
-        default="keep",
-        help="keep: freed memory stays with the process, so that neither dense nor sparse outputs "
-        "cost page faults; default: as malloc sees fit",
-    )
-    add(
         "--out",
         type=Path,
         help="default benchmarks/results; build/benchmarks for a part of the grid",
@@ -237,7 +230,7 @@ def measure_held_back(isa: str, args: argparse.Namespace) -> dict:
         command += ["--threads", str(min(wanted.threads)), "--shapes", *map(str, shapes)]
         command += ["--blocks", *(f"{h}x{w}" for h, w in wanted.blocks)]
         command += ["--sparsity", *(f"{100 * s:g}" for s in wanted.sparsities)]
-        command += ["--malloc", args.malloc, *["--quick"] * args.quick]
+        command += ["--quick"] * args.quick
         limits = {"TETRIS_CPU_ISA": isa, **LIBRARY_LIMITS.get(isa, {})}
         subprocess.run(command, env={**os.environ, **limits}, check=True)
         return json.loads(raw.read_text())
@@ -248,7 +241,6 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     console = Console()
     started = time.perf_counter()
-    kept = args.malloc == "keep" and machine.keep_freed_memory()
     native = tetris._C.isa_in_use()
     if args.raw:
         args.raw.write_text(json.dumps(measure(args, console)))
@@ -268,7 +260,6 @@ def main(argv: list[str] | None = None) -> int:
     result |= {
         "machine": machine.describe(),
         "native_isa": native,
-        "malloc": "keep" if kept else "default",
         "command": " ".join(["python -m benchmarks.gemm", *words]),
         "seconds": round(time.perf_counter() - started, 1),
     }

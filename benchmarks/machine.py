@@ -1,6 +1,5 @@
 """What the numbers were measured on: processor, caches, instruction set, library versions."""
 
-import ctypes
 import os
 import platform
 import re
@@ -43,23 +42,6 @@ def cpu_model() -> str:
     fields = dict(re.findall(r"^(model name|cpu family|model|stepping)\s*: (.*)$", info, re.M))
     name = fields.get("model name", platform.machine())
     return f"{name} (family {fields.get('cpu family', '?')}, model {fields.get('model', '?')})"
-
-
-def keep_freed_memory() -> bool:
-    """Makes malloc keep what is freed, for every library in this process; False where it cannot.
-
-    Left alone, glibc hands an output of some megabytes back to the system at each free, and the
-    next call pays for fresh zeroed pages: 0.6 ms for 8 MB, as much as a third of a 90 % sparse
-    product, or nothing at all, depending on what else lies on the heap. The variables
-    MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_ do the same for any program, and so does another
-    malloc.
-    """
-    trim_threshold, mmap_max, most = -1, -4, 2**31 - 1
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return bool(mallopt(trim_threshold, most)) and bool(mallopt(mmap_max, 0))
 
 
 def describe() -> dict:

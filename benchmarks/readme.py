@@ -16,8 +16,11 @@ import sys
 from pathlib import Path
 
 from .machine import sentence
-from .report import headline, rival_table, training_table
+from .report import headline, ordered, rival_table, table, training_table
+from .sweep import FEW_TOKENS
 from .targets import geometric_mean
+
+FEW_BLOCKS = ("1x1", "4x1", "16x1", "16x16")  # shown in the table of few tokens
 
 
 def claim(result: dict) -> str | None:
@@ -49,6 +52,27 @@ def claim(result: dict) -> str | None:
     )
 
 
+def few_tokens_table(result: dict) -> str:
+    """Speed-ups at 16 tokens and at one, native instruction set, one thread."""
+    rows = [
+        r
+        for r in result["rows"]
+        if r["isa"] == result["native_isa"] and r["threads"] == 1 and r["tokens"] <= FEW_TOKENS
+    ]
+    sparsities = ordered(rows, "sparsity")
+    lines = []
+    for shape in ordered(rows, "shape"):
+        for block in ordered(rows, "block"):
+            found = {
+                r["sparsity"]: f"{r['speedup']:.2f}x"
+                for r in rows
+                if r["shape"] == shape and r["block"] == block
+            }
+            if block in FEW_BLOCKS and found:
+                lines.append([shape, block, *(found.get(s, "") for s in sparsities)])
+    return table(["shape", "block", *(f"{s:.0%}" for s in sparsities)], lines)
+
+
 def fragments(result: dict) -> dict[str, str]:
     """Every generated piece by name."""
     threads = sorted({r["threads"] for r in result["rows"]})
@@ -60,6 +84,7 @@ def fragments(result: dict) -> dict[str, str]:
     }
     if sentence_of_claim := claim(result):
         made["claim"] = sentence_of_claim
+    made["few"] = few_tokens_table(result)
     if result["training"]:
         made["training"] = training_table([r for r in result["training"] if r["threads"] == 1])
     if result["rivals"]:

@@ -160,11 +160,6 @@ def markdown(result: dict) -> str:
         "and up to 16 tokens come from memory, dense and sparse alike (copies of the layer take "
         "turns, together three times the last-level cache).",
     ]
-    if result.get("malloc") == "keep":
-        parts.append(
-            "malloc keeps freed memory, for dense and sparse alike; `--malloc default` leaves it "
-            "to glibc, where outputs of some megabytes may cost fresh pages at every call."
-        )
     for isa, peak in result["peaks"].items():
         if peak:
             parts.append(

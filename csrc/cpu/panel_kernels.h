@@ -111,6 +111,17 @@ inline void forward_row(const TileArgs<typename V::T>& a, int64_t b, int64_t end
     }
     return;
   }
+  if (bi == 4 && a.last_width == 4) {  // a width known here is unrolled
+    for (; col != last; ++col, v += 4 * bo) {
+      const T* x = src + *col * 4 * kPanel;
+      for (int64_t k = 0; k < 4; ++k) {
+        if (R > kShortRow)
+          __builtin_prefetch(v + k * bo + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
+        forward_input<V, R, NV>(x + k * kPanel, v + k * bo, acc);
+      }
+    }
+    return;
+  }
   const int64_t last_group = a.last_group, last_width = a.last_width;
   for (; col != last; ++col, v += bi * bo) {
     const int64_t width = *col == last_group ? last_width : bi;

@@ -72,7 +72,7 @@ $(VENV)/.torch:
 	@command -v c++ >/dev/null || { echo 'A C++17 compiler is needed (Debian: apt install g++)'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) numpy 'setuptools>=69' wheel 'pybind11>=2.12' \
+	$(BIN)/python -m pip install --quiet $(TORCH) numpy 'setuptools>=77' wheel 'pybind11>=2.12' \
 	  'cmake>=3.22' ninja
 	touch $@
 

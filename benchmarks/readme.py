@@ -18,7 +18,7 @@ from pathlib import Path
 from .machine import sentence
 from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
-from .targets import geometric_mean
+from .targets import geometric_mean, judge
 
 FEW_BLOCKS = ("1x1", "4x1", "16x1", "16x16")  # shown in the table of few tokens
 
@@ -53,24 +53,34 @@ def claim(result: dict) -> str | None:
 
 
 def few_tokens_table(result: dict) -> str:
-    """Speed-ups at 16 tokens and at one, native instruction set, one thread."""
+    """Speed-ups at 16 tokens and at one, native instruction set."""
     rows = [
-        r
-        for r in result["rows"]
-        if r["isa"] == result["native_isa"] and r["threads"] == 1 and r["tokens"] <= FEW_TOKENS
+        r for r in result["rows"] if r["isa"] == result["native_isa"] and r["tokens"] <= FEW_TOKENS
     ]
     sparsities = ordered(rows, "sparsity")
     lines = []
     for shape in ordered(rows, "shape"):
-        for block in ordered(rows, "block"):
-            found = {
-                r["sparsity"]: f"{r['speedup']:.2f}x"
-                for r in rows
-                if r["shape"] == shape and r["block"] == block
-            }
-            if block in FEW_BLOCKS and found:
-                lines.append([shape, block, *(found.get(s, "") for s in sparsities)])
-    return table(["shape", "block", *(f"{s:.0%}" for s in sparsities)], lines)
+        for threads in ordered(rows, "threads"):
+            for block in FEW_BLOCKS:
+                found = {
+                    r["sparsity"]: f"{r['speedup']:.2f}x"
+                    for r in rows
+                    if (r["shape"], r["threads"], r["block"]) == (shape, threads, block)
+                }
+                if found:
+                    cells = (found.get(s, "") for s in sparsities)
+                    lines.append([shape, str(threads), block, *cells])
+    return table(["shape", "threads", "block", *(f"{s:.0%}" for s in sparsities)], lines)
+
+
+def targets_sentence(result: dict) -> str:
+    """How many of our own targets were met, group by group."""
+    verdicts = judge(result["rows"], result["training"])
+    groups = []
+    for what in ordered([{"what": v.what} for v in verdicts], "what"):
+        some = [v for v in verdicts if v.what == what]
+        groups.append(f"{what}: {sum(v.passed for v in some)} of {len(some)}")
+    return f"Our own targets that were met, one and two threads: {'; '.join(groups)}."
 
 
 def fragments(result: dict) -> dict[str, str]:
@@ -85,6 +95,7 @@ def fragments(result: dict) -> dict[str, str]:
     if sentence_of_claim := claim(result):
         made["claim"] = sentence_of_claim
     made["few"] = few_tokens_table(result)
+    made["targets"] = targets_sentence(result)
     if result["training"]:
         made["training"] = training_table([r for r in result["training"] if r["threads"] == 1])
     if result["rivals"]:

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import pytest
 import torch
 from rich.console import Console
 
+import tetris
 from tetris import cli
 from tetris.demo.config import DemoConfig
 from tetris.demo.latency import fuse_relu, measure
@@ -114,5 +116,19 @@ def test_demo_end_to_end(tmp_path):
 def test_readme_example_runs():
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert examples
+    names = {"__name__": "readme"}  # each goes on from the one before
     for example in examples:
-        exec(compile(example, "README.md", "exec"), {"__name__": "readme"})
+        exec(compile(example, "README.md", "exec"), names)
+    assert isinstance(names["sparse"][0], tetris.SparseLinear)
+
+
+def test_an_unknown_instruction_set_is_one_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "tetris", "info"],
+        env={**os.environ, "TETRIS_CPU_ISA": "nonsense"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("tetris info: ")
+    assert "Traceback" not in done.stderr

@@ -232,3 +232,15 @@ def test_repr_says_what_matters():
     text = repr(sparse_linear(block=(8, 1), activation="silu"))
     for part in ("in_features=37", "block=8x1", "sparsity=", "rows+columns", "activation=silu"):
         assert part in text
+
+
+def test_a_state_of_other_features_is_refused():
+    """4x1 blocks without permutations: nothing else in the state tells the width."""
+    narrow, wide = (
+        SparseLinear.from_dense(nn.Linear(n, 128), sparsity=0.5, block=(4, 1), reorder=False)
+        for n in (64, 128)
+    )
+    before = {k: v.clone() for k, v in wide.state_dict().items()}
+    with pytest.raises(RuntimeError, match=r"got 128 and 128, the state has 128 and 64"):
+        wide.load_state_dict(narrow.state_dict())
+    assert all(torch.equal(v, before[k]) for k, v in wide.state_dict().items())

@@ -305,3 +305,12 @@ def test_help_shows_every_setting_and_its_default(function):
     assert shown["sparsity"].default == 0.9
     assert shown["block"].default == (4, 1)
     assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())
+
+
+@pytest.mark.parametrize("x", [np.ones((2, 16), np.float32), [[1.0] * 16], torch.tensor(1.0)])
+def test_a_layer_says_what_it_wants(x):
+    layer = SparseLinear.from_dense(nn.Linear(16, 8), sparsity=0.5, reorder=False)
+    with pytest.raises(
+        TypeError, match=r"SparseLinear: x must be a tensor \[\.\.\., in_features\]"
+    ):
+        layer(x)

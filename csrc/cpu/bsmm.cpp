@@ -399,28 +399,38 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
   }
 }
 
-// Fewer token units than threads: pack once, share the panels, split the block rows.
+// Fewer token units than threads: split the block rows.
+//
+// Panels of x that fit L2 are packed by every thread for itself: that takes microseconds, and lines
+// that another core has just written take longer to fetch. Larger ones are packed together and
+// shared.
 template <class T>
 void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T* values,
                      Matrix<const T> x, int64_t tokens, const int32_t* inverse_col, const T* bias,
                      Activation act, Matrix<T> y, int64_t unit_begin, int64_t unit_end,
                      int preferred, int threads, const Parallel& parallel, RowCheck& check) {
   const auto panels = cut_panels(k, unit_begin, unit_end, preferred, tokens);
-  int64_t vecs = 0;
-  for (const auto& p : panels) vecs += p.nv;
-  T* const xs = scratch<T>(ScratchSlot::kX, vecs * k.width * w.in);
-  T* const ys = scratch<T>(ScratchSlot::kY, vecs * k.width * w.out);
+  int64_t width = 0;
+  for (const auto& p : panels) width += p.nv * k.width;
   const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
-  run(parallel, threads, [&](int t) {
-    T* xp = xs;
+  const auto pack = [&](int64_t begin, int64_t end, T* xp) {
     for (const auto& p : panels) {
-      k.pack(x.data + p.token * x.ld, x.ld, p.tokens, range(w.in, t), range(w.in, t + 1),
-             inverse_col, xp, p.nv);
+      k.pack(x.data + p.token * x.ld, x.ld, p.tokens, begin, end, inverse_col, xp, p.nv);
       xp += p.nv * k.width * w.in;
     }
-  });
+  };
+  const bool share = width * w.in * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2;
+  T* const shared = share ? scratch<T>(ScratchSlot::kX, width * w.in) : nullptr;
+  if (share)
+    run(parallel, threads, [&](int t) { pack(range(w.in, t), range(w.in, t + 1), shared); });
+  T* const ys = scratch<T>(ScratchSlot::kY, width * w.out);
   const auto bounds = split_rows(w, threads);
   run(parallel, threads, [&](int t) {
+    T* xs = shared;
+    if (!share) {
+      xs = scratch<T>(ScratchSlot::kX, width * w.in);
+      pack(0, w.in, xs);
+    }
     for (int64_t r = bounds[t]; r < bounds[t + 1];) {
       const int64_t next = chunk_end(w, r, bounds[t + 1], kChunkBytes / sizeof(T));
       if (!check.ok(r, next)) return;

@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from . import _C
+
 DEMO = """\
 Trains a small network, prunes it at 90, 95 and 98 % in several ways, fine-tunes
 all of them equally, swaps in sparse layers, and prints accuracy beside MEASURED
@@ -74,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     info.set_defaults(run=_info)
+    made.add_argument("--version", action="version", version=f"tetris {_C.version}")
     return made
 
 
@@ -118,6 +121,11 @@ def _info(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; user errors become one line on stderr and exit status 1."""
     args = parser().parse_args(argv)
+    try:
+        _C.isa_in_use()  # an instruction set forced by TETRIS_CPU_ISA may be unknown or unsupported
+    except RuntimeError as error:
+        print(f"tetris {args.command}: {error}", file=sys.stderr)
+        return 1
     try:
         args.run(args)
     except (FileNotFoundError, ValueError, ImportError) as error:

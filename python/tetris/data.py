@@ -22,8 +22,8 @@ FILES = {
     "test_y": "t10k-labels-idx1-ubyte",
 }
 HINT = (
-    "For Fashion-MNIST: apt install dataset-fashion-mnist, or pass --data FOLDER (or set "
-    "TETRIS_DATA) with its four IDX files, plain or .gz"
+    "For Fashion-MNIST, without --quick: apt install dataset-fashion-mnist, or pass --data FOLDER "
+    "(or set TETRIS_DATA) with its four IDX files, plain or .gz"
 )
 
 

@@ -217,6 +217,11 @@ class SparseLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            raise TypeError(
+                "SparseLinear: x must be a tensor [..., in_features], such as "
+                f"torch.as_tensor(array) (got {describe(x)})"
+            )
         if x.size(-1) != self.in_features:
             raise ValueError(
                 "SparseLinear: x.size(-1) must equal in_features "
@@ -282,6 +287,7 @@ class SparseLinear(nn.Module):
         found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
         if self._parameters.get("values") is not None and any(n in found for n in _INDEX):
             try:
+                self._check_features(state_dict.get(prefix + "_extra_state"))
                 self._check_state(found)
             except (ValueError, TypeError) as error:
                 error_msgs.append(
@@ -301,6 +307,24 @@ class SparseLinear(nn.Module):
         )
         if "values" in found:
             self._zero_padding()
+
+    def get_extra_state(self) -> Tensor:
+        """The features, which the index alone does not tell: ``[out_features, in_features]``."""
+        return torch.tensor([self.out_features, self.in_features])
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Nothing: a state of other features is refused before."""
+
+    def _check_features(self, state: Tensor | None) -> None:
+        """Raise where a state says that it is of a layer with other features."""
+        if isinstance(state, Tensor) and not state.is_meta:
+            features = state.tolist()
+            if features != [self.out_features, self.in_features]:
+                raise ValueError(
+                    "out_features and in_features must be those of the state "
+                    f"(got {self.out_features} and {self.in_features}, the state has "
+                    f"{' and '.join(map(str, features))})"
+                )
 
     def _check_state(self, found: Mapping[str, Any]) -> None:
         """Raise unless the tensors found make one valid layer of this module's features."""

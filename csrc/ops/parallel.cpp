@@ -1,5 +1,5 @@
-// The one file that is compiled for OpenMP: at::parallel_for is an inline function, which without it
-// quietly runs everything on the calling thread.
+// The one file that is compiled for OpenMP: at::parallel_for is an inline function, which without
+// it quietly runs everything on the calling thread.
 #include "ops/parallel.h"
 
 #include <ATen/Parallel.h>

@@ -77,7 +77,7 @@ def targets_sentence(result: dict) -> str:
     """How many of our own targets were met, group by group."""
     verdicts = judge(result["rows"], result["training"])
     groups = []
-    for what in ordered([{"what": v.what} for v in verdicts], "what"):
+    for what in dict.fromkeys(v.what for v in verdicts):
         some = [v for v in verdicts if v.what == what]
         groups.append(f"{what}: {sum(v.passed for v in some)} of {len(some)}")
     return f"Our own targets that were met, one and two threads: {'; '.join(groups)}."

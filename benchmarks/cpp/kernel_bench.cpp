@@ -78,7 +78,10 @@ void forward(benchmark::State& state, const Case& c) {
     const std::string error = cpu::bsmm_forward<float>(
         layer.view, layer.values.data(), {x.data(), c.in}, c.tokens, nullptr,
         cpu::Activation::kNone, {y.data(), c.out}, cpu::Parallel{});
-    if (!error.empty()) state.SkipWithError(error.c_str());
+    if (!error.empty()) {
+      state.SkipWithError(error.c_str());
+      break;
+    }
     flops += 2.0 * static_cast<double>(layer.values.size()) * static_cast<double>(c.tokens);
   }
   state.counters["FLOP/s"] = benchmark::Counter(flops, benchmark::Counter::kIsRate);

@@ -13,8 +13,8 @@
 namespace tetris::cpu {
 namespace {
 
-// Stored values of one chunk of block rows, re-read by each panel of a token tile and by each tile
-// of a block's height: fits L1 and some of L2.
+// Stored values of one chunk of block rows, re-read by each tile of a block's height and, where
+// threads split the rows, by each panel: fits L1 and some of L2.
 constexpr int64_t kChunkBytes = 64 << 10;
 // The same for one token, where a chunk is only checked and then used: its indices are in L1 by
 // then.

@@ -24,7 +24,11 @@ Python_add_library(_C MODULE WITH_SOABI
   csrc/ops/parallel.cpp
   csrc/ops/bsmm_checks.cpp
   csrc/ops/bsmm_cpu.cpp
-  csrc/ops/bsmm_autograd.cpp)
+  csrc/ops/autograd.cpp
+  csrc/ops/bsmm_autograd.cpp
+  csrc/ops/conv_checks.cpp
+  csrc/ops/conv_cpu.cpp
+  csrc/ops/conv_autograd.cpp)
 tetris_target(_C)
 # at::parallel_for runs on OpenMP. Where torch brings GCC's runtime and GCC compiles, the calls resolve to
 # that: one pool of threads. Elsewhere a runtime is linked, whose threads are as many as torch's, but others.

@@ -8,36 +8,13 @@
 #include "core/check.h"
 #include "core/cpu_features.h"
 #include "cpu/dispatch.h"
-#include "cpu/scratch.h"
+#include "cpu/walk.h"
 
 namespace tetris::cpu {
 namespace {
 
-// Stored values of one chunk of block rows, re-read by each tile of a block's height and, where
-// threads split the rows, by each panel: fits L1 and some of L2.
-constexpr int64_t kChunkBytes = 64 << 10;
-// The same for one token, where a chunk is only checked and then used: its indices are in L1 by
-// then.
+// For one token a chunk is only checked and then used: its indices are in L1 by then.
 constexpr int64_t kStreamChunkBytes = 8 << 10;
-// How far ahead of its use the stream of values is fetched: time enough for memory to answer,
-// little enough for L1 to hold.
-constexpr int64_t kAheadInputs = 128, kAheadValues = 512, kAheadBytes = 16 << 10;
-// Multiply-adds below which another thread costs more than it brings (a parallel region takes a few
-// microseconds, i.e. about 1e5 of them).
-constexpr int64_t kWorkPerThread = 1 << 18;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-void run(const Parallel& parallel, int count, const std::function<void(int)>& fn) {
-  if (count > 1 && parallel.run)
-    parallel.run(count, fn);
-  else
-    for (int i = 0; i < count; ++i) fn(i);
-}
-
-int useful_threads(const Parallel& parallel, int64_t work) {
-  return static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, parallel.threads));
-}
 
 // Checks block rows right before they are used, on whichever thread uses them first. What it reads,
 // the kernel reads next, so the check costs no memory traffic.
@@ -67,99 +44,7 @@ class RowCheck {
   std::atomic<int64_t> bad_{-1};
 };
 
-// Block rows [result[i], result[i + 1]) hold about the same number of stored blocks for every i.
-std::vector<int64_t> split_rows(const BlockSparseView& w, int parts) {
-  // Each block row also costs a little by itself (its accumulators are set and stored).
-  const int64_t rows = w.block_rows();
-  const auto cost = [&](int64_t r) { return w.row_ptr[r] + r; };
-  std::vector<int64_t> bounds(parts + 1, rows);
-  bounds[0] = 0;
-  for (int p = 1; p < parts; ++p) {
-    const int64_t target = cost(rows) * p / parts;
-    int64_t lo = bounds[p - 1], hi = rows;
-    while (lo < hi) {
-      const int64_t mid = (lo + hi) / 2;
-      if (cost(mid) < target)
-        lo = mid + 1;
-      else
-        hi = mid;
-    }
-    bounds[p] = lo;
-  }
-  return bounds;
-}
-
-// Block rows [begin, result) whose values number about `chunk_values`: at least one row.
-int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t chunk_values) {
-  const int64_t blocks = std::max<int64_t>(1, chunk_values / (w.bo * w.bi));
-  int64_t r = begin + 1;
-  while (r < end && w.row_ptr[r + 1] - w.row_ptr[begin] <= blocks) ++r;
-  return r;
-}
-
-// Rows of the next tile, `rows` more rows of a block to go, for panels of nv vectors: as few tiles
-// as the table allows, of nearly equal height (10 rows, at most 8 at a time: 5 5).
-template <class T>
-int tile_rows(const KernelTable<T>& k, int64_t rows, int nv) {
-  int tallest = static_cast<int>(std::min<int64_t>(k.max_rows, rows));
-  while (!k.tiles[tallest][nv].forward) --tallest;
-  int r = static_cast<int>(ceil_div(rows, ceil_div(rows, tallest)));
-  while (!k.tiles[r][nv].forward) --r;
-  return r;
-}
-
-template <class T>
-TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
-  TileArgs<T> a{};
-  a.values = values;
-  a.row_begin = w.row_ptr;
-  a.row_end = w.row_ptr + 1;
-  a.col_idx = w.col_idx;
-  a.bo = w.bo;
-  a.bi = w.bi;
-  a.last_group = w.col_groups() - 1;
-  a.last_width = w.in - a.last_group * w.bi;
-  a.slot_row = w.row_perm;
-  a.rows_ahead = 1;
-  a.fetch_end = w.block_rows();
-  a.prefetch = std::max(kAheadInputs * w.bo, kAheadValues);
-  return a;
-}
-
-// Calls fn(args) for the full block rows of [begin, end) and for the ragged last one, if it is
-// there.
-template <class T, class Fn>
-void for_full_and_ragged(const BlockSparseView& w, TileArgs<T> a, int64_t begin, int64_t end,
-                         Fn fn) {
-  const int64_t full = std::min(end, w.out / w.bo);
-  if (begin < full) {
-    a.first_row = begin;
-    a.last_row = full;
-    a.block_rows_valid = w.bo;
-    fn(a);
-  }
-  if (end > full) {
-    a.first_row = std::max(begin, full);
-    a.last_row = end;
-    a.block_rows_valid = w.out - a.first_row * w.bo;
-    fn(a);
-  }
-}
-
-// Runs block rows [begin, end) on one panel, a block's height cut into tiles.
-template <class T>
-void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
-               const TileArgs<T>& args, int64_t begin, int64_t end, int nv) {
-  for_full_and_ragged(w, args, begin, end, [&](TileArgs<T> a) {
-    for (a.row_offset = 0; a.row_offset < a.block_rows_valid;) {
-      const int rows = tile_rows(k, a.block_rows_valid - a.row_offset, nv);
-      (k.tiles[rows][nv].*direction)(a);
-      a.row_offset += rows;
-    }
-  });
-}
-
-// The same in chunks, for rows of which a slab takes one part in `slabs`. A block that is one tile
+// run_tiles in chunks, for rows of which a slab takes one part in `slabs`. A block that is one tile
 // high uses each value once and needs none.
 template <class T>
 void run_chunks(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
@@ -173,69 +58,9 @@ void run_chunks(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const B
   }
 }
 
-// A panel: up to nv * W tokens from `token` on.
-struct Panel {
-  int nv;
-  int64_t token, tokens;
-};
-// Cuts token units (W tokens each) [begin, end) into panels of at most `preferred` vectors and
-// nearly equal size: 16 units at 3 become 3 3 3 3 2 2, not 3 3 3 3 3 1 (narrow panels are less
-// efficient).
-template <class T>
-std::vector<Panel> cut_panels(const KernelTable<T>& k, int64_t begin, int64_t end, int preferred,
-                              int64_t tokens) {
-  std::vector<Panel> panels;
-  for (int64_t u = begin; u < end;) {
-    const int64_t left = end - u;
-    int nv = static_cast<int>(ceil_div(left, ceil_div(left, preferred)));
-    while (!k.tiles[1][nv].forward) ++nv;
-    const int64_t token = u * k.width;
-    panels.push_back(
-        {nv, token, std::min<int64_t>(tokens - token, std::min<int64_t>(nv, left) * k.width)});
-    u += nv;
-  }
-  return panels;
-}
-
-template <class T>
-int preferred_vecs(const KernelTable<T>& k, const BlockSparseView& w) {
-  return k.preferred_vecs[std::min<int64_t>(std::min(w.bo, w.out), k.max_rows)];
-}
-
 template <class T>
 const char* tile_name(const KernelTable<T>& k, const BlockSparseView& w, int nv) {
   return k.tiles[tile_rows(k, std::min(w.bo, w.out), nv)][nv].name;
-}
-
-// Inverse permutations; nullptr where there is none.
-struct Inverses {
-  const int32_t* row = nullptr;
-  const int32_t* col = nullptr;
-};
-
-std::string invert(const char* name, const int32_t* perm, int64_t n, ScratchSlot slot,
-                   const int32_t** inverse) {
-  *inverse = nullptr;
-  if (!perm) return {};
-  int32_t* buffer = scratch<int32_t>(slot, n);
-  *inverse = buffer;
-  return check_permutation(name, perm, n, buffer);
-}
-
-// Checks all of the layout but col_idx.
-std::string check_and_invert(const BlockSparseView& w, Inverses* inverse) {
-  std::string error = check_row_ptr(w);
-  if (error.empty())
-    error = invert("row_perm", w.row_perm, w.out, ScratchSlot::kInverseRow, &inverse->row);
-  if (error.empty())
-    error = invert("col_perm", w.col_perm, w.in, ScratchSlot::kInverseCol, &inverse->col);
-  return error;
-}
-
-// Where thread t's share of n columns starts: whole vectors, so that no thread transposes a partial
-// one in the middle.
-int64_t share_begin(int64_t n, int64_t width, int t, int threads) {
-  return std::min(n, ceil_div(ceil_div(n, width) * t, threads) * width);
 }
 
 template <class T>
@@ -566,16 +391,16 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
         const int64_t begin = w.row_ptr[row], blocks = w.row_ptr[row + 1] - begin;
         // Stored inputs of the row, one by one: blocks of any width become one list.
         int64_t* const offsets = scratch<int64_t>(ScratchSlot::kLists, 2 * blocks * w.bi);
-        int32_t* const inputs = reinterpret_cast<int32_t*>(offsets + blocks * w.bi);
+        int64_t* const inputs = offsets + blocks * w.bi;
         int64_t n = 0;
         for (int64_t b = 0; b < blocks; ++b)
           for (int64_t j = 0; j < w.bi; ++j) {
             const int64_t input = w.col_idx[begin + b] * w.bi + j;
             if (input >= w.in) break;
-            inputs[n] = static_cast<int32_t>(input);
+            inputs[n] = input * width;
             offsets[n++] = ((begin + b) * w.bi + j) * w.bo;
           }
-        k.sample({xp, dyp + row * w.bo * width, nv, inputs, offsets, n,
+        k.sample({xp, dyp + row * w.bo * width, width, nv, inputs, offsets, n,
                   std::min(w.bo, w.out - row * w.bo), dvalues, token > 0});
       }
     });

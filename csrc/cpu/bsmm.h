@@ -10,19 +10,13 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <string>
 
 #include "core/view.h"
 #include "cpu/kernels.h"
+#include "cpu/parallel.h"
 
 namespace tetris::cpu {
-
-// How to run fn(0) .. fn(count - 1) at the same time; count <= threads.
-struct Parallel {
-  int threads = 1;
-  void (*run)(int count, const std::function<void(int)>& fn) = nullptr;
-};
 
 // Tokens are rows of a matrix whose rows are contiguous; ld is the distance between rows.
 template <class T>

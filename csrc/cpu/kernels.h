@@ -26,6 +26,8 @@ struct TileArgs {
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
   const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
+  const int32_t* offset;    // convolution: [column groups] where a block's first input starts in src
+  int64_t src_stride, dst_stride;  // convolution: from input to input, from output row to output row
   int64_t first_row, last_row;  // block rows [first, last)
   int64_t row_offset;           // first row of the tile inside its block
   int64_t block_rows_valid;     // matvec: rows of these blocks that exist (the last may be ragged)
@@ -42,10 +44,10 @@ using TileFn = void (*)(const TileArgs<T>&);
 // Sampled product for one block row: dvalues[q] (+)= sum over tokens of x[input q] * dy[rows].
 template <class T>
 struct SampleArgs {
-  const T* x;   // panel [in][nv*W]
-  const T* dy;  // panel [bo rows of this block row][nv*W], packed order
-  int64_t nv;
-  const int32_t* inputs;   // [count] x panel row of each stored input
+  const T* x;
+  const T* dy;  // rows of this block row, nv*W long each, packed order
+  int64_t dy_stride, nv;
+  const int64_t* inputs;   // [count] where the row of each stored input starts in x
   const int64_t* offsets;  // [count] where its bo values start in dvalues
   int64_t count;
   int64_t rows;  // valid rows of this block row, at most bo
@@ -54,6 +56,30 @@ struct SampleArgs {
 };
 template <class T>
 using SampleFn = void (*)(const SampleArgs<T>&);
+
+// A run of pixels in a line of a convolution's plane (see conv_geometry.h).
+struct Segment {
+  int32_t line, count;  // where it starts in the line, and how many pixels it has
+  int64_t pixel;        // where the first of them lies in the feature map, in elements
+};
+
+// Channels of a feature map to lines or back: the segments get pixels, what lies between zeros.
+template <class T>
+struct LineArgs {
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t begin, end;            // channels
+  const int32_t* line_of;        // [channels] line of each channel; nullptr: its number
+  T* lines;                      // lines start line_stride apart, at least W more than length
+  int64_t line_stride, length;   // length: filled (zeros included) when packing
+  const T* in;                   // packing: the map;  storing: added to the result, or nullptr
+  T* out;                        // storing: the map
+  int64_t channel_stride, step;  // of the maps: between channels, between pixels of a segment
+  const T* bias;                 // storing: [channels] or nullptr
+  Activation act;
+};
+template <class T>
+using LinesFn = void (*)(const LineArgs<T>&);
 
 // Tokens to panel: panel[dst_row ? dst_row[i] : i][t] = x[t*ldx + i]; missing tokens become 0.
 template <class T>
@@ -82,6 +108,8 @@ struct Tile {
   const char* name = nullptr;  // op_dtype_RxN__isa, N = NV*W tokens
   TileFn<T> forward = nullptr;
   TileFn<T> grad_input = nullptr;
+  TileFn<T> conv = nullptr;  // forward on shifted planes
+  const char* conv_name = nullptr;
 };
 
 template <class T>
@@ -97,6 +125,7 @@ struct KernelTable {
   EpilogueFn<T> epilogue;
   TileFn<T> matvec;  // one token: dst[slot_row[s]] = sum; src is x in packed order
   SampleFn<T> sample;
+  LinesFn<T> pack_lines, store_lines;
   AscendingFn ascending;
   FmaChainFn fma_chain;
   const char* matvec_name;

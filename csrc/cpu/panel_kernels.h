@@ -35,30 +35,70 @@ inline void forward_input(const typename V::T* x, const typename V::T* v,
   }
 }
 
-// Where row r of a tile lies in the y panel. Looked up at the start and again at the end rather
+// Where a tile's operands lie. A matrix product reads panels of NV * W tokens ...
+template <class V, int NV>
+struct PanelRows {
+  using T = typename V::T;
+  static constexpr int64_t kStride = NV * V::W;
+  const T* src;
+  int64_t bi, last_group, last_width;
+  explicit PanelRows(const TileArgs<T>& a)
+      : src(a.src), bi(a.bi), last_group(a.last_group), last_width(a.last_width) {}
+  const T* input(int64_t col) const { return src + col * kStride; }  // blocks one input wide
+  const T* block(int64_t col) const { return src + col * bi * kStride; }
+  static constexpr int64_t stride() { return kStride; }  // from input to input of a block
+  int64_t width(int64_t col) const { return col == last_group ? last_width : bi; }
+  static constexpr int64_t dst_stride(const TileArgs<T>&) { return kStride; }
+};
+
+// ... a convolution reads planes of pixels, shifted by where the block lies in the kernel.
+template <class V>
+struct ShiftedPlanes {
+  using T = typename V::T;
+  const T* src;
+  const int32_t* offset;
+  int64_t src_stride, bi, groups, last_width;
+  explicit ShiftedPlanes(const TileArgs<T>& a)
+      : src(a.src),
+        offset(a.offset),
+        src_stride(a.src_stride),
+        bi(a.bi),
+        groups(a.last_group + 1),
+        last_width(a.last_width) {}
+  const T* input(int64_t col) const { return src + offset[col]; }
+  const T* block(int64_t col) const { return src + offset[col]; }
+  int64_t stride() const { return src_stride; }
+  // Only asked where the width varies: the last group of every kernel position is ragged then.
+  int64_t width(int64_t col) const {
+    return last_width != bi && (col + 1) % groups == 0 ? last_width : bi;
+  }
+  static int64_t dst_stride(const TileArgs<T>& a) { return a.dst_stride; }
+};
+
+// Where row r of a tile lies on the output side. Looked up at the start and again at the end rather
 // than kept: R pointers fill the general registers, and GCC then parks the inner loop's addresses
 // in vector registers, where reading them waits behind the FMAs (4x64, half kept: 175 GFLOP/s
 // instead of 230).
-template <class V, int R, int NV>
-inline typename V::T* tile_row(const TileArgs<typename V::T>& a, int64_t slot, int r) {
-  return a.dst + (a.slot_row ? a.slot_row[slot + r] : slot + r) * (NV * V::W);
+template <class Map, class T>
+inline T* tile_row(const TileArgs<T>& a, int64_t slot, int r) {
+  return a.dst + (a.slot_row ? a.slot_row[slot + r] : slot + r) * Map::dst_stride(a);
 }
 
-template <class V, int R, int NV>
+template <class V, int R, int NV, class Map>
 struct ForwardTile {
   typename V::Reg acc[R][NV];
 
   void load(const TileArgs<typename V::T>& a, int64_t row) {
     const int64_t slot = row * a.bo + a.row_offset;
     for (int r = 0; r < R; ++r) {
-      const typename V::T* y = a.accumulate ? tile_row<V, R, NV>(a, slot, r) : nullptr;
+      const typename V::T* y = a.accumulate ? tile_row<Map>(a, slot, r) : nullptr;
       for (int n = 0; n < NV; ++n) acc[r][n] = y ? V::load(y + n * V::W) : V::zero();
     }
   }
   void store(const TileArgs<typename V::T>& a, int64_t row) const {
     const int64_t slot = row * a.bo + a.row_offset;
     for (int r = 0; r < R; ++r) {
-      typename V::T* y = tile_row<V, R, NV>(a, slot, r);
+      typename V::T* y = tile_row<Map>(a, slot, r);
       for (int n = 0; n < NV; ++n) V::store(y + n * V::W, acc[r][n]);
     }
   }
@@ -94,40 +134,38 @@ inline void prefetch_row(const TileArgs<typename V::T>& a, int64_t row) {
 // weights is what is prefetched: where values are not aligned (memory-mapped files), the first tile
 // of a block fetches a line that the one before it had, and the second line of the pair came late
 // (32x32 blocks 16 bytes off: 160 instead of 234 GFLOP/s).
-template <class V, int R, int NV>
+template <class V, int R, int NV, class Map>
 inline void forward_row(const TileArgs<typename V::T>& a, int64_t b, int64_t end,
                         typename V::Reg (&acc)[R][NV]) {
   using T = typename V::T;
-  constexpr int64_t kPanel = NV * V::W;
   const int32_t* col = a.col_idx + b;
   const int32_t* const last = a.col_idx + end;
-  const T* const src = a.src;
+  const Map map(a);
   const int64_t bo = a.bo, bi = a.bi, ahead = a.prefetch;
   const T* v = a.values + b * bi * bo + a.row_offset;
   if (bi == 1) {
     for (; col != last; ++col, v += bo) {
       if (R > kShortRow) __builtin_prefetch(v + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
-      forward_input<V, R, NV>(src + *col * kPanel, v, acc);
+      forward_input<V, R, NV>(map.input(*col), v, acc);
     }
     return;
   }
   if (bi == 4 && a.last_width == 4) {  // a width known here is unrolled
     for (; col != last; ++col, v += 4 * bo) {
-      const T* x = src + *col * 4 * kPanel;
+      const T* x = map.block(*col);
       for (int64_t k = 0; k < 4; ++k) {
         if (R > kShortRow)
           __builtin_prefetch(v + k * bo + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
-        forward_input<V, R, NV>(x + k * kPanel, v + k * bo, acc);
+        forward_input<V, R, NV>(x + k * map.stride(), v + k * bo, acc);
       }
     }
     return;
   }
-  const int64_t last_group = a.last_group, last_width = a.last_width;
   for (; col != last; ++col, v += bi * bo) {
-    const int64_t width = *col == last_group ? last_width : bi;
-    const T* x = src + *col * bi * kPanel;
+    const int64_t width = map.width(*col);
+    const T* x = map.block(*col);
     const T* vk = v;
-    for (int64_t k = 0; k < width; ++k, x += kPanel, vk += bo) {
+    for (int64_t k = 0; k < width; ++k, x += map.stride(), vk += bo) {
       if (R > kShortRow) __builtin_prefetch(vk + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
       forward_input<V, R, NV>(x, vk, acc);
     }
@@ -140,13 +178,13 @@ struct RowSet {};
 // A tile of few accumulators would wait for the latency of its FMAs (4 cycles, 1 or 2 a cycle), so
 // several block rows go side by side, as far as the shortest. No block of them may be ragged in
 // width.
-template <class V, int R, int NV, int... M>
+template <class V, int R, int NV, class Map, int... M>
 void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<M...>) {
   using T = typename V::T;
-  constexpr int64_t kPanel = NV * V::W, kRows = sizeof...(M);
-  const T* const src = a.src;
+  constexpr int64_t kRows = sizeof...(M);
+  const Map map(a);
   const int64_t bo = a.bo, bi = a.bi, block = bo * bi;
-  ForwardTile<V, R, NV> tile[kRows];
+  ForwardTile<V, R, NV, Map> tile[kRows];
   (tile[M].load(a, row + M), ...);
   const int32_t* const col[] = {a.col_idx + a.row_begin[row + M]...};
   const T* const v[] = {a.values + a.row_begin[row + M] * block + a.row_offset...};
@@ -159,7 +197,7 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
   int64_t i = 0;
   if (bi == 1) {
     const auto input = [&](int64_t b) {
-      (forward_input<V, R, NV>(src + col[M][b] * kPanel, v[M] + b * bo, tile[M].acc), ...);
+      (forward_input<V, R, NV>(map.input(col[M][b]), v[M] + b * bo, tile[M].acc), ...);
     };
     constexpr int64_t kRun = kLine<T> / R;  // inputs to a line, where the tile is the block
     static_assert(kRun > 0, "taller tiles have accumulators enough and go alone");
@@ -175,12 +213,13 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
       if (a.row_offset == 0)  // the first tile of a block's height fetches for all
         for (int64_t line = 0; line < block; line += kLine<T>)
           (__builtin_prefetch(v[M] + (i + ahead[M]) * block + line, 0, 2), ...);
-      const T* const x[] = {src + col[M][i] * bi * kPanel...};
+      const T* const x[] = {map.block(col[M][i])...};
       for (int64_t k = 0; k < bi; ++k)
-        (forward_input<V, R, NV>(x[M] + k * kPanel, v[M] + i * block + k * bo, tile[M].acc), ...);
+        (forward_input<V, R, NV>(x[M] + k * map.stride(), v[M] + i * block + k * bo, tile[M].acc),
+         ...);
     }
   }
-  (forward_row<V, R, NV>(a, a.row_begin[row + M] + i, a.row_end[row + M], tile[M].acc), ...);
+  (forward_row<V, R, NV, Map>(a, a.row_begin[row + M] + i, a.row_end[row + M], tile[M].acc), ...);
   (tile[M].store(a, row + M), ...);
 }
 
@@ -191,7 +230,7 @@ constexpr int side_by_side() {
   return R * NV <= 8 && 2 * R * NV + NV + 1 <= V::kRegisters ? 2 : 1;
 }
 
-template <class V, int R, int NV>
+template <class V, int R, int NV, class Map>
 void forward_tile(const TileArgs<typename V::T>& a) {
   constexpr int kRows = side_by_side<V, R, NV>();
   int64_t row = a.first_row;
@@ -199,16 +238,16 @@ void forward_tile(const TileArgs<typename V::T>& a) {
     if (a.last_width == a.bi)
       for (; row + kRows <= a.last_row; row += kRows) {
         if constexpr (kRows == 4)
-          forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1, 2, 3>());
+          forward_side_by_side<V, R, NV, Map>(a, row, RowSet<0, 1, 2, 3>());
         else
-          forward_side_by_side<V, R, NV>(a, row, RowSet<0, 1>());
+          forward_side_by_side<V, R, NV, Map>(a, row, RowSet<0, 1>());
       }
   }
   for (; row < a.last_row; ++row) {
     if (R <= kShortRow && row + a.rows_ahead < a.fetch_end) prefetch_row<V>(a, row + a.rows_ahead);
-    ForwardTile<V, R, NV> tile;
+    ForwardTile<V, R, NV, Map> tile;
     tile.load(a, row);
-    forward_row<V, R, NV>(a, a.row_begin[row], a.row_end[row], tile.acc);
+    forward_row<V, R, NV, Map>(a, a.row_begin[row], a.row_end[row], tile.acc);
     tile.store(a, row);
   }
 }
@@ -254,16 +293,16 @@ void sample_rows(const SampleArgs<typename V::T>& a, int64_t r0) {
   using T = typename V::T;
   using Reg = typename V::Reg;
   constexpr int U = V::W / R;
-  const int64_t stride = a.nv * V::W;
+  const int64_t length = a.nv * V::W, stride = a.dy_stride;
   const T* dy = a.dy + r0 * stride;
   for (int64_t q = 0; q < a.count; q += U) {
     const int64_t inputs = q + U <= a.count ? U : a.count - q;
     const T* x[U];
     for (int u = 0; u < U; ++u)  // the tail repeats the last input and drops the result
-      x[u] = a.x + a.inputs[u < inputs ? q + u : a.count - 1] * stride;
+      x[u] = a.x + a.inputs[u < inputs ? q + u : a.count - 1];
     Reg acc[U * R];
     for (int i = 0; i < U * R; ++i) acc[i] = V::zero();
-    for (int64_t n = 0; n < stride; n += V::W) {
+    for (int64_t n = 0; n < length; n += V::W) {
       Reg d[R];
       for (int r = 0; r < R; ++r) d[r] = V::load(dy + r * stride + n);
       for (int u = 0; u < U; ++u) {

@@ -1,6 +1,7 @@
 // Builds the kernel table of one instruction set from its vector type.
 #pragma once
 
+#include "cpu/line_kernels.h"
 #include "cpu/panel_kernels.h"
 
 namespace tetris::cpu {
@@ -28,6 +29,9 @@ struct TableBuilder {
   template <int R, int NV>
   static constexpr Text kTileName =
       Text() << "bsmm" << kType << R << "x" << NV * V::W << "__" << Isa::kName;
+  template <int R, int NV>
+  static constexpr Text kConvName =
+      Text() << "bsconv" << kType << R << "x" << NV * V::W << "__" << Isa::kName;
   static constexpr Text kMatvecName = Text() << "bsmm" << kType << V::W << "x1__" << Isa::kName;
   static constexpr Text kSampleName = Text() << "sample" << kType << "4x" << V::W / 4 << "__"
                                              << Isa::kName;
@@ -38,8 +42,9 @@ struct TableBuilder {
     constexpr bool kRows = R <= 8 || NV == 1;
     constexpr bool kVecs = NV <= 4 || NV == 6 || NV == 8;
     if constexpr (kRows && kVecs && R * NV + NV + 1 <= V::kRegisters + 1)
-      table.tiles[R][NV] = {kTileName<R, NV>.data, forward_tile<V, R, NV>,
-                            grad_input_tile<V, R, NV>};
+      table.tiles[R][NV] = {kTileName<R, NV>.data, forward_tile<V, R, NV, PanelRows<V, NV>>,
+                            grad_input_tile<V, R, NV>, forward_tile<V, R, NV, ShiftedPlanes<V>>,
+                            kConvName<R, NV>.data};
     if constexpr (NV < kMaxTileVecs)
       add<R, NV + 1>(table);
     else if constexpr (R < kMaxTileRows)
@@ -60,6 +65,8 @@ struct TableBuilder {
     table.matvec = matvec<V>;
     table.matvec_name = kMatvecName.data;
     table.sample = sample<V>;
+    table.pack_lines = pack_lines<V>;
+    table.store_lines = store_lines<V>;
     table.ascending = ascending<V>;
     table.fma_chain = fma_chain<V>;
     table.sample_name = kSampleName.data;

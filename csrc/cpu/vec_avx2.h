@@ -44,6 +44,11 @@ struct Vec {
   static Reg if_negative(Reg a, Reg b, Reg c) {
     return _mm256_blendv_ps(c, b, _mm256_cmp_ps(a, zero(), _CMP_LT_OQ));
   }
+  // a[0], a[2], ... b[0], b[2], ...
+  static Reg every_second(Reg a, Reg b) {
+    const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+  }
   static T sum(Reg a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

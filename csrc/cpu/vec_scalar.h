@@ -86,6 +86,10 @@ struct Vec {
   static Reg if_negative(Reg a, Reg b, Reg c) {
     return map([&](int i) { return a.v[i] < 0 ? b.v[i] : c.v[i]; });
   }
+  // a[0], a[2], ... b[0], b[2], ...
+  static Reg every_second(Reg a, Reg b) {
+    return map([&](int i) { return i < W / 2 ? a.v[2 * i] : b.v[2 * i - W]; });
+  }
   static T sum(Reg a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 
   static void transpose(Reg (&r)[W]) {

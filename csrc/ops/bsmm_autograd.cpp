@@ -8,14 +8,10 @@
 // activation other than none is applied by torch when a gradient is needed: its own formula then
 // holds for every order.
 #include <ATen/autocast_mode.h>
-#include <ATen/core/grad_mode.h>
-#include <ATen/ops/gelu.h>
-#include <ATen/ops/relu.h>
-#include <ATen/ops/silu.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
-#include "ops/bsmm_checks.h"
+#include "ops/autograd.h"
 
 namespace tetris::ops {
 namespace {
@@ -60,26 +56,6 @@ Tensor call_grad_values(const Tensor& x, const Tensor& grad, const Tensor& row_p
   return op.call(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 
-// The tensors a backward needs, in the order saved: three operands' worth of data and the layout.
-struct Saved {
-  Tensor first, second, row_ptr, col_idx;
-  OptionalTensor row_perm, col_perm;
-};
-
-void save(AutogradContext* ctx, const Tensor& first, const Tensor& second, const Tensor& row_ptr,
-          const Tensor& col_idx, const OptionalTensor& row_perm, const OptionalTensor& col_perm) {
-  ctx->save_for_backward(
-      {first, second, row_ptr, col_idx, row_perm.value_or(Tensor()), col_perm.value_or(Tensor())});
-}
-
-Saved load(AutogradContext* ctx) {
-  const auto s = ctx->get_saved_variables();
-  const auto optional = [](const Tensor& t) {
-    return t.defined() ? OptionalTensor(t) : std::nullopt;
-  };
-  return {s[0], s[1], s[2], s[3], optional(s[4]), optional(s[5])};
-}
-
 struct BsmmFunction : Function<BsmmFunction> {
   // NOTE: needs_input_grad counts the tensors that are there, so those that may be absent and need
   // no gradient come last.
@@ -88,12 +64,13 @@ struct BsmmFunction : Function<BsmmFunction> {
                         const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                         c10::SymInt out_features) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    save(ctx, x, values, row_ptr, col_idx, row_perm, col_perm);
+    save(ctx, x, values, {row_ptr, col_idx, row_perm, col_perm});
     ctx->saved_data["bias"] = bias.has_value();
     return call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, "none");
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto [x, values, row_ptr, col_idx, row_perm, col_perm] = load(ctx);
+    const auto [x, values, index] = load(ctx);
+    const auto& [row_ptr, col_idx, row_perm, col_perm] = index;
     const Tensor& g = grads[0];
     variable_list result(8);
     if (ctx->needs_input_grad(0))
@@ -113,11 +90,12 @@ struct GradInputFunction : Function<GradInputFunction> {
                         const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                         c10::SymInt in_features) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    save(ctx, grad, values, row_ptr, col_idx, row_perm, col_perm);
+    save(ctx, grad, values, {row_ptr, col_idx, row_perm, col_perm});
     return call_grad_input(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto [grad, values, row_ptr, col_idx, row_perm, col_perm] = load(ctx);
+    const auto [grad, values, index] = load(ctx);
+    const auto& [row_ptr, col_idx, row_perm, col_perm] = index;
     const Tensor& x = grads[0];  // takes the place of x in the form
     variable_list result(7);
     if (ctx->needs_input_grad(0))
@@ -136,11 +114,12 @@ struct GradValuesFunction : Function<GradValuesFunction> {
                         const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                         c10::SymInt height, c10::SymInt width) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    save(ctx, x, grad, row_ptr, col_idx, row_perm, col_perm);
+    save(ctx, x, grad, {row_ptr, col_idx, row_perm, col_perm});
     return call_grad_values(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto [x, grad, row_ptr, col_idx, row_perm, col_perm] = load(ctx);
+    const auto [x, grad, index] = load(ctx);
+    const auto& [row_ptr, col_idx, row_perm, col_perm] = index;
     const Tensor& values = grads[0];  // takes the place of values in the form
     variable_list result(8);
     if (ctx->needs_input_grad(0))
@@ -153,60 +132,33 @@ struct GradValuesFunction : Function<GradValuesFunction> {
   }
 };
 
-// Forward-mode AD has no formula here; without this check its tangents would silently be dropped.
-void check_no_tangent(const char* op, const Tensor& a, const Tensor& b,
-                      const OptionalTensor& c = {}) {
-  const auto dual = [](const Tensor& t) { return t._fw_grad(/*level=*/0).defined(); };
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      !dual(a) && !dual(b) && !(c && dual(*c)), op,
-      ": forward-mode automatic differentiation (torch.func.jvp, jacfwd, dual "
-      "tensors) is not implemented; use reverse mode (backward, autograd.grad)");
-}
-
-bool needs_grad(const Tensor& a, const Tensor& b) {
-  return at::GradMode::is_enabled() && (a.requires_grad() || b.requires_grad());
-}
-
 Tensor bsmm_autograd(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
                      const Tensor& col_idx, const OptionalTensor& row_perm,
                      const OptionalTensor& col_perm, const OptionalTensor& bias,
                      c10::SymInt out_features, std::string_view activation) {
-  check_no_tangent("tetris::bsmm", x, values, bias);
-  const bool bias_grad = at::GradMode::is_enabled() && bias && bias->requires_grad();
-  if (!needs_grad(x, values) && !bias_grad) {  // inference: the fused path, and no graph
-    at::AutoDispatchBelowADInplaceOrView guard;
+  check_no_tangent("tetris::bsmm", {x, values, bias.value_or(Tensor())});
+  if (!needs_grad({x, values, bias.value_or(Tensor())})) {
+    at::AutoDispatchBelowADInplaceOrView guard;  // inference: the fused path, and no graph
     return call_bsmm(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features,
                      activation);
   }
   const auto act = parse_activation("tetris::bsmm", activation);
-  const Tensor z =
-      BsmmFunction::apply(x, values, bias, row_ptr, col_idx, row_perm, col_perm, out_features);
-  switch (act) {
-    case cpu::Activation::kNone:
-      return z;
-    case cpu::Activation::kRelu:
-      return at::relu(z);
-    case cpu::Activation::kGelu:
-      return at::gelu(z, "none");
-    case cpu::Activation::kGeluTanh:
-      return at::gelu(z, "tanh");
-    case cpu::Activation::kSilu:
-      return at::silu(z);
-  }
-  return z;
+  return apply_activation(
+      BsmmFunction::apply(x, values, bias, row_ptr, col_idx, row_perm, col_perm, out_features),
+      act);
 }
 
 Tensor grad_input_autograd(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
                            const Tensor& col_idx, const OptionalTensor& row_perm,
                            const OptionalTensor& col_perm, c10::SymInt in_features) {
-  check_no_tangent("tetris::bsmm_grad_input", grad, values);
+  check_no_tangent("tetris::bsmm_grad_input", {grad, values});
   return GradInputFunction::apply(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features);
 }
 
 Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
                             const Tensor& col_idx, const OptionalTensor& row_perm,
                             const OptionalTensor& col_perm, c10::SymInt height, c10::SymInt width) {
-  check_no_tangent("tetris::bsmm_grad_values", x, grad);
+  check_no_tangent("tetris::bsmm_grad_values", {x, grad});
   return GradValuesFunction::apply(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 

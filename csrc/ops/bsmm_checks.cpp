@@ -37,7 +37,7 @@ cpu::Activation parse_activation(const char* op, std::string_view name) {
 Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor& col_idx,
                     const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                     int64_t out_features, int64_t in_features, int64_t block_height,
-                    int64_t block_width) {
+                    int64_t block_width, int64_t taps, int64_t groups) {
   constexpr int64_t kMaxFeatures = std::numeric_limits<int32_t>::max();
   TORCH_CHECK(block_height >= 1 && block_height <= kMaxBlock && block_width >= 1 &&
                   block_width <= kMaxBlock,
@@ -53,9 +53,13 @@ Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor&
   v.in = in_features;
   v.bo = block_height;
   v.bi = block_width;
+  v.taps = taps;
+  v.groups = groups;
   v.nnzb = col_idx.numel();
   layout.row_ptr = check_index(op, "row_ptr", row_ptr, v.block_rows() + 1,
-                               "ceil(out_features / block height) + 1");
+                               groups == 1
+                                   ? "ceil(out_features / block height) + 1"
+                                   : "groups * ceil(out_features / groups / block height) + 1");
   layout.col_idx = check_index(op, "col_idx", col_idx, v.nnzb, "nnzb");
   v.row_ptr = layout.row_ptr.const_data_ptr<int32_t>();
   v.col_idx = layout.col_idx.const_data_ptr<int32_t>();

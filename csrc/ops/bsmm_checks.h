@@ -27,7 +27,7 @@ cpu::Activation parse_activation(const char* op, std::string_view name);
 Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor& col_idx,
                     const OptionalTensor& row_perm, const OptionalTensor& col_perm,
                     int64_t out_features, int64_t in_features, int64_t block_height,
-                    int64_t block_width);
+                    int64_t block_width, int64_t taps = 1, int64_t groups = 1);
 
 // values: [nnzb, bi, bo] of the type of x.
 void check_values(const char* op, const at::Tensor& x, const char* x_name, const at::Tensor& values,

@@ -12,12 +12,13 @@ col_perm   int32[in]      the same for inputs
 ========== ============== =======================================================================
 """
 
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 
-Activation = Literal["none", "relu", "gelu", "gelu_tanh", "silu"]
+from .ops_common import Activation as Activation
+from .ops_common import check_activation, check_one_device, check_values
+from .ops_conv import bsconv2d as bsconv2d
+from .ops_conv import bsconv_transpose2d as bsconv_transpose2d
 
 
 def bsmm(
@@ -65,32 +66,11 @@ def bsmm(
     )
 
 
-def _check_one_device(op: str, *operands: Tensor | None) -> None:
-    # A mixed call reaches the fake kernel whenever one operand is a meta tensor.
-    devices = sorted({str(t.device) for t in operands if t is not None})
-    torch._check(
-        len(devices) == 1, lambda: f"tetris::{op}: operands must be on one device (got {devices})"
-    )
-
-
 @torch.library.register_fake("tetris::bsmm")
 def _(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation="none"):
-    # What would otherwise surface only when the traced program runs.
-    _check_one_device("bsmm", x, values, row_ptr, col_idx, row_perm, col_perm, bias)
-    torch._check(
-        values.dim() == 3 and values.dtype == x.dtype,
-        lambda: (
-            "tetris::bsmm: values must be [nnzb, block width, block height] of the type of x "
-            f"(got {values.dtype}{list(values.shape)} and {x.dtype})"
-        ),
-    )
-    torch._check(
-        activation in get_args(Activation),
-        lambda: (
-            f"tetris::bsmm: activation must be one of {', '.join(get_args(Activation))} "
-            f"(got {activation!r})"
-        ),
-    )
+    check_one_device("bsmm", x, values, row_ptr, col_idx, row_perm, col_perm, bias)
+    check_values("bsmm", values, x)
+    check_activation("bsmm", activation)
     return x.new_empty((*x.shape[:-1], out_features))
 
 
@@ -111,7 +91,7 @@ def bsmm_grad_input(
 
 @torch.library.register_fake("tetris::bsmm_grad_input")
 def _(grad, values, row_ptr, col_idx, row_perm, col_perm, in_features):
-    _check_one_device("bsmm_grad_input", grad, values, row_ptr, col_idx, row_perm, col_perm)
+    check_one_device("bsmm_grad_input", grad, values, row_ptr, col_idx, row_perm, col_perm)
     return grad.new_empty((*grad.shape[:-1], in_features))
 
 
@@ -132,5 +112,5 @@ def bsmm_grad_values(
 
 @torch.library.register_fake("tetris::bsmm_grad_values")
 def _(x, grad, row_ptr, col_idx, row_perm, col_perm, block_height, block_width):
-    _check_one_device("bsmm_grad_values", x, grad, row_ptr, col_idx, row_perm, col_perm)
+    check_one_device("bsmm_grad_values", x, grad, row_ptr, col_idx, row_perm, col_perm)
     return x.new_empty((col_idx.shape[0], block_width, block_height))

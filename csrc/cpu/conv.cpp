@@ -1,0 +1,380 @@
+#include "cpu/conv.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/check.h"
+#include "core/cpu_features.h"
+#include "cpu/conv_blocks.h"
+#include "cpu/dispatch.h"
+#include "cpu/walk.h"
+
+namespace tetris::cpu {
+namespace {
+
+// Strips of the lines shorter than this many tiles per thread are not worth cutting: block rows are
+// split instead.
+constexpr int64_t kTilesPerThread = 4;
+
+// The element offset of each column group's first line: tap by tap, group by group.
+std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups, int64_t bi,
+                                    int64_t channels, int64_t stride) {
+  std::vector<int32_t> offsets(lines.taps() * in_groups);
+  for (int64_t tap = 0; tap < lines.taps(); ++tap)
+    for (int64_t g = 0; g < in_groups; ++g)
+      offsets[tap * in_groups + g] = static_cast<int32_t>(
+          (lines.plane(tap) * channels + g * bi) * stride + lines.shift(tap));
+  return offsets;
+}
+
+// Numbers from one line to the next: room for whole vectors beyond the end, and an odd number of
+// cache lines, so that lines do not fall into the same sets of a cache.
+template <class T>
+int64_t line_stride(const KernelTable<T>& k, int64_t length) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return (ceil_div(length + 2 * k.width, kLine) | 1) * kLine;
+}
+
+// One group's channels of a map, packed into lines: planes of `channels` lines each.
+template <class T>
+void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<const T> x,
+                 int64_t first_channel, int64_t begin, int64_t end, const int32_t* line_of,
+                 int64_t channels, int64_t position, int64_t length, T* planes, int64_t stride) {
+  std::vector<Segment> segments;
+  for (int64_t p = 0; p < lines.planes(); ++p) {
+    lines.source_segments(p, position, position + length, x.strides, segments);
+    LineArgs<T> a{};
+    a.segments = segments.data();
+    a.segment_count = segments.size();
+    a.begin = begin;
+    a.end = end;
+    a.line_of = line_of;
+    a.lines = planes + p * channels * stride;
+    a.line_stride = stride;
+    a.length = length;
+    a.in = x.data + first_channel * x.strides.channel;
+    a.channel_stride = x.strides.channel;
+    a.step = lines.source_step(x.strides);
+    k.pack_lines(a);
+  }
+}
+
+// One convolution, ready to run.
+template <class T>
+struct Job {
+  const KernelTable<T>& k;
+  const LineGeometry& lines;
+  const ConvBlocks<T>& blocks;
+  const int32_t* line_of_input;   // [all inputs] or nullptr: packed slot in the group
+  const int32_t* line_of_output;  // [all outputs] or nullptr
+  FeatureMap<const T> x;
+  const T* bias;
+  FeatureMap<const T> residual;
+  Activation act;
+  FeatureMap<T> out;
+
+  int preferred;         // vectors of a tile
+  int64_t strip;         // positions of a strip, whole vectors
+  int64_t strips;        // per group
+  int64_t in_stride, out_stride;
+  std::vector<int32_t> offsets;
+
+  int64_t in_length() const { return strip + lines.max_shift(); }
+  int64_t in_elements() const { return lines.planes() * blocks.in * in_stride; }
+  int64_t out_elements() const { return blocks.out * out_stride; }
+  int64_t strip_end(int64_t s) const { return std::min(lines.length(), (s + 1) * strip); }
+
+  void pack(int64_t group, int64_t s, int64_t begin, int64_t end, T* planes) const {
+    const int64_t first = group * blocks.in;
+    pack_planes(k, lines, x, first, begin, end, line_of_input ? line_of_input + first : nullptr,
+                blocks.in, s * strip, in_length(), planes, in_stride);
+  }
+
+  // Block rows [begin, end) of a group, for the output pixels of one phase in one strip.
+  void multiply(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
+                const T* planes, T* results) const {
+    BlockSparseView w;  // of the group; its rows are not those of one row_ptr
+    w.out = blocks.out;
+    w.bo = blocks.bo;
+    TileArgs<T> args{};
+    args.values = blocks.values;
+    args.row_begin = blocks.begin[phase] + group * blocks.rows;
+    args.row_end = blocks.end[phase] + group * blocks.rows;
+    args.col_idx = blocks.col_idx;
+    args.bo = blocks.bo;
+    args.bi = blocks.bi;
+    args.last_group = blocks.in_groups - 1;
+    args.last_width = blocks.in - args.last_group * blocks.bi;
+    args.offset = offsets.data();
+    args.src_stride = in_stride;
+    args.dst_stride = out_stride;
+    args.rows_ahead = 1;
+    args.fetch_end = end;
+    args.prefetch = std::max(kAheadInputs * w.bo, kAheadValues);
+    const int64_t units = ceil_div(strip_end(s) - s * strip, k.width);
+    const auto tiles = cut_panels(k, 0, units, preferred, units * k.width);
+    const int64_t chunk = kChunkBytes / sizeof(T) / (blocks.bo * blocks.bi);
+    for (int64_t r = begin; r < end;) {
+      int64_t next = r, stored = 0;
+      do
+        stored += args.row_end[next] - args.row_begin[next];
+      while (++next < end && stored + args.row_end[next] - args.row_begin[next] <= chunk);
+      for (const auto& tile : tiles) {
+        args.src = planes + tile.token;
+        args.dst = results + tile.token;
+        run_tiles(k, &Tile<T>::conv, w, args, r, next, tile.nv);
+      }
+      r = next;
+    }
+  }
+
+  void store(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
+             T* results) const {
+    std::vector<Segment> segments;
+    lines.out_segments(phase, s * strip, strip_end(s), out.strides, segments);
+    const int64_t first = group * blocks.out;
+    LineArgs<T> a{};
+    a.segments = segments.data();
+    a.segment_count = segments.size();
+    a.begin = begin;
+    a.end = end;
+    a.line_of = line_of_output ? line_of_output + first : nullptr;
+    a.lines = results;
+    a.line_stride = out_stride;
+    a.in = residual.data ? residual.data + first * out.strides.channel : nullptr;
+    a.out = out.data + first * out.strides.channel;
+    a.channel_stride = out.strides.channel;
+    a.step = lines.out_step(out.strides);
+    a.bias = bias ? bias + first : nullptr;
+    a.act = act;
+    k.store_lines(a);
+  }
+};
+
+// Each thread takes strips and does everything for them.
+template <class T>
+void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
+  const int64_t items = groups * job.strips;
+  run(parallel, threads, [&](int t) {
+    T* const planes = scratch<T>(ScratchSlot::kX, job.in_elements());
+    T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
+    for (int64_t i = items * t / threads; i < items * (t + 1) / threads; ++i) {
+      const int64_t group = i / job.strips, s = i % job.strips;
+      job.pack(group, s, 0, job.blocks.in, planes);
+      for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
+        if (!job.lines.phase_exists(phase)) continue;
+        job.multiply(group, s, phase, 0, job.blocks.rows, planes, results);
+        job.store(group, s, phase, 0, job.blocks.out, results);
+      }
+    }
+  });
+}
+
+// Too few pixels for that: all threads work on each strip, split by channels and block rows.
+template <class T>
+void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
+  T* const planes = scratch<T>(ScratchSlot::kX, job.in_elements());
+  T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
+  const auto range = [&](int64_t n, int t) { return share_begin(n, job.k.width, t, threads); };
+  for (int64_t group = 0; group < groups; ++group) {
+    for (int64_t s = 0; s < job.strips; ++s) {
+      run(parallel, threads, [&](int t) {
+        job.pack(group, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), planes);
+      });
+      for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
+        if (!job.lines.phase_exists(phase)) continue;
+        BlockSparseView rows;  // shares of equal work
+        rows.out = job.blocks.rows;
+        rows.row_ptr = job.blocks.begin[phase] + group * job.blocks.rows;
+        const auto bounds = split_rows(rows, threads);
+        run(parallel, threads, [&](int t) {
+          job.multiply(group, s, phase, bounds[t], bounds[t + 1], planes, results);
+        });
+        run(parallel, threads, [&](int t) {
+          job.store(group, s, phase, range(job.blocks.out, t), range(job.blocks.out, t + 1),
+                    results);
+        });
+      }
+    }
+  }
+}
+
+template <class T>
+LineGeometry line_geometry(const ConvShape& shape, bool transposed) {
+  if (transposed)
+    return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
+  return {shape.images, sliding_axis(shape.y, false), sliding_axis(shape.x, false)};
+}
+
+// Positions of a strip, whole vectors: its lines take at most 5/8 of L2.
+template <class T>
+int64_t strip_length(const KernelTable<T>& k, int64_t in_lines, int64_t out_lines,
+                     int64_t max_shift, int64_t least) {
+  const int64_t elements = l2_cache_bytes() * 5 / 8 / static_cast<int64_t>(sizeof(T));
+  const int64_t fits = (elements - in_lines * (max_shift + 2 * k.width)) / (in_lines + out_lines);
+  return std::max(least, fits / k.width * k.width);
+}
+
+}  // namespace
+
+template <class T>
+std::string convolve(const BlockSparseView& w, const T* values, const ConvShape& shape,
+                     ConvDirection direction, FeatureMap<const T> x, const T* bias,
+                     FeatureMap<const T> residual, Activation act, FeatureMap<T> out,
+                     const Parallel& parallel) {
+  const auto& k = kernels<T>();
+  Inverses inverse;
+  std::string error = check_and_invert(w, &inverse);
+  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
+  if (!error.empty()) return error;
+  const LineGeometry lines = line_geometry<T>(shape, direction.transposed);
+  if (lines.length() == 0) return {};
+
+  const bool swapped = direction.with_layout_transposed;
+  const ConvBlocks<T> blocks = conv_blocks(w, values, lines, swapped);
+  Job<T> job{k,   lines, blocks,   swapped ? inverse.row : inverse.col,
+             swapped ? inverse.col : inverse.row, x, bias, residual, act, out, 0, 0, 0, 0, 0, {}};
+  const int64_t height = std::min(blocks.bo, blocks.out);
+  job.preferred = k.preferred_vecs[std::min<int64_t>(height, k.max_rows)];
+  const int64_t tile = job.preferred * k.width, length = lines.length();
+  const int64_t longest =
+      strip_length(k, lines.planes() * blocks.in, blocks.out, lines.max_shift(), tile);
+  const int threads = useful_threads(
+      parallel, w.nnzb * w.bo * w.bi * length + 4 * (w.in + w.out) * length);
+  job.strips = ceil_div(length, longest);
+  const bool by_strips = w.groups * length >= threads * kTilesPerThread * tile;
+  if (by_strips) job.strips = ceil_div(w.groups * job.strips, threads) * threads / w.groups;
+  job.strips = std::max<int64_t>(job.strips, 1);
+  job.strip = ceil_div(ceil_div(length, job.strips), k.width) * k.width;
+  job.strips = ceil_div(length, job.strip);
+  job.in_stride = line_stride(k, job.in_length());
+  job.out_stride = line_stride(k, job.strip);
+  job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
+  if (by_strips || threads == 1)
+    run_by_strips(job, w.groups, static_cast<int>(std::min<int64_t>(threads, w.groups * job.strips)),
+                  parallel);
+  else
+    run_by_rows(job, w.groups, threads, parallel);
+  const int64_t units = ceil_div(job.strip_end(0), k.width);
+  const int nv = cut_panels(k, 0, units, job.preferred, units * k.width)[0].nv;
+  set_last_kernel(k.tiles[tile_rows(k, height, nv)][nv].conv_name);
+  return {};
+}
+
+template <class T>
+std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, bool transposed,
+                             FeatureMap<const T> big, FeatureMap<const T> small, T* dvalues,
+                             const Parallel& parallel) {
+  const auto& k = kernels<T>();
+  Inverses inverse;
+  std::string error = check_and_invert(w, &inverse);
+  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
+  if (!error.empty()) return error;
+  const LineGeometry lines = line_geometry<T>(shape, /*transposed=*/false);
+  const int64_t out = w.group_out(), in = w.group_in(), in_groups = w.in_groups();
+  if (lines.length() == 0 || out % w.bo != 0 || in % w.bi != 0)
+    std::fill_n(dvalues, w.nnzb * w.bi * w.bo, T(0));  // entries outside the weight stay zero
+  if (lines.length() == 0) return {};
+
+  // Rows of the layout are channels of the small map, columns of the big one, or the reverse.
+  const int64_t big_channels = transposed ? out : in, small_channels = transposed ? in : out;
+  const int32_t* const big_lines = transposed ? inverse.row : inverse.col;
+  const int32_t* const small_lines = transposed ? inverse.col : inverse.row;
+  const int64_t longest = strip_length(k, lines.planes() * big_channels, small_channels,
+                                       lines.max_shift(), 128 / k.width * k.width);
+  const int64_t strips = ceil_div(lines.length(), longest);
+  const int64_t strip = ceil_div(ceil_div(lines.length(), strips), k.width) * k.width;
+  const int64_t big_stride = line_stride(k, strip + lines.max_shift());
+  const int64_t small_stride = line_stride(k, strip);
+  const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * lines.length());
+  T* const bigs = scratch<T>(ScratchSlot::kX, lines.planes() * big_channels * big_stride);
+  T* const smalls = scratch<T>(ScratchSlot::kY, small_channels * small_stride);
+  const auto offsets = column_offsets(lines, in_groups, w.bi, big_channels, big_stride);
+  const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
+
+  for (int64_t group = 0; group < w.groups; ++group) {
+    BlockSparseView rows;
+    rows.out = w.group_rows();
+    rows.row_ptr = w.row_ptr + group * w.group_rows();
+    const auto bounds = split_rows(rows, threads);
+    for (int64_t s = 0; s * strip < lines.length(); ++s) {
+      const int64_t begin = s * strip, end = std::min(lines.length(), begin + strip);
+      run(parallel, threads, [&](int t) {
+        const int64_t first_big = group * big_channels, first_small = group * small_channels;
+        pack_planes(k, lines, big, first_big, range(big_channels, t), range(big_channels, t + 1),
+                    big_lines ? big_lines + first_big : nullptr, big_channels, begin,
+                    strip + lines.max_shift(), bigs, big_stride);
+        // Zero where there is no pixel: what the big line holds there does not count.
+        std::vector<Segment> segments;
+        lines.out_segments(0, begin, end, small.strides, segments);
+        LineArgs<T> a{};
+        a.segments = segments.data();
+        a.segment_count = segments.size();
+        a.begin = range(small_channels, t);
+        a.end = range(small_channels, t + 1);
+        a.line_of = small_lines ? small_lines + first_small : nullptr;
+        a.lines = smalls;
+        a.line_stride = small_stride;
+        a.length = strip;
+        a.in = small.data + first_small * small.strides.channel;
+        a.channel_stride = small.strides.channel;
+        a.step = lines.out_step(small.strides);
+        k.pack_lines(a);
+      });
+      run(parallel, threads, [&](int t) {
+        for (int64_t row = bounds[t]; row < bounds[t + 1]; ++row) {
+          const int64_t first = rows.row_ptr[row], last = rows.row_ptr[row + 1];
+          int64_t* const at = scratch<int64_t>(ScratchSlot::kLists, 2 * (last - first) * w.bi);
+          int64_t* const inputs = at + (last - first) * w.bi;
+          SampleArgs<T> a{};
+          a.nv = strip / k.width;
+          a.inputs = inputs;
+          a.offsets = at;
+          a.rows = std::min(w.bo, out - row * w.bo);
+          a.dvalues = dvalues;
+          a.accumulate = s > 0;
+          // All blocks of the row at once, or, where the rows are what a tap shifts, tap by tap.
+          for (int64_t b = first; b < last;) {
+            const int64_t tap = w.col_idx[b] / in_groups;
+            a.count = 0;
+            for (; b < last && (!transposed || w.col_idx[b] / in_groups == tap); ++b) {
+              const int64_t g = w.col_idx[b] % in_groups;
+              for (int64_t j = 0; j < w.bi && g * w.bi + j < in; ++j) {
+                inputs[a.count] = transposed ? (g * w.bi + j) * small_stride
+                                             : offsets[w.col_idx[b]] + j * big_stride;
+                at[a.count++] = (b * w.bi + j) * w.bo;
+              }
+            }
+            if (transposed) {
+              a.x = smalls;
+              a.dy = bigs + (lines.plane(tap) * big_channels + row * w.bo) * big_stride +
+                     lines.shift(tap);
+              a.dy_stride = big_stride;
+            } else {
+              a.x = bigs;
+              a.dy = smalls + row * w.bo * small_stride;
+              a.dy_stride = small_stride;
+            }
+            k.sample(a);
+          }
+        }
+      });
+    }
+  }
+  set_last_kernel(k.sample_name);
+  return {};
+}
+
+#define TETRIS_INSTANTIATE(T)                                                                     \
+  template std::string convolve<T>(const BlockSparseView&, const T*, const ConvShape&,            \
+                                   ConvDirection, FeatureMap<const T>, const T*,                  \
+                                   FeatureMap<const T>, Activation, FeatureMap<T>,                \
+                                   const Parallel&);                                              \
+  template std::string conv_grad_values<T>(const BlockSparseView&, const ConvShape&, bool,        \
+                                           FeatureMap<const T>, FeatureMap<const T>, T*,          \
+                                           const Parallel&);
+TETRIS_INSTANTIATE(float)
+TETRIS_INSTANTIATE(double)
+#undef TETRIS_INSTANTIATE
+
+}  // namespace tetris::cpu

@@ -1,0 +1,34 @@
+// Stored blocks in the order in which a convolution's tiles walk them.
+#pragma once
+
+#include <vector>
+
+#include "core/view.h"
+#include "cpu/conv_geometry.h"
+
+namespace tetris::cpu {
+
+// Block rows of all groups, each cut into the taps of one phase after the other. Rows and columns
+// may have changed roles; then everything here is of the transposed layout.
+template <class T>
+struct ConvBlocks {
+  int64_t bo, bi;
+  int64_t out, in;     // channels of one group
+  int64_t rows;        // block rows of one group
+  int64_t in_groups;   // column groups at one tap
+  int64_t phases;
+  const T* values;
+  const int32_t* col_idx;
+  const int32_t* const* begin;  // [phases] -> [all block rows] first block, and ...
+  const int32_t* const* end;    // ... one past the last
+
+  std::vector<const int32_t*> cuts;  // what begin and end point into
+};
+
+// As they are where the layout's order serves; otherwise reordered into the calling thread's scratch
+// memory, in time O(blocks + values): little beside the product, which uses each for every pixel.
+template <class T>
+ConvBlocks<T> conv_blocks(const BlockSparseView& w, const T* values, const LineGeometry& lines,
+                          bool transposed);
+
+}  // namespace tetris::cpu

@@ -1,0 +1,98 @@
+// How a convolution becomes shifted reads of lines.
+//
+// All images of a batch lie behind each other in one line per channel, row after row, with as many
+// zeros between rows as padding reads:
+//
+//     row 0 of the map     row 1                          pitch: from row to row
+//     . a b c d            . e f g h           . i j ..   . = zero, shared by the end of one row
+//     |____ pitch ____|                                       and the beginning of the next
+//
+// An output pixel has the position in the line that its row and column give, and kernel position
+// (tap) k reads it `shift` further on, whatever the pixel: a run of output pixels times a weight is
+// a run of the line, shifted. Where rows of the output are shorter than the pitch, runs compute a
+// few pixels that do not exist; they are dropped when the result is stored.
+//
+// A stride s splits a map into s planes per axis, of every s-th column (row): again each tap reads
+// one plane, shifted. A transposed convolution has one plane and splits the *output* into phases,
+// each of which sees the taps that hit it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace tetris::cpu {
+
+// One axis of the convolution that maps `big` to `small` pixels. A transposed convolution is
+// described by the convolution that it is the transpose of.
+struct ConvAxis {
+  int64_t big, small, kernel, stride, pad, dilation;
+};
+
+struct ConvShape {
+  int64_t images;
+  ConvAxis y, x;
+};
+
+// Where the pixels of a feature map lie, in elements. Rows are width * pixel apart.
+struct MapStrides {
+  int64_t image, channel, pixel;
+};
+
+// One axis of the lines.
+struct LineAxis {
+  struct Phase {
+    int64_t begin, step, count;  // output index of column j in [0, count): begin + j * step
+    std::vector<int> taps;
+  };
+  struct Plane {
+    int64_t begin;           // source index of column u: begin + u * source_step
+    int64_t first, last;     // columns that hold a source pixel which is read
+  };
+  int64_t source, source_step, out, pitch = 0;
+  int64_t count = 0;  // columns of the longest phase
+  std::vector<Phase> phases;
+  std::vector<Plane> planes;
+  std::vector<int> plane_of;    // [taps]
+  std::vector<int64_t> shift;   // [taps]
+};
+
+// From `big` to `small`. With `copied`, each tap gets a plane of its own, moved into place: shifts
+// are zero, no column is wasted, and the lines take `kernel` times the memory.
+LineAxis sliding_axis(const ConvAxis& axis, bool copied);
+// From `small` to `big`.
+LineAxis transposed_axis(const ConvAxis& axis);
+
+// Both axes together: lines of length(), `planes()` of them for each channel.
+class LineGeometry {
+ public:
+  LineGeometry(int64_t images, LineAxis y, LineAxis x);
+
+  int64_t planes() const { return static_cast<int64_t>(y_.planes.size() * x_.planes.size()); }
+  int64_t phases() const { return static_cast<int64_t>(y_.phases.size() * x_.phases.size()); }
+  int64_t length() const { return length_; }        // positions that hold an output pixel: [0, length)
+  int64_t max_shift() const { return max_shift_; }  // positions that are read: + max_shift
+  int64_t taps() const { return static_cast<int64_t>(y_.shift.size() * x_.shift.size()); }
+  int64_t plane(int64_t tap) const;
+  int64_t shift(int64_t tap) const;
+  int64_t phase(int64_t tap) const;
+  bool phase_exists(int64_t phase) const;  // has output pixels
+
+  // The source pixels in positions [begin, end) of a plane's line; line counts from `begin`.
+  void source_segments(int64_t plane, int64_t begin, int64_t end, const MapStrides& map,
+                       std::vector<Segment>& segments) const;
+  // The output pixels of a phase in positions [begin, end).
+  void out_segments(int64_t phase, int64_t begin, int64_t end, const MapStrides& map,
+                    std::vector<Segment>& segments) const;
+  // Between pixels of a segment.
+  int64_t source_step(const MapStrides& map) const { return x_.source_step * map.pixel; }
+  int64_t out_step(const MapStrides& map) const { return x_.phases[0].step * map.pixel; }
+
+ private:
+  int64_t images_;
+  LineAxis y_, x_;
+  int64_t length_, max_shift_;
+};
+
+}  // namespace tetris::cpu

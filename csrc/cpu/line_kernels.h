@@ -1,0 +1,181 @@
+// Feature maps to lines and back, for convolutions.
+//
+// A line is one channel of a feature map laid out for the tiles: rows of pixels behind each other,
+// with as many zeros between them as padding asks for. What exists are segments; pack_lines copies
+// them and clears the rest, store_lines writes an output's segments to where they belong and drops
+// the rest.
+//
+// Both memory formats of a map pass through here: with pixels next to each other (NCHW) lines are
+// copied, with channels next to each other (channels_last) W lines at a time are transposed in
+// registers.
+//
+// Whole vectors are written to lines, up to W - 1 numbers too many, in ascending order: what follows
+// overwrites them, and a line's end has room for them.
+#pragma once
+
+#include "cpu/panel_kernels.h"
+
+namespace tetris::cpu {
+
+// `count` pixels, `step` apart.
+template <class V>
+void copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename V::T* line) {
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + V::W <= count; i += V::W) V::store(line + i, V::load(in + i));
+    if (i < count) V::store(line + i, V::load_n(in + i, count - i));
+  } else if (step == 2) {
+    for (; i + V::W < count; i += V::W)  // reads one number past the last pixel: not at the end
+      V::store(line + i, V::every_second(V::load(in + 2 * i), V::load(in + 2 * i + V::W)));
+    for (; i < count; ++i) line[i] = in[2 * i];
+  } else {
+    for (; i < count; ++i) line[i] = in[i * step];
+  }
+}
+
+template <class V>
+void clear_line(typename V::T* line, int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; i += V::W) V::store(line + i, V::zero());
+}
+
+template <class V>
+void pack_lines_by_row(const LineArgs<typename V::T>& a) {
+  using T = typename V::T;
+  for (int64_t c = a.begin; c < a.end; ++c) {
+    T* const line = a.lines + (a.line_of ? a.line_of[c] : c) * a.line_stride;
+    const T* const in = a.in + c * a.channel_stride;
+    int64_t at = 0;
+    for (int64_t s = 0; s < a.segment_count; ++s) {
+      const Segment& segment = a.segments[s];
+      clear_line<V>(line, at, segment.line);
+      copy_pixels<V>(in + segment.pixel, a.step, segment.count, line + segment.line);
+      at = segment.line + segment.count;
+    }
+    clear_line<V>(line, at, a.length);
+  }
+}
+
+template <class V>
+void pack_lines_transposed(const LineArgs<typename V::T>& a) {
+  using T = typename V::T;
+  for (int64_t c = a.begin; c < a.end; c += V::W) {
+    const int64_t cols = a.end - c < V::W ? a.end - c : V::W;
+    const auto clear = [&](int64_t begin, int64_t end) {
+      for (int64_t k = 0; begin < end && k < cols; ++k)
+        clear_line<V>(a.lines + (a.line_of ? a.line_of[c + k] : c + k) * a.line_stride, begin, end);
+    };
+    int64_t at = 0;
+    for (int64_t s = 0; s < a.segment_count; ++s) {
+      const Segment& segment = a.segments[s];
+      clear(at, segment.line);
+      const T* const in = a.in + segment.pixel + c;
+      int64_t i = 0;
+      if (cols == V::W)
+        for (; i + V::W <= segment.count; i += V::W)
+          pack_block<V, true>(in + i * a.step, a.step, V::W, V::W, a.line_of, c,
+                              a.lines + segment.line + i, a.line_stride);
+      for (; i < segment.count; i += V::W) {
+        const int64_t rows = segment.count - i < V::W ? segment.count - i : V::W;
+        pack_block<V, false>(in + i * a.step, a.step, rows, cols, a.line_of, c,
+                             a.lines + segment.line + i, a.line_stride);
+      }
+      at = segment.line + segment.count;
+    }
+    clear(at, a.length);
+  }
+}
+
+template <class V>
+void pack_lines(const LineArgs<typename V::T>& a) {
+  if (a.channel_stride == 1)
+    pack_lines_transposed<V>(a);
+  else
+    pack_lines_by_row<V>(a);
+}
+
+template <class V, Activation kAct>
+void store_lines_by_row(const LineArgs<typename V::T>& a) {
+  using T = typename V::T;
+  using Reg = typename V::Reg;
+  for (int64_t c = a.begin; c < a.end; ++c) {
+    const T* const line = a.lines + (a.line_of ? a.line_of[c] : c) * a.line_stride;
+    const int64_t channel = c * a.channel_stride;
+    const Reg bias = a.bias ? V::bcast(a.bias[c]) : V::zero();
+    for (int64_t s = 0; s < a.segment_count; ++s) {
+      const Segment& segment = a.segments[s];
+      const T* const from = line + segment.line;
+      T* const out = a.out + channel + segment.pixel;
+      const T* const add = a.in ? a.in + channel + segment.pixel : nullptr;
+      if (a.step == 1) {
+        int64_t i = 0;
+        for (; i + V::W <= segment.count; i += V::W) {
+          Reg v = V::add(V::load(from + i), bias);
+          if (add) v = V::add(v, V::load(add + i));
+          V::store(out + i, activate<V>(v, kAct));
+        }
+        if (const int64_t left = segment.count - i; left > 0) {
+          Reg v = V::add(V::load(from + i), bias);
+          if (add) v = V::add(v, V::load_n(add + i, left));
+          V::store_n(out + i, activate<V>(v, kAct), left);
+        }
+        continue;
+      }
+      for (int64_t i = 0; i < segment.count; i += V::W) {  // a transposed convolution's phase
+        const int64_t n = segment.count - i < V::W ? segment.count - i : V::W;
+        T buffer[V::W] = {};
+        if (add)
+          for (int64_t j = 0; j < n; ++j) buffer[j] = add[(i + j) * a.step];
+        Reg v = V::add(V::load(from + i), bias);
+        if (add) v = V::add(v, V::load(buffer));
+        V::store(buffer, activate<V>(v, kAct));
+        for (int64_t j = 0; j < n; ++j) out[(i + j) * a.step] = buffer[j];
+      }
+    }
+  }
+}
+
+template <class V, Activation kAct>
+void store_lines_transposed(const LineArgs<typename V::T>& a) {
+  using T = typename V::T;
+  using Reg = typename V::Reg;
+  for (int64_t s = 0; s < a.segment_count; ++s) {
+    const Segment& segment = a.segments[s];
+    for (int64_t i = 0; i < segment.count; i += V::W) {
+      const int64_t rows = segment.count - i < V::W ? segment.count - i : V::W;
+      const int64_t pixel = segment.pixel + i * a.step;
+      for (int64_t c = a.begin; c < a.end; c += V::W) {
+        const int64_t cols = a.end - c < V::W ? a.end - c : V::W;
+        Reg r[V::W];
+        for (int k = 0; k < V::W; ++k)
+          r[k] = k < cols ? V::load(a.lines + (a.line_of ? a.line_of[c + k] : c + k) * a.line_stride +
+                                    segment.line + i)
+                          : V::zero();
+        V::transpose(r);
+        const Reg bias = a.bias ? V::load_n(a.bias + c, cols) : V::zero();
+        for (int t = 0; t < V::W; ++t) {
+          if (t >= rows) break;
+          const int64_t at = pixel + t * a.step + c;
+          Reg v = V::add(r[t], bias);
+          if (a.in) v = V::add(v, V::load_n(a.in + at, cols));
+          V::store_n(a.out + at, activate<V>(v, kAct), cols);
+        }
+      }
+    }
+  }
+}
+
+template <class V>
+void store_lines(const LineArgs<typename V::T>& a) {
+  using Fn = void (*)(const LineArgs<typename V::T>&);
+  static constexpr Fn kByRow[] = {
+      store_lines_by_row<V, Activation::kNone>, store_lines_by_row<V, Activation::kRelu>,
+      store_lines_by_row<V, Activation::kGelu>, store_lines_by_row<V, Activation::kGeluTanh>,
+      store_lines_by_row<V, Activation::kSilu>};
+  static constexpr Fn kTransposed[] = {
+      store_lines_transposed<V, Activation::kNone>, store_lines_transposed<V, Activation::kRelu>,
+      store_lines_transposed<V, Activation::kGelu>, store_lines_transposed<V, Activation::kGeluTanh>,
+      store_lines_transposed<V, Activation::kSilu>};
+  (a.channel_stride == 1 ? kTransposed : kByRow)[static_cast<int>(a.act)](a);
+}
+
+}  // namespace tetris::cpu

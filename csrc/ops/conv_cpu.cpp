@@ -1,0 +1,243 @@
+// CPU implementations of the convolution ops: check, view the tensors as maps, run.
+#include "cpu/conv.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include "ops/conv_checks.h"
+#include "ops/parallel.h"
+
+namespace tetris::ops {
+namespace {
+
+using Optional = const OptionalTensor&;
+using at::IntArrayRef;
+using at::Tensor;
+
+// A map in the memory format it is closest to, copied only where its strides are of neither.
+Tensor as_map(const Tensor& x, at::MemoryFormat format) { return x.contiguous(format); }
+
+cpu::MapStrides strides(const Tensor& x, at::MemoryFormat format) {
+  const int64_t channels = x.size(1), pixels = x.size(2) * x.size(3);
+  // One channel or one pixel is in both formats at once: take the one whose runs are long.
+  if (channels > 1 && (format == at::MemoryFormat::ChannelsLast || pixels == 1))
+    return {channels * pixels, 1, channels};
+  return {channels * pixels, pixels, 1};
+}
+
+template <class T>
+cpu::FeatureMap<const T> input(const Tensor& x, at::MemoryFormat format) {
+  return {x.const_data_ptr<T>(), strides(x, format)};
+}
+
+template <class T>
+cpu::FeatureMap<T> output(Tensor& y, at::MemoryFormat format) {
+  return {y.mutable_data_ptr<T>(), strides(y, format)};
+}
+
+Tensor empty_map(const Tensor& like, int64_t channels, int64_t h, int64_t w,
+                 at::MemoryFormat format) {
+  return at::empty({like.size(0), channels, h, w}, like.options().memory_format(format));
+}
+
+void check_contents(const char* op, const std::string& error) {
+  TORCH_CHECK_VALUE(error.empty(), op, ": ", error);
+}
+
+// Either product of a layer, from maps of one size to maps of the other.
+struct Call {
+  const char* op;
+  const cpu::ConvShape& shape;
+  cpu::ConvDirection direction;
+  const Layout& layout;
+};
+
+Tensor run(const Call& call, const char* x_name, const Tensor& x, const Tensor& values,
+           Optional bias, Optional residual, cpu::Activation act, int64_t out_channels) {
+  const auto& [images, ay, ax] = call.shape;
+  const bool big = call.direction.transposed;
+  const auto format = x.suggest_memory_format();
+  Tensor y = empty_map(x, out_channels, big ? ay.big : ay.small, big ? ax.big : ax.small, format);
+  if (residual) {
+    TORCH_CHECK(residual->device().is_cpu() && residual->layout() == at::kStrided, call.op,
+                ": residual must be a dense tensor on the CPU like x (got ", residual->layout(),
+                " on ", residual->device(), ")");
+    TORCH_CHECK_TYPE(residual->scalar_type() == x.scalar_type(), call.op, ": residual and ", x_name,
+                     " must have one type (got ", residual->scalar_type(), " and ", x.scalar_type(),
+                     ")");
+    TORCH_CHECK_VALUE(residual->sizes() == y.sizes(), call.op,
+                      ": residual must be shaped like the result (got ", residual->sizes(), " and ",
+                      y.sizes(), ")");
+  }
+  const Tensor map = as_map(x, format), v = values.contiguous();
+  const Tensor b = bias ? bias->contiguous() : Tensor();
+  const Tensor r = residual ? as_map(*residual, format) : Tensor();
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "tetris convolution", [&] {
+    const auto out = output<scalar_t>(y, format);
+    check_contents(
+        call.op,
+        cpu::convolve<scalar_t>(
+            call.layout.view, v.const_data_ptr<scalar_t>(), call.shape, call.direction,
+            input<scalar_t>(map, format), b.defined() ? b.const_data_ptr<scalar_t>() : nullptr,
+            {r.defined() ? r.const_data_ptr<scalar_t>() : nullptr, out.strides}, act, out,
+            parallel()));
+  });
+  return y;
+}
+
+Tensor bsconv2d(const Tensor& x, const Tensor& values, const Tensor& row_ptr, const Tensor& col_idx,
+                Optional row_perm, Optional col_perm, Optional bias, int64_t out_channels,
+                IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
+                IntArrayRef dilation, int64_t groups, std::string_view activation,
+                Optional residual) {
+  constexpr const char* kOp = "tetris::bsconv2d";
+  const ConvArguments a{kernel_size, stride, padding, dilation, groups};
+  check_map(kOp, "x", x);
+  check_values(kOp, x, "x", values, col_idx);
+  const auto shape = conv_shape(kOp, a, x.size(0), x.size(2), x.size(3));
+  check_bias(kOp, x, bias, out_channels);
+  const auto act = parse_activation(kOp, activation);
+  const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, out_channels,
+                                        x.size(1), values.size(2), values.size(1));
+  return run({kOp, shape, {false, false}, layout}, "x", x, values, bias, residual, act,
+             out_channels);
+}
+
+Tensor bsconv_transpose2d(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
+                          const Tensor& col_idx, Optional row_perm, Optional col_perm,
+                          Optional bias, int64_t out_channels, IntArrayRef kernel_size,
+                          IntArrayRef stride, IntArrayRef padding, IntArrayRef output_padding,
+                          IntArrayRef dilation, int64_t groups, std::string_view activation,
+                          Optional residual) {
+  constexpr const char* kOp = "tetris::bsconv_transpose2d";
+  const ConvArguments a{kernel_size, stride, padding, dilation, groups};
+  check_map(kOp, "x", x);
+  check_values(kOp, x, "x", values, col_idx);
+  const auto shape = transposed_shape(kOp, a, output_padding, x.size(0), x.size(2), x.size(3));
+  check_bias(kOp, x, bias, out_channels);
+  const auto act = parse_activation(kOp, activation);
+  const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, out_channels,
+                                        x.size(1), values.size(2), values.size(1));
+  return run({kOp, shape, {true, false}, layout}, "x", x, values, bias, residual, act,
+             out_channels);
+}
+
+// The maps of a gradient op must fit together.
+void check_small(const char* op, const char* name, const Tensor& x, const cpu::ConvShape& shape) {
+  TORCH_CHECK_VALUE(
+      x.size(0) == shape.images && x.size(2) == shape.y.small && x.size(3) == shape.x.small, op,
+      ": ", name, " must be [", shape.images, ", C, ", shape.y.small, ", ", shape.x.small,
+      "], which the other map's size gives (got shape ", x.sizes(), ")");
+}
+
+Tensor bsconv2d_grad_input(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
+                           const Tensor& col_idx, Optional row_perm, Optional col_perm,
+                           int64_t in_channels, IntArrayRef input_size, IntArrayRef kernel_size,
+                           IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                           int64_t groups) {
+  constexpr const char* kOp = "tetris::bsconv2d_grad_input";
+  const ConvArguments a{kernel_size, stride, padding, dilation, groups};
+  check_map(kOp, "grad", grad);
+  check_values(kOp, grad, "grad", values, col_idx);
+  TORCH_CHECK_VALUE(input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 &&
+                        in_channels >= 1,
+                    kOp, ": input_size must be two numbers and in_channels one, at least 1 (got ",
+                    input_size, " and ", in_channels, ")");
+  const auto shape = conv_shape(kOp, a, grad.size(0), input_size[0], input_size[1]);
+  check_small(kOp, "grad", grad, shape);
+  const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
+                                        in_channels, values.size(2), values.size(1));
+  return run({kOp, shape, {true, true}, layout}, "grad", grad, values, std::nullopt, std::nullopt,
+             cpu::Activation::kNone, in_channels);
+}
+
+Tensor bsconv_transpose2d_grad_input(const Tensor& grad, const Tensor& values,
+                                     const Tensor& row_ptr, const Tensor& col_idx,
+                                     Optional row_perm, Optional col_perm, int64_t in_channels,
+                                     IntArrayRef input_size, IntArrayRef kernel_size,
+                                     IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                     int64_t groups) {
+  constexpr const char* kOp = "tetris::bsconv_transpose2d_grad_input";
+  const ConvArguments a{kernel_size, stride, padding, dilation, groups};
+  check_map(kOp, "grad", grad);
+  check_values(kOp, grad, "grad", values, col_idx);
+  TORCH_CHECK_VALUE(input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 &&
+                        in_channels >= 1,
+                    kOp, ": input_size must be two numbers and in_channels one, at least 1 (got ",
+                    input_size, " and ", in_channels, ")");
+  auto shape = conv_shape(kOp, a, grad.size(0), grad.size(2), grad.size(3));
+  // An output_padding beyond the stride leaves pixels that no input reached: fewer inputs than the
+  // convolution of this size would have.
+  TORCH_CHECK_VALUE(input_size[0] <= shape.y.small && input_size[1] <= shape.x.small, kOp,
+                    ": input_size must be at most what the size of grad gives, ", shape.y.small,
+                    "x", shape.x.small, " (got ", input_size, ")");
+  shape.y.small = input_size[0];
+  shape.x.small = input_size[1];
+  const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
+                                        in_channels, values.size(2), values.size(1));
+  return run({kOp, shape, {false, true}, layout}, "grad", grad, values, std::nullopt, std::nullopt,
+             cpu::Activation::kNone, in_channels);
+}
+
+Tensor grad_values(const char* op, bool transposed, const Tensor& x, const Tensor& grad,
+                   const Tensor& row_ptr, const Tensor& col_idx, Optional row_perm,
+                   Optional col_perm, IntArrayRef block, const ConvArguments& a) {
+  check_map(op, "x", x);
+  check_map(op, "grad", grad);
+  TORCH_CHECK_TYPE(x.scalar_type() == grad.scalar_type(), op,
+                   ": x and grad must have one type (got ", x.scalar_type(), " and ",
+                   grad.scalar_type(), ")");
+  TORCH_CHECK_VALUE(block.size() == 2, op, ": block must be two numbers (got ", block, ")");
+  const Tensor &big = transposed ? grad : x, &small = transposed ? x : grad;
+  auto shape = conv_shape(op, a, big.size(0), big.size(2), big.size(3));
+  if (transposed && small.size(2) <= shape.y.small && small.size(3) <= shape.x.small) {
+    shape.y.small = small.size(2);  // see bsconv_transpose2d_grad_input
+    shape.x.small = small.size(3);
+  }
+  check_small(op, transposed ? "x" : "grad", small, shape);
+  const auto layout = check_conv_layout(op, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
+                                        x.size(1), block[0], block[1]);
+  const auto big_format = big.suggest_memory_format();
+  const auto small_format = small.suggest_memory_format();
+  const Tensor b = as_map(big, big_format), s = as_map(small, small_format);
+  Tensor dvalues = at::empty({col_idx.numel(), block[1], block[0]},
+                             x.options().memory_format(at::MemoryFormat::Contiguous));
+  AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "tetris convolution", [&] {
+    check_contents(op, cpu::conv_grad_values<scalar_t>(
+                           layout.view, shape, transposed, input<scalar_t>(b, big_format),
+                           input<scalar_t>(s, small_format), dvalues.mutable_data_ptr<scalar_t>(),
+                           parallel()));
+  });
+  return dvalues;
+}
+
+Tensor bsconv2d_grad_values(const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
+                            const Tensor& col_idx, Optional row_perm, Optional col_perm,
+                            IntArrayRef block, IntArrayRef kernel_size, IntArrayRef stride,
+                            IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
+  return grad_values("tetris::bsconv2d_grad_values", false, x, grad, row_ptr, col_idx, row_perm,
+                     col_perm, block, {kernel_size, stride, padding, dilation, groups});
+}
+
+Tensor bsconv_transpose2d_grad_values(const Tensor& x, const Tensor& grad, const Tensor& row_ptr,
+                                      const Tensor& col_idx, Optional row_perm, Optional col_perm,
+                                      IntArrayRef block, IntArrayRef kernel_size,
+                                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
+                                      int64_t groups) {
+  return grad_values("tetris::bsconv_transpose2d_grad_values", true, x, grad, row_ptr, col_idx,
+                     row_perm, col_perm, block, {kernel_size, stride, padding, dilation, groups});
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(tetris, CPU, m) {
+  m.impl("bsconv2d", &bsconv2d);
+  m.impl("bsconv2d_grad_input", &bsconv2d_grad_input);
+  m.impl("bsconv2d_grad_values", &bsconv2d_grad_values);
+  m.impl("bsconv_transpose2d", &bsconv_transpose2d);
+  m.impl("bsconv_transpose2d_grad_input", &bsconv_transpose2d_grad_input);
+  m.impl("bsconv_transpose2d_grad_values", &bsconv_transpose2d_grad_values);
+}
+
+}  // namespace tetris::ops

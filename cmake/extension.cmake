@@ -22,6 +22,7 @@ Python_add_library(_C MODULE WITH_SOABI
   csrc/bindings_reorder.cpp
   csrc/ops/library.cpp
   csrc/ops/parallel.cpp
+  csrc/ops/output.cpp
   csrc/ops/bsmm_checks.cpp
   csrc/ops/bsmm_cpu.cpp
   csrc/ops/autograd.cpp

@@ -20,10 +20,11 @@ constexpr int64_t kTilesPerThread = 4;
 std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups, int64_t bi,
                                     int64_t channels, int64_t stride) {
   std::vector<int32_t> offsets(lines.taps() * in_groups);
-  for (int64_t tap = 0; tap < lines.taps(); ++tap)
+  for (int64_t tap = 0; tap < lines.taps(); ++tap) {
+    const int64_t first = lines.plane(tap) * channels * stride + lines.shift(tap);
     for (int64_t g = 0; g < in_groups; ++g)
-      offsets[tap * in_groups + g] = static_cast<int32_t>(
-          (lines.plane(tap) * channels + g * bi) * stride + lines.shift(tap));
+      offsets[tap * in_groups + g] = static_cast<int32_t>(first + g * bi * stride);
+  }
   return offsets;
 }
 
@@ -203,14 +204,14 @@ template <class T>
 LineGeometry line_geometry(const ConvShape& shape, bool transposed) {
   if (transposed)
     return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
-  return {shape.images, sliding_axis(shape.y, false), sliding_axis(shape.x, false)};
+  return {shape.images, sliding_axis(shape.y), sliding_axis(shape.x)};
 }
 
-// Positions of a strip, whole vectors: its lines take at most 5/8 of L2.
+// Positions of a strip, whole vectors: its lines take at most half of L2.
 template <class T>
 int64_t strip_length(const KernelTable<T>& k, int64_t in_lines, int64_t out_lines,
                      int64_t max_shift, int64_t least) {
-  const int64_t elements = l2_cache_bytes() * 5 / 8 / static_cast<int64_t>(sizeof(T));
+  const int64_t elements = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(T));
   const int64_t fits = (elements - in_lines * (max_shift + 2 * k.width)) / (in_lines + out_lines);
   return std::max(least, fits / k.width * k.width);
 }
@@ -235,7 +236,7 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   Job<T> job{k,   lines, blocks,   swapped ? inverse.row : inverse.col,
              swapped ? inverse.col : inverse.row, x, bias, residual, act, out, 0, 0, 0, 0, 0, {}};
   const int64_t height = std::min(blocks.bo, blocks.out);
-  job.preferred = k.preferred_vecs[std::min<int64_t>(height, k.max_rows)];
+  job.preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
   const int64_t tile = job.preferred * k.width, length = lines.length();
   const int64_t longest =
       strip_length(k, lines.planes() * blocks.in, blocks.out, lines.max_shift(), tile);
@@ -245,7 +246,7 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   const bool by_strips = w.groups * length >= threads * kTilesPerThread * tile;
   if (by_strips) job.strips = ceil_div(w.groups * job.strips, threads) * threads / w.groups;
   job.strips = std::max<int64_t>(job.strips, 1);
-  job.strip = ceil_div(ceil_div(length, job.strips), k.width) * k.width;
+  job.strip = ceil_div(ceil_div(length, job.strips), tile) * tile;
   job.strips = ceil_div(length, job.strip);
   job.in_stride = line_stride(k, job.in_length());
   job.out_stride = line_stride(k, job.strip);

@@ -44,7 +44,7 @@ void push(std::vector<Segment>& segments, int64_t line, int64_t count, int64_t p
 
 }  // namespace
 
-LineAxis sliding_axis(const ConvAxis& a, bool copied) {
+LineAxis sliding_axis(const ConvAxis& a) {
   LineAxis axis{};
   axis.source = a.big;
   axis.source_step = a.stride;
@@ -54,12 +54,6 @@ LineAxis sliding_axis(const ConvAxis& a, bool copied) {
   for (int k = 0; k < a.kernel; ++k) {
     const int64_t at = k * a.dilation, remainder = at % a.stride;
     axis.phases[0].taps.push_back(k);
-    if (copied) {
-      axis.plane_of.push_back(k);
-      axis.shift.push_back(0);
-      axis.planes.push_back({at - a.pad, 0, 0});
-      continue;
-    }
     int& plane = plane_of_remainder[remainder];
     if (plane < 0) {
       plane = static_cast<int>(axis.planes.size());

@@ -58,9 +58,12 @@ struct LineAxis {
   std::vector<int64_t> shift;   // [taps]
 };
 
-// From `big` to `small`. With `copied`, each tap gets a plane of its own, moved into place: shifts
-// are zero, no column is wasted, and the lines take `kernel` times the memory.
-LineAxis sliding_axis(const ConvAxis& axis, bool copied);
+// From `big` to `small`.
+//
+// Tried: a plane for each column of the kernel, moved into place, so that no column is wasted. It
+// takes kernel times the memory: 3x3, 14x14 pixels, 256 channels, 10 % kept 154 GFLOP/s instead of
+// 178; 7x7 pixels of 8 images, 512 channels, half kept 198 instead of 177, a quarter 184 and 177.
+LineAxis sliding_axis(const ConvAxis& axis);
 // From `small` to `big`.
 LineAxis transposed_axis(const ConvAxis& axis);
 

@@ -11,6 +11,7 @@ struct Isa {
   // Twelve accumulators hide the FMA's latency at two a cycle. Tried: 4x16 (eight) is 20 % slower,
   // 6x16 is level for tall blocks and leaves a short tile over for most heights.
   static constexpr int preferred_vecs(int rows) { return rows >= 3 ? 3 : rows == 2 ? 4 : 8; }
+  static constexpr int conv_vecs(int rows) { return preferred_vecs(rows); }
 };
 
 extern const KernelTable<float> kTableF32;

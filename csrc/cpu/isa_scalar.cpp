@@ -33,6 +33,7 @@ struct Isa {
   static constexpr unsigned kNeeds = 0;
   static constexpr int kMaxRows = 4;
   static constexpr int preferred_vecs(int rows) { return rows >= 3 ? 2 : rows == 2 ? 4 : 8; }
+  static constexpr int conv_vecs(int rows) { return preferred_vecs(rows); }
 };
 
 extern const KernelTable<float> kTableF32;

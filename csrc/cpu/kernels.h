@@ -119,7 +119,8 @@ struct KernelTable {
   int width;                                          // W
   Tile<T> tiles[kMaxTileRows + 1][kMaxTileVecs + 1];  // [R][NV]; forward == nullptr: not built
   int max_rows;                                       // tallest tile to cut a block into
-  int preferred_vecs[kMaxTileRows + 1];               // [R] -> NV for many tokens
+  int preferred_vecs[kMaxTileRows + 1];               // [R] -> NV for many tokens ...
+  int conv_vecs[kMaxTileRows + 1];                    // ... and for a convolution's pixels
   PackFn<T> pack;
   UnpackFn<T> unpack;
   EpilogueFn<T> epilogue;

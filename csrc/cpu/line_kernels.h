@@ -27,7 +27,10 @@ void copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename 
   } else if (step == 2) {
     for (; i + V::W < count; i += V::W)  // reads one number past the last pixel: not at the end
       V::store(line + i, V::every_second(V::load(in + 2 * i), V::load(in + 2 * i + V::W)));
-    for (; i < count; ++i) line[i] = in[2 * i];
+    const int64_t left = 2 * (count - i) - 1;
+    const typename V::Reg low = left < V::W ? V::load_n(in + 2 * i, left) : V::load(in + 2 * i);
+    V::store(line + i, V::every_second(low, left <= V::W ? V::zero()
+                                                         : V::load_n(in + 2 * i + V::W, left - V::W)));
   } else {
     for (; i < count; ++i) line[i] = in[i * step];
   }

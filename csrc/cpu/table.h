@@ -57,7 +57,10 @@ struct TableBuilder {
     table.needs = Isa::kNeeds;
     table.width = V::W;
     add<1, 1>(table);
-    for (int r = 1; r <= kMaxTileRows; ++r) table.preferred_vecs[r] = Isa::preferred_vecs(r);
+    for (int r = 1; r <= kMaxTileRows; ++r) {
+      table.preferred_vecs[r] = Isa::preferred_vecs(r);
+      table.conv_vecs[r] = Isa::conv_vecs(r);
+    }
     table.max_rows = Isa::kMaxRows;
     table.pack = pack<V>;
     table.unpack = unpack<V>;

@@ -1,14 +1,10 @@
 // CPU implementations: check, view the tensors as pointers, run.
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 #include "cpu/bsmm.h"
 #include "ops/bsmm_checks.h"
+#include "ops/output.h"
 #include "ops/parallel.h"
 
 namespace tetris::ops {
@@ -28,32 +24,10 @@ cpu::Matrix<const T> input(const at::Tensor& tokens) {
   return {tokens.const_data_ptr<T>(), tokens.stride(0)};
 }
 
-at::Tensor empty_like_tokens(const at::Tensor& x, int64_t features) {
+at::Tensor empty_tokens(const at::Tensor& x, int64_t features) {
   auto sizes = x.sizes().vec();
   sizes.back() = features;
-  return at::empty(sizes, x.options().memory_format(at::MemoryFormat::Contiguous));
-}
-
-// A large output is fresh memory: the first touch of each 4 KiB page costs a fault, which for 32 MB
-// took 5 to 10 ms here, as long as a 95 % sparse product itself. Huge pages make it 16 faults.
-at::Tensor empty_output(const at::Tensor& x, int64_t features) {
-  at::Tensor y = empty_like_tokens(x, features);
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-  constexpr size_t kHugePage = size_t{2} << 20;
-  if (y.nbytes() >= 4 * kHugePage) {
-    const auto begin =
-        (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + kHugePage - 1) / kHugePage * kHugePage;
-    const auto end =
-        (reinterpret_cast<uintptr_t>(y.mutable_data_ptr()) + y.nbytes()) / kHugePage * kHugePage;
-    madvise(reinterpret_cast<void*>(begin), end - begin,
-            MADV_HUGEPAGE);  // advice: failure is harmless
-  }
-#endif
-  return y;
-}
-
-void check_contents(const char* op, const std::string& error) {
-  TORCH_CHECK_VALUE(error.empty(), op, ": ", error);
+  return empty_output(sizes, x, at::MemoryFormat::Contiguous);
 }
 
 at::Tensor bsmm(const at::Tensor& x, const at::Tensor& values, const at::Tensor& row_ptr,
@@ -68,7 +42,7 @@ at::Tensor bsmm(const at::Tensor& x, const at::Tensor& values, const at::Tensor&
                                    x.size(-1), values.size(2), values.size(1));
   const at::Tensor tokens = as_tokens(x), v = values.contiguous();
   const at::Tensor b = bias ? bias->contiguous() : at::Tensor();
-  at::Tensor y = empty_output(x, out_features);
+  at::Tensor y = empty_tokens(x, out_features);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kOp, [&] {
     check_contents(kOp, cpu::bsmm_forward<scalar_t>(
                             layout.view, v.const_data_ptr<scalar_t>(), input<scalar_t>(tokens),
@@ -87,7 +61,7 @@ at::Tensor bsmm_grad_input(const at::Tensor& grad, const at::Tensor& values,
   const auto layout = check_layout(kOp, row_ptr, col_idx, row_perm, col_perm, grad.size(-1),
                                    in_features, values.size(2), values.size(1));
   const at::Tensor tokens = as_tokens(grad), v = values.contiguous();
-  at::Tensor dx = empty_output(grad, in_features);
+  at::Tensor dx = empty_tokens(grad, in_features);
   AT_DISPATCH_FLOATING_TYPES(grad.scalar_type(), kOp, [&] {
     check_contents(
         kOp, cpu::bsmm_grad_input<scalar_t>(
@@ -112,7 +86,8 @@ at::Tensor bsmm_grad_values(const at::Tensor& x, const at::Tensor& grad, const a
   TORCH_CHECK(x.sizes().slice(0, x.dim() - 1) == grad.sizes().slice(0, grad.dim() - 1), kOp,
               ": x and grad must have the same leading shape (got ", x.sizes(), " and ",
               grad.sizes(), ")");
-  at::Tensor dvalues = at::empty({layout.view.nnzb, block_width, block_height}, x.options());
+  at::Tensor dvalues = empty_output({layout.view.nnzb, block_width, block_height}, x,
+                                    at::MemoryFormat::Contiguous);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kOp, [&] {
     check_contents(kOp, cpu::bsmm_grad_values<scalar_t>(
                             layout.view, input<scalar_t>(xt), input<scalar_t>(gt), xt.size(0),

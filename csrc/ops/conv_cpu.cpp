@@ -2,10 +2,10 @@
 #include "cpu/conv.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include "ops/conv_checks.h"
+#include "ops/output.h"
 #include "ops/parallel.h"
 
 namespace tetris::ops {
@@ -36,15 +36,6 @@ cpu::FeatureMap<T> output(Tensor& y, at::MemoryFormat format) {
   return {y.mutable_data_ptr<T>(), strides(y, format)};
 }
 
-Tensor empty_map(const Tensor& like, int64_t channels, int64_t h, int64_t w,
-                 at::MemoryFormat format) {
-  return at::empty({like.size(0), channels, h, w}, like.options().memory_format(format));
-}
-
-void check_contents(const char* op, const std::string& error) {
-  TORCH_CHECK_VALUE(error.empty(), op, ": ", error);
-}
-
 // Either product of a layer, from maps of one size to maps of the other.
 struct Call {
   const char* op;
@@ -58,7 +49,8 @@ Tensor run(const Call& call, const char* x_name, const Tensor& x, const Tensor& 
   const auto& [images, ay, ax] = call.shape;
   const bool big = call.direction.transposed;
   const auto format = x.suggest_memory_format();
-  Tensor y = empty_map(x, out_channels, big ? ay.big : ay.small, big ? ax.big : ax.small, format);
+  Tensor y = empty_output(
+      {images, out_channels, big ? ay.big : ay.small, big ? ax.big : ax.small}, x, format);
   if (residual) {
     TORCH_CHECK(residual->device().is_cpu() && residual->layout() == at::kStrided, call.op,
                 ": residual must be a dense tensor on the CPU like x (got ", residual->layout(),
@@ -201,8 +193,8 @@ Tensor grad_values(const char* op, bool transposed, const Tensor& x, const Tenso
   const auto big_format = big.suggest_memory_format();
   const auto small_format = small.suggest_memory_format();
   const Tensor b = as_map(big, big_format), s = as_map(small, small_format);
-  Tensor dvalues = at::empty({col_idx.numel(), block[1], block[0]},
-                             x.options().memory_format(at::MemoryFormat::Contiguous));
+  Tensor dvalues = empty_output({col_idx.numel(), block[1], block[0]}, x,
+                                at::MemoryFormat::Contiguous);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "tetris convolution", [&] {
     check_contents(op, cpu::conv_grad_values<scalar_t>(
                            layout.view, shape, transposed, input<scalar_t>(b, big_format),

@@ -41,6 +41,10 @@ void clear_line(typename V::T* line, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += V::W) V::store(line + i, V::zero());
 }
 
+// Runs of a channel are too short for the hardware to fetch ahead: 3x3, 64 channels of 224x224
+// pixels, 10 % kept 124 GFLOP/s with this and 111 without. Farther ahead is no better.
+constexpr int64_t kChannelsAhead = 2;
+
 template <class V>
 void pack_lines_by_row(const LineArgs<typename V::T>& a) {
   using T = typename V::T;
@@ -50,6 +54,8 @@ void pack_lines_by_row(const LineArgs<typename V::T>& a) {
     int64_t at = 0;
     for (int64_t s = 0; s < a.segment_count; ++s) {
       const Segment& segment = a.segments[s];
+      const T* const ahead = in + kChannelsAhead * a.channel_stride + segment.pixel;
+      for (int64_t i = 0; i < segment.count * a.step; i += kLine<T>) __builtin_prefetch(ahead + i);
       clear_line<V>(line, at, segment.line);
       copy_pixels<V>(in + segment.pixel, a.step, segment.count, line + segment.line);
       at = segment.line + segment.count;

@@ -277,7 +277,8 @@ def test_a_pruner_s_life(settings):
             assert not rows_first(layer, weight.original)[~now].any()
             if settings.get("tie_kernel") and now.dim() == 4:
                 assert torch.equal(now.flatten(2).all(2), now.flatten(2).any(2))
-    assert pruner.sparsity == pytest.approx(0.8, abs=0.03)
+    # One block a row stays: of tied 4x4 blocks with four or eight in a row that is a good part.
+    assert pruner.sparsity == pytest.approx(0.8, abs=0.04)
     report = pruner.report()
     assert [layer.name for layer in report.layers] == PRUNED
     assert list(report.skipped) == ["0", "5"]

@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import tetris
-from tetris import BlockLayout, SparseLinear, reorder, sparsify
+from tetris import BlockLayout, SparseConv2d, SparseLinear, reorder, sparsify
 from tetris.prune import BlockPruner, LayerOptions, TetrisPruner
 
 FAST = {"reorder": False}
@@ -32,6 +32,9 @@ ENTRIES = {
     "TetrisPruner": lambda **k: TetrisPruner(mlp(), **{**FAST, **k}),
     "SparseLinear.from_dense": lambda **k: SparseLinear.from_dense(
         linear(), **{"sparsity": 0.5, **FAST, **k}
+    ),
+    "SparseConv2d.from_dense": lambda **k: SparseConv2d.from_dense(
+        nn.Conv2d(16, 32, 3), **{"sparsity": 0.5, **FAST, **k}
     ),
     "BlockLayout.from_dense": lambda **k: BlockLayout.from_dense(
         WEIGHT, **{"block": (4, 1), "sparsity": 0.5, **FAST, **k}

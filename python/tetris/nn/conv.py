@@ -190,7 +190,7 @@ class _Forward(SparseConv[_Dense]):
         else:
             assert not isinstance(self.padding, str)
             before = after = self.padding
-        if self.padding_mode == "zeros" and before == after:
+        if before == after and (self.padding_mode == "zeros" or not any(before)):
             return None, before
         pairs = zip(reversed(before), reversed(after), strict=True)  # F.pad: last dimension first
         return [size for both in pairs for size in both], (0,) * len(self.kernel_size)

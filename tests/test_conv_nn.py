@@ -110,6 +110,7 @@ FORWARD = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("settings", FORWARD, ids=str)
 @pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
 def test_equals_the_masked_dense_layer(kind, settings):
@@ -387,6 +388,8 @@ def test_conversions_move_parameters_and_keep_indices():
     assert module(x.double()).dtype == torch.float64
     assert module.row_ptr.dtype == torch.int32
     assert module.float()(x).shape == (2, 14, 4, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert module(x.bfloat16()).shape == (2, 14, 4, 4)
     assert module.to("meta").values.is_meta
 
 

@@ -165,8 +165,10 @@ def test_broken_invariants_are_named(change, error, message):
 
 def test_from_dense_names_what_it_cannot_take():
     weight = torch.randn(4, 4)
-    with pytest.raises(NotImplementedError, match="SparseConv2d"):
-        BlockLayout.from_dense(torch.randn(4, 4, 3, 3), (2, 2), 0.5)
+    with pytest.raises(
+        ValueError, match=r"weight must be \[out, in\], or .*got shape \[4, 4, 3, 3, 3\]"
+    ):
+        BlockLayout.from_dense(torch.randn(4, 4, 3, 3, 3), (2, 2), 0.5)
     with pytest.raises(ValueError, match=r"sparsity.*in \[0, 1\] \(got 90\)"):
         BlockLayout.from_dense(weight, (2, 2), 90)
     with pytest.raises(ValueError, match="got 1 NaN or infinite"):

@@ -216,7 +216,7 @@ def test_messages_of_bad_calls():
         module(torch.randn(2, 36))
     with pytest.raises(ValueError, match="either layout= or sparsity= .got neither"):
         SparseLinear.from_dense(nn.Linear(4, 4))
-    with pytest.raises(NotImplementedError, match="SparseConv2d"):
+    with pytest.raises(TypeError, match="must be an nn.Linear .got Conv2d; tetris.sparsify"):
         SparseLinear.from_dense(nn.Conv2d(4, 4, 3), sparsity=0.5)
     with pytest.raises(TypeError, match="got ReLU"):
         SparseLinear.from_dense(nn.ReLU(), sparsity=0.5)

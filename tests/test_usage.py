@@ -9,7 +9,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import tetris
-from tetris import BlockLayout, SparseLinear, reorder, sparsify
+from tetris import BlockLayout, SparseConv2d, SparseLinear, reorder, sparsify
 from tetris.prune import BlockPruner, LayerOptions, TetrisPruner
 
 FAST = {"reorder": False}
@@ -32,6 +32,9 @@ ENTRIES = {
     "TetrisPruner": lambda **k: TetrisPruner(mlp(), **{**FAST, **k}),
     "SparseLinear.from_dense": lambda **k: SparseLinear.from_dense(
         linear(), **{"sparsity": 0.5, **FAST, **k}
+    ),
+    "SparseConv2d.from_dense": lambda **k: SparseConv2d.from_dense(
+        nn.Conv2d(16, 32, 3), **{"sparsity": 0.5, **FAST, **k}
     ),
     "BlockLayout.from_dense": lambda **k: BlockLayout.from_dense(
         WEIGHT, **{"block": (4, 1), "sparsity": 0.5, **FAST, **k}
@@ -91,7 +94,9 @@ def test_layers_named_by_a_number(entry, argument, value):
 @pytest.mark.parametrize("entry", MODELS)
 @pytest.mark.parametrize("argument", ["include", "exclude"])
 def test_names_that_match_nothing(entry, argument):
-    message = f"{entry}: {argument} entry 'head' matches no module .linear layers: 0, 2"
+    message = (
+        f"{entry}: {argument} entry 'head' matches no module .linear layers and convolutions: 0, 2"
+    )
     with pytest.raises(ValueError, match=message):
         ENTRIES[entry](**{argument: "head"})
 
@@ -133,9 +138,10 @@ def test_what_is_no_model(call, model, message):
 
 
 @pytest.mark.parametrize("call", [sparsify, TetrisPruner])
-def test_a_model_without_linear_layers(call):
-    with pytest.raises(ValueError, match="no nn.Linear layer to prune in Sequential .it has none"):
-        call(nn.Sequential(nn.Conv2d(3, 3, 3), nn.ReLU()))
+def test_a_model_without_layers_to_prune(call):
+    message = "no layer to prune in Sequential .it has no nn.Linear, .* or nn.ConvTranspose2d"
+    with pytest.raises(ValueError, match=message):
+        call(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
 
 
 @pytest.mark.parametrize("call", [sparsify, TetrisPruner])

@@ -14,6 +14,9 @@ from .info import info as info
 from .layout import BlockLayout as BlockLayout
 from .model import densify as densify
 from .model import sparsify as sparsify
+from .nn import SparseConv1d as SparseConv1d
+from .nn import SparseConv2d as SparseConv2d
+from .nn import SparseConvTranspose2d as SparseConvTranspose2d
 from .nn import SparseLinear as SparseLinear
 from .prune.report import SparsifyReport as SparsifyReport
 

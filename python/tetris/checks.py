@@ -99,6 +99,19 @@ def check_tensor(where: str, name: str, value: object) -> Tensor:
     return value
 
 
+def check_groups(where: str, groups: int, out: int, in_: int | None, convolution: bool) -> None:
+    """Raise ValueError unless these groups divide the channels of a convolution."""
+    if not _is_int(groups) or groups < 1:
+        raise ValueError(f"{where}: groups must be an int >= 1 (got {describe(groups)})")
+    if groups > 1 and not convolution:
+        raise ValueError(f"{where}: groups are of convolutions, a matrix has one (got {groups})")
+    for name, size in (("outputs", out), ("inputs", in_)):
+        if size is not None and size % groups:
+            raise ValueError(
+                f"{where}: groups must divide the {name} (got {groups} groups and {size} {name})"
+            )
+
+
 def check_model(where: str, model: object) -> nn.Module:
     """Return a module, or raise TypeError."""
     if isinstance(model, nn.Module):

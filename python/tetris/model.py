@@ -1,4 +1,4 @@
-"""Whole models: make linear layers sparse, and dense again."""
+"""Whole models: make linear layers and convolutions sparse, and dense again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 from torch import nn
 
 from .checks import check_model, check_weight
-from .nn import SparseLinear, dense_linear, sparse_linear
+from .nn.base import SparseLayer, make_dense, make_sparse
+from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport
@@ -20,7 +21,7 @@ from .prune.tree import (
     copy_or_same,
     layer_options,
     replace_modules,
-    select_linear,
+    select_layers,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class SparsifyArguments(LayerOverride, total=False):
     exclude: Selector | Iterable[Selector] | None
     overrides: Mapping[str, LayerOverride] | None
     scope: Scope
-    types: tuple[type[nn.Linear], ...]
+    types: tuple[type[nn.Module], ...]
     inplace: bool
     progress: bool
 
@@ -62,45 +63,50 @@ def sparsify(
     exclude: Selector | Iterable[Selector] | None = None,
     overrides: Mapping[str, LayerOverride] | None = None,
     scope: Scope = "layer",
-    types: tuple[type[nn.Linear], ...] = (nn.Linear,),
+    types: tuple[type[nn.Module], ...] = DENSE_TYPES,
     inplace: bool = False,
     progress: bool = False,
     return_report: bool = False,
     **settings: Unpack[LayerOverride],
 ) -> nn.Module | tuple[nn.Module, SparsifyReport]:
-    """Prune the linear layers of a model to blocks and let them compute with what is left.
+    """Prune linear layers and convolutions to blocks and let them compute with what is left.
 
-    Every ``nn.Linear`` that include and exclude select is replaced by a
-    :class:`tetris.SparseLinear`. The layer that produces the logits loses accuracy out of
-    proportion to the time it takes: exclude it. To fine-tune afterwards, train the result as it is
-    (only stored values learn), or use :class:`tetris.prune.TetrisPruner`.
+    Every ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.ConvTranspose2d`` that include and
+    exclude select is replaced by its sparse counterpart, such as :class:`tetris.SparseConv2d`.
+    Convolutions with fewer than 16 input channels per group (the first layer of a network,
+    depthwise ones) have nothing to win and stay dense unless include names them. The layer that
+    produces the logits loses accuracy out of proportion to the time it takes: exclude it. To
+    fine-tune afterwards, train the result as it is (only stored values learn), or use
+    :class:`tetris.prune.TetrisPruner`.
 
     Args:
-        model: Any module. If it is itself an ``nn.Linear``, the sparse layer is returned.
+        model: Any module. If it is itself such a layer, the sparse one is returned.
         include: Layers to prune, all if None: names, fnmatch patterns (``"encoder.*"``), module
-            types, or modules; each stands for every linear layer at or below what it matches.
+            types, or modules; each stands for every layer at or below what it matches. A layer's
+            own name, or the layer itself, includes it even if it has few input channels.
         exclude: Layers to leave dense, in the same terms; wins over include.
         overrides: Settings for some layers, ``{"decoder.*": {"sparsity": 0.8, "block": (8, 1)}}``:
             any of :class:`tetris.prune.LayerOverride`. Later entries win.
         scope: ``"layer"``: each layer has this sparsity. ``"global"``: all layers together have it;
             blocks compete by saliency per number, so that layers with larger weights keep more.
             Layers whose sparsity an override sets stay out of the competition.
-        types: Exact types to replace. Subclasses of ``nn.Linear`` must be named here: their
-            ``forward`` is lost.
+        types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.
         inplace: Change the model itself; otherwise a deep copy.
         progress: Show a progress bar per layer.
         return_report: Return ``(model, report)``; ``print(report)`` shows the layers, what they
-            retain, and which linear layers stay dense and why.
+            retain, and which layers stay dense and why.
         sparsity: Share of blocks to remove, in [0, 1]; 0.9 by default.
         block: (bo, bi), block height along outputs and width along inputs, each from 1 to 128;
             (4, 1) by default.
         importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
-            ``"squared"``, a function ``f(layer name, layer) -> [out, in]``, or a dict from layer
-            name to such a tensor; non-negative.
+            ``"squared"``, a function ``f(layer name, layer) -> tensor`` shaped like the layer's
+            weight, or a dict from layer name to such a tensor; non-negative.
         reorder: The search for row and column orders, see :meth:`tetris.BlockLayout.from_dense`;
             False keeps the order.
         balanced: Store equally many blocks in every block row (up to one).
         allow_empty_rows: Let block rows lose all their blocks; otherwise each keeps its best one.
+        tie_kernel: Keep or remove all kernel positions of a block of channels together, as TETRIS
+            does; otherwise each position of a convolution has blocks of its own.
         seed: Seed of the search.
         budget: Seconds the search may take per layer.
         sweeps: Sweeps of the search instead of a time budget: the result then depends on the
@@ -129,10 +135,10 @@ def sparsify(
     """
     where = "tetris.sparsify"
     default = LayerOptions.of(where, settings)
-    selection = select_linear(where, model, include, exclude, types)
+    selection = select_layers(where, model, include, exclude, types)
     if inplace and "" in selection.layers:
         raise ValueError(
-            f"{where}: a model that is one nn.Linear cannot be replaced in place; use inplace=False"
+            f"{where}: a model that is one layer cannot be replaced in place; use inplace=False"
         )
     options, fixed = layer_options(where, model, selection, default, overrides)
     for name, layer in selection.layers.items():
@@ -144,9 +150,17 @@ def sparsify(
         parts = [
             layer_saliency(where, n, selection.layers[n], options[n].importance) for n in group
         ]
-        saliency[first] = sum(parts[1:], start=parts[0])
+        layer = selection.layers[first]
+        saliency[first] = oriented(layer, sum(parts[1:], start=parts[0]))
     plans = plan_layers(
-        where, saliency, {n: options[n] for n in saliency}, fixed, scope, default.sparsity, progress
+        where,
+        saliency,
+        {n: options[n] for n in saliency},
+        fixed,
+        scope,
+        default.sparsity,
+        progress,
+        {n: groups_of(selection.layers[n]) for n in saliency},
     )
 
     target = copy_or_same(model, inplace)
@@ -156,8 +170,14 @@ def sparsify(
         values = None
         for name in group:
             layer = target.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
-            sparse = sparse_linear(layer, plans[first].layout, bias=layer.bias, values=values)
+            assert isinstance(layer, DenseLayer)
+            sparse = make_sparse(
+                sparse_type(layer),
+                layer,
+                plans[first].layout,
+                bias=cast("nn.Parameter | None", layer.bias),
+                values=values,
+            )
             values = sparse.values
             new[name] = sparse
             reports.append(
@@ -196,7 +216,7 @@ def _warn_of_shortfall(
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Replace every :class:`tetris.SparseLinear` by the ``nn.Linear`` with the same weight.
+    """Replace every sparse layer by the dense one with the same weight.
 
     The inverse of :func:`sparsify` as far as there is one: removed weights are zero. Layers that
     share values share the dense weight.
@@ -211,28 +231,28 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """
     where = "tetris.densify"
     check_model(where, model)
-    names = [n for n, m in model.named_modules() if isinstance(m, SparseLinear)]
+    names = [n for n, m in model.named_modules() if isinstance(m, SparseLayer)]
     if inplace and "" in names:
         raise ValueError(
-            f"{where}: a model that is one SparseLinear cannot be replaced in place; "
-            "use inplace=False"
+            f"{where}: a model that is one layer cannot be replaced in place; use inplace=False"
         )
     for name in names:
         layer = model.get_submodule(name)
         check_hooks(where, name, layer)
-        if isinstance(layer, SparseLinear) and layer.activation != "none":
+        if isinstance(layer, SparseLayer) and layer.activation != "none":
             raise ValueError(
-                f"{where}: layer {name!r} fuses {layer.activation!r}, which nn.Linear cannot "
-                "express; set its activation to 'none' and apply the function after the layer"
+                f"{where}: layer {name!r} fuses {layer.activation!r}, which "
+                f"nn.{layer.dense_type.__name__} cannot express; set its "
+                "activation to 'none' and apply the function after the layer"
             )
     target = copy_or_same(model, inplace)
     new: dict[str, nn.Module] = {}
-    weights: dict[tuple[int, object], nn.Parameter] = {}
+    weights: dict[tuple[object, ...], nn.Parameter] = {}
     for name in names:
         layer = target.get_submodule(name)
-        assert isinstance(layer, SparseLinear)
-        key = (id(layer.values), layer.layout)
-        dense = dense_linear(layer, bias=layer.bias, weight=weights.get(key))
+        assert isinstance(layer, SparseLayer)
+        key = (id(layer.values), layer.layout, layer.dense_type)
+        dense = make_dense(layer, bias=layer.bias, weight=weights.get(key))
         weights[key] = cast(nn.Parameter, dense.weight)
         new[name] = dense
     return replace_modules(target, new)

@@ -26,44 +26,44 @@ def plot_layout(
     Args:
         layout: The layout.
         path: File to write; the ending chooses the format.
-        weight: [out, in]; kept weights are then coloured by magnitude.
+        weight: The dense weight; kept weights are then coloured by magnitude.
     """
     figure_class = _matplotlib_figure()
     bo, bi = layout.block
     kept = layout.mask().float()
     shade = kept
     if weight is not None:
-        if tuple(weight.shape) != tuple(kept.shape):
+        if weight.shape != kept.shape:
             raise ValueError(
-                f"BlockLayout.plot: weight must be [{layout.out_features}, {layout.in_features}] "
-                f"(got {list(weight.shape)})"
+                f"BlockLayout.plot: weight must be {list(kept.shape)} (got {list(weight.shape)})"
             )
         magnitude = weight.detach().float().abs().to(kept.device)
         top = _high(magnitude, kept)
         shade = kept * (0.35 + 0.65 * (magnitude / top).clamp(max=1.0))
-    after = shade
-    if layout.row_perm is not None:
-        after = after.index_select(0, layout.row_perm)
-    if layout.col_perm is not None:
-        after = after.index_select(1, layout.col_perm)
+    # A matrix of outputs by inputs; of a convolution by inputs of a group, position by position.
+    before, after = (
+        layout.blocking.ordered(shade, *perms).reshape(layout.out_features, -1)
+        for perms in ((None, None), (layout.row_perm, layout.col_perm))
+    )
+    axis = "input" if layout.kernel_size is None else "kernel position, input"
 
-    panel = 4.1 * layout.out_features / layout.in_features  # inches, if pixels are square
+    panel = 4.1 * before.shape[0] / before.shape[1]  # inches, if pixels are square
     figure = figure_class(figsize=(9.2, min(max(panel, 1.6), 9.0) + 1.1), dpi=150)
     figure.set_layout_engine("constrained")
     left, right = figure.subplots(1, 2)
     same = layout.reordered == "none"
-    _draw(left, shade, "Kept weights, original order", "input", "output")
+    _draw(left, before, "Kept weights, original order", axis, "output")
     title = f"The same weights as {bo}x{bi} blocks, " + ("order unchanged" if same else "reordered")
-    _draw(right, after, title, "input, packed order", "output, packed order")
-    rows, groups = layout.block_grid
+    _draw(right, after, title, f"{axis}, packed order", "output, packed order")
+    rows, columns = layout.block_grid
     what = (
         "darker: larger magnitude, pale: removed"
         if weight is not None
         else "blue: kept, pale: removed"
     )
     figure.suptitle(
-        f"{layout.out_features}x{layout.in_features} weight, {layout.nnz_blocks} of "
-        f"{rows * groups} blocks stored ({layout.sparsity:.0%} removed)    {what}",
+        f"{layout.blocking} weight, {layout.nnz_blocks} of "
+        f"{rows * columns} blocks stored ({layout.sparsity:.0%} removed)    {what}",
         fontsize=9,
     )
     figure.savefig(path)

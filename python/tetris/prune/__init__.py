@@ -3,7 +3,7 @@
 A method is one file with one class: it says what a weight is worth (``saliency``) and, if it must,
 when masks change. :class:`BlockPruner` does the rest, in this order::
 
-    saliency -> layout search -> block masks -> schedule -> finalize() -> model with SparseLinear
+    saliency -> layout search -> block masks -> schedule -> finalize() -> model with sparse layers
 """
 
 from .base import BlockPruner as BlockPruner

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..layout import block_sums
+from ..blocking import Blocking
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Scored:
     """Block sums of one layer.
 
     Attributes:
-        sums: [G, C], saliency of each block.
-        area: Numbers a stored block takes, bo * bi.
+        sums: [G, C], saliency of what is kept or removed as one: blocks, or with ``tie_kernel``
+            the blocks of all kernel positions together.
+        area: Numbers that one takes, bo * bi times the positions it spans.
         keep_rows: Every block row keeps its best block.
     """
 
@@ -26,13 +27,33 @@ class Scored:
     keep_rows: bool
 
 
-def sorted_sums(saliency: Tensor, block: tuple[int, int], reorder: bool) -> Tensor:
-    """Block sums [G, C] in L1-sorted order, a cheap stand-in for the order yet to be found."""
-    if not reorder:
-        return block_sums(saliency, block)
-    rows = saliency.sum(1).argsort(descending=True, stable=True)
-    cols = saliency.sum(0).argsort(descending=True, stable=True)
-    return block_sums(saliency, block, rows, cols)
+def scored(
+    saliency: Tensor,
+    blocking: Blocking,
+    row_perm: Tensor | None,
+    col_perm: Tensor | None,
+    *,
+    tie_kernel: bool,
+    keep_rows: bool,
+) -> Scored:
+    """Block sums of a layer under given permutations."""
+    sums, area = blocking.sums(saliency, row_perm, col_perm), blocking.block[0] * blocking.block[1]
+    if tie_kernel:
+        sums = sums.unflatten(1, (blocking.positions, -1)).sum(1)
+        area *= blocking.positions
+    return Scored(sums, area, keep_rows)
+
+
+def l1_order(saliency: Tensor, blocking: Blocking) -> tuple[Tensor, Tensor]:
+    """Rows and columns of each group by falling norm: a stand-in for the order yet to be found."""
+    parts = blocking.ordered(saliency)  # [groups, out, positions, in]
+    return _descending(parts.sum((2, 3))), _descending(parts.sum((1, 2)))
+
+
+def _descending(norms: Tensor) -> Tensor:
+    """int64[groups * n], global numbers of [groups, n] in falling order within each group."""
+    first = torch.arange(norms.shape[0])[:, None] * norms.shape[1]
+    return (norms.argsort(dim=1, descending=True, stable=True) + first).flatten()
 
 
 def allocate(layers: Mapping[str, Scored], sparsity: float) -> dict[str, float]:

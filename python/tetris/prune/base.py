@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checks import check_sparsity, check_weight, describe
-from ..layout import BlockLayout, block_sums
-from ..nn import sparse_linear
-from ..reorder import block_mask
-from .allocate import Scored, allocate
+from ..layout import BlockLayout
+from ..layout_search import select_blocks
+from ..nn.base import make_sparse
+from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
+from .allocate import allocate, scored
 from .masks import BlockMask
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Plan, Scope, plan_layers
@@ -27,7 +28,7 @@ from .tree import (
     copy_or_same,
     layer_options,
     replace_modules,
-    select_linear,
+    select_layers,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class BlockPruner:
-    """Masks blocks of linear layers while a model trains, and makes it sparse in the end.
+    """Masks blocks of weights while a model trains, and makes it sparse in the end.
 
     A method overrides :meth:`saliency`, and :meth:`update` if masks follow something else than the
     schedule. Permutations are searched once, when the pruner is made, at the final sparsity;
@@ -69,7 +70,7 @@ class BlockPruner:
         schedule: Literal["one_shot"] | Schedule = "one_shot",
         include: Selector | Iterable[Selector] | None = None,
         exclude: Selector | Iterable[Selector] | None = None,
-        types: tuple[type[nn.Linear], ...] = (nn.Linear,),
+        types: tuple[type[nn.Module], ...] = DENSE_TYPES,
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "layer",
         search_every_update: bool = False,
@@ -91,7 +92,7 @@ class BlockPruner:
         self.search_every_update = search_every_update
         self.progress = progress
         self.steps = 0
-        selection = select_linear(where, model, include, exclude, types)
+        selection = select_layers(where, model, include, exclude, types)
         for group in selection.tied.values():
             if len(group) > 1:
                 raise ValueError(
@@ -103,7 +104,7 @@ class BlockPruner:
         )
         check_importance(where, options.importance, selection.layers)
         self._skipped = selection.skipped
-        self._layers: dict[str, nn.Linear] = selection.layers
+        self._layers = selection.layers
         self._plans = self._search(
             {n: o.sparsity for n, o in self._layer_options.items()}, options.sparsity
         )
@@ -112,7 +113,10 @@ class BlockPruner:
         self._masks: dict[str, BlockMask] = {}
         try:
             for name, layer in self._layers.items():
-                mask = BlockMask(self._plans[name].layout.to(layer.weight.device))
+                mask = BlockMask(
+                    self._plans[name].layout.to(layer.weight.device),
+                    transposed=isinstance(layer, nn.ConvTranspose2d),
+                )
                 mask.block_mask.fill_(True)
                 parametrize.register_parametrization(layer, "weight", mask)
                 self._masks[name] = mask
@@ -125,8 +129,8 @@ class BlockPruner:
 
     # -- what a method overrides --------------------------------------------------------------
 
-    def saliency(self, name: str, layer: nn.Linear) -> Tensor:
-        """Worth of each weight of a layer: [out, in], float32, non-negative, on the CPU.
+    def saliency(self, name: str, layer: DenseLayer) -> Tensor:
+        """Worth of each weight of a layer: shaped like it, float32, non-negative, on the CPU.
 
         ``layer.weight`` is the masked weight.
         """
@@ -179,7 +183,7 @@ class BlockPruner:
 
     @torch.no_grad()
     def finalize(self, *, inplace: bool = False) -> nn.Module:
-        """Return the model with :class:`tetris.SparseLinear` in place of the masked layers.
+        """Return the model with sparse layers in place of the masked ones.
 
         It computes what the masked model computes, up to rounding.
 
@@ -198,7 +202,7 @@ class BlockPruner:
             check_weight(f"{self._name}.finalize: layer {name!r}", _original(layer))
         if inplace and "" in self._layers:
             raise ValueError(
-                f"{self._name}: a model that is one nn.Linear cannot be replaced in place; "
+                f"{self._name}: a model that is one layer cannot be replaced in place; "
                 "use inplace=False"
             )
         if self._reached != self._targets:
@@ -212,12 +216,19 @@ class BlockPruner:
         new: dict[str, nn.Module] = {}
         for name, mask in self._masks.items():
             layer = target.get_submodule(name)
-            assert isinstance(layer, nn.Linear)
+            assert isinstance(layer, DenseLayer)
             layout = mask.layout()
             values = nn.Parameter(
-                layout.pack(layer.weight), requires_grad=_original(layer).requires_grad
+                layout.pack(oriented(layer, layer.weight)),
+                requires_grad=_original(layer).requires_grad,
             )
-            new[name] = sparse_linear(layer, layout, bias=layer.bias, values=values)
+            new[name] = make_sparse(
+                sparse_type(layer),
+                layer,
+                layout,
+                bias=layer.bias,  # type: ignore[arg-type]
+                values=values,
+            )
         target = replace_modules(target, new)
         if inplace:
             self._masks = {}
@@ -275,13 +286,8 @@ class BlockPruner:
                     f"{self._name}.load_state_dict: layer {name!r} has blocks of {mask.block} here "
                     f"and {tuple(saved['block'])} in the state; make the pruner with the same block"
                 )
-            layouts[name] = BlockLayout.from_block_mask(
-                saved["block_mask"],
-                mask.block,
-                mask.row_perm.numel(),
-                mask.col_perm.numel(),
-                saved["row_perm"],
-                saved["col_perm"],
+            layouts[name] = mask.layout_of(
+                saved["block_mask"], saved["row_perm"], saved["col_perm"]
             )
         for name, layout in layouts.items():
             self._masks[name].set(layout)
@@ -309,7 +315,8 @@ class BlockPruner:
         )
 
     def _saliencies(self) -> dict[str, Tensor]:
-        return {name: self.saliency(name, layer) for name, layer in self._layers.items()}
+        """Worth of each weight, outputs first."""
+        return {n: oriented(layer, self.saliency(n, layer)) for n, layer in self._layers.items()}
 
     def _search(self, sparsity: Mapping[str, float], together: float) -> dict[str, Plan]:
         options = {
@@ -324,6 +331,7 @@ class BlockPruner:
             self.scope,
             together,
             self.progress,
+            {name: groups_of(layer) for name, layer in self._layers.items()},
         )
 
     def _choose(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
@@ -335,36 +343,35 @@ class BlockPruner:
         saliency = self._saliencies()
         old = self.layouts()
         if self.scope == "global":
-            scored = {
-                n: Scored(
-                    block_sums(saliency[n], o.block, old[n].row_perm, old[n].col_perm),
-                    o.block[0] * o.block[1],
-                    not o.allow_empty_rows,
+            scores = {
+                n: scored(
+                    saliency[n],
+                    old[n].blocking,
+                    old[n].row_perm,
+                    old[n].col_perm,
+                    tie_kernel=o.tie_kernel,
+                    keep_rows=not o.allow_empty_rows,
                 )
                 for n, o in self._layer_options.items()
                 if n not in self._fixed
             }
-            sparsity = {**sparsity, **(allocate(scored, together) if scored else {})}
+            sparsity = {**sparsity, **(allocate(scores, together) if scores else {})}
         result = {}
         for name, layout in old.items():
             o = self._layer_options[name]
-            mask = block_mask(
+            blocks = select_blocks(
                 saliency[name],
-                o.block,
+                layout.blocking,
                 sparsity[name],
                 layout.row_perm,
                 layout.col_perm,
                 balanced=o.balanced,
                 allow_empty_rows=o.allow_empty_rows,
+                tie_kernel=o.tie_kernel,
             )
-            result[name] = BlockLayout.from_block_mask(
-                mask,
-                o.block,
-                layout.out_features,
-                layout.in_features,
-                layout.row_perm,
-                layout.col_perm,
-            )
+            mask = self._masks[name]
+            blocks = blocks.to(mask.block_mask.device)
+            result[name] = mask.layout_of(blocks, mask.row_perm, mask.col_perm)
         return result
 
     @torch.no_grad()

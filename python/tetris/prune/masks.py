@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layout import BlockLayout, inverse_permutation
+from ..blocking import Blocking, swap_channels
+from ..layout import BlockLayout
 
 
 class BlockMask(nn.Module):
@@ -14,8 +15,11 @@ class BlockMask(nn.Module):
     One bool per block and two permutations are its whole state; the element mask is expanded from
     them when they change.
 
+    Args:
+        layout: What is kept.
+        transposed: The weight is that of a transposed convolution, ``[in, out / groups, kh, kw]``.
+
     Attributes:
-        block: (bo, bi).
         block_mask: bool[G, C] buffer in packed order, True is kept.
         row_perm: int32[out] buffer, original output of each packed slot.
         col_perm: int32[in] buffer, the same for inputs.
@@ -25,9 +29,10 @@ class BlockMask(nn.Module):
     row_perm: Tensor
     col_perm: Tensor
 
-    def __init__(self, layout: BlockLayout) -> None:
+    def __init__(self, layout: BlockLayout, transposed: bool = False) -> None:
         super().__init__()
-        self.block = layout.block
+        self._blocking: Blocking = layout.blocking
+        self.transposed = transposed
         self._expanded: tuple[tuple[Tensor, ...], tuple[int, ...], Tensor] | None = None
         self.register_buffer("block_mask", layout.block_mask())
         for name, size in (("row_perm", layout.out_features), ("col_perm", layout.in_features)):
@@ -35,8 +40,13 @@ class BlockMask(nn.Module):
             identity = torch.arange(size, dtype=torch.int32, device=layout.device)
             self.register_buffer(name, identity if perm is None else perm.clone())
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """(bo, bi)."""
+        return self._blocking.block
+
     def element_mask(self) -> Tensor:
-        """bool[out, in] in original order; do not change it."""
+        """bool, shaped like the weight, in original order; do not change it."""
         buffers = (self.block_mask, self.row_perm, self.col_perm)
         if torch.compiler.is_compiling() or any(b.is_inference() for b in buffers):
             return self._expand()
@@ -53,23 +63,30 @@ class BlockMask(nn.Module):
 
     def _expand(self) -> Tensor:
         bo, bi = self.block
-        rows = inverse_permutation(self.row_perm) // bo
-        cols = inverse_permutation(self.col_perm) // bi
-        return self.block_mask[rows][:, cols]
+        blocks = self.block_mask[:, None, :, None].expand(-1, bo, -1, bi)
+        mask = self._blocking.join(blocks, self.row_perm, self.col_perm)
+        return swap_channels(mask, self._blocking.groups) if self.transposed else mask
 
     def layout(self) -> BlockLayout:
         """The layout that stores the kept blocks."""
+        return self.layout_of(self.block_mask, self.row_perm, self.col_perm)
+
+    def layout_of(self, block_mask: Tensor, row_perm: Tensor, col_perm: Tensor) -> BlockLayout:
+        """The layout that stores other blocks of this weight."""
+        sizes = self._blocking
         return BlockLayout.from_block_mask(
-            self.block_mask,
-            self.block,
-            self.row_perm.numel(),
-            self.col_perm.numel(),
-            self.row_perm,
-            self.col_perm,
+            block_mask,
+            sizes.block,
+            sizes.out_features,
+            sizes.in_features,
+            row_perm,
+            col_perm,
+            kernel_size=sizes.kernel_size,
+            groups=sizes.groups,
         )
 
     def set(self, layout: BlockLayout) -> None:
-        """Keep what a layout of the same block and features stores."""
+        """Keep what a layout of the same block and sizes stores."""
         fresh = BlockMask(layout)
         for name, buffer in self.named_buffers():
             buffer.copy_(getattr(fresh, name))

@@ -10,12 +10,13 @@ from typing import Literal, TypeVar
 from torch import Tensor, nn
 
 from ..checks import check_block, check_keywords, check_search, check_sparsity, describe
-from ..layout import Reorder, SearchOptions, search_method
+from ..layout_search import Reorder, SearchOptions, search_method
 
 LayerImportance = (
     Literal["magnitude", "squared"] | Callable[[str, nn.Module], Tensor] | Mapping[str, Tensor]
 )
-"""Worth of weights: a name, ``f(layer name, layer) -> [out, in]``, or tensors by layer name."""
+"""Worth of weights: a name, ``f(layer name, layer) -> tensor`` shaped like the layer's weight, or
+such tensors by layer name."""
 
 
 class LayerOverride(SearchOptions, total=False):
@@ -39,6 +40,7 @@ class LayerOptions:
     reorder: Reorder = "threshold"
     balanced: bool = False
     allow_empty_rows: bool = False
+    tie_kernel: bool = False
     seed: int = 0
     budget: float | None = None
     sweeps: int | None = None

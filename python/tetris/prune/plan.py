@@ -8,9 +8,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ..layout import BlockLayout, search_layout, search_method
+from ..blocking import Blocking
+from ..layout import BlockLayout, search_layout
+from ..layout_search import search_method
 from ..reorder import SearchResult
-from .allocate import Scored, allocate, sorted_sums
+from .allocate import allocate, l1_order, scored
 from .options import LayerOptions
 
 Scope = Literal["layer", "global"]
@@ -22,7 +24,7 @@ class Plan:
 
     Attributes:
         options: Settings; ``sparsity`` is the layer's own, also with scope ``global``.
-        saliency: [out, in] that the search saw.
+        saliency: That the search saw, shaped like the layout's weight.
         layout: Result.
         search: What the search reported.
     """
@@ -41,31 +43,38 @@ def plan_layers(
     scope: Scope,
     sparsity: float,
     progress: bool,
+    groups: Mapping[str, int],
 ) -> dict[str, Plan]:
     """Search a layout for every layer.
 
     Args:
         where: Function named in messages.
-        saliency: name -> [out, in].
+        saliency: name -> [out, in], or [out, in / groups, *kernel] of a convolution.
         options: name -> settings.
         fixed: Layers that keep their own sparsity with scope ``global``.
         scope: ``layer``, each layer has its sparsity; ``global``, the layers share ``sparsity``.
         sparsity: Of all layers together, with scope ``global``.
         progress: Show progress bars.
+        groups: name -> groups of a convolution, 1 of a linear layer.
     """
     if scope not in ("layer", "global"):
         raise ValueError(f"{where}: scope must be 'layer' or 'global' (got {scope!r})")
     options = dict(options)
     shared = [name for name in saliency if name not in fixed]
     if scope == "global" and shared:
-        scored = {}
+        scores = {}
         for name in shared:
             o = options[name]
-            sums = sorted_sums(
-                saliency[name], o.block, search_method(where, o.reorder) != "identity"
+            blocking = Blocking.of(where, "saliency", saliency[name], o.block, groups[name])
+            sort = search_method(where, o.reorder) != "identity"
+            scores[name] = scored(
+                saliency[name],
+                blocking,
+                *(l1_order(saliency[name], blocking) if sort else (None, None)),
+                tie_kernel=o.tie_kernel,
+                keep_rows=not o.allow_empty_rows,
             )
-            scored[name] = Scored(sums, o.block[0] * o.block[1], not o.allow_empty_rows)
-        for name, own in allocate(scored, sparsity).items():
+        for name, own in allocate(scores, sparsity).items():
             options[name] = replace(options[name], sparsity=own)
     plans = {}
     for name, values in saliency.items():
@@ -76,6 +85,7 @@ def plan_layers(
                 values,
                 o.block,
                 o.sparsity,
+                groups=groups[name],
                 progress=progress,
                 **o.search,
             )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from ..layout import BlockLayout, block_sums
+from ..layout import BlockLayout
 from ..reorder import SearchResult
 
 
@@ -18,7 +19,7 @@ class LayerReport:
 
     Attributes:
         name: Name in the model.
-        shape: (out, in).
+        shape: (out, in), or (out, in / groups, *kernel) of a convolution (also a transposed one).
         block: (bo, bi).
         blocks: Blocks of the layer.
         stored_blocks: Blocks stored.
@@ -30,12 +31,13 @@ class LayerReport:
         unstructured_retained: What the best single weights would have kept: an upper bound where
             blocks divide the matrix.
         empty_rows: Block rows without a stored block: outputs that are constant.
-        empty_cols: Column groups without a stored block: inputs that are ignored.
+        empty_cols: Column groups without a stored block at any kernel position: inputs that are
+            ignored.
         floor_bound: The budget was below one block per block row, and one each was kept.
     """
 
     name: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     block: tuple[int, int]
     blocks: int
     stored_blocks: int
@@ -53,13 +55,16 @@ class LayerReport:
     def of(
         cls, name: str, layout: BlockLayout, saliency: Tensor, search: SearchResult
     ) -> LayerReport:
-        """Describe a layout under a saliency [out, in], beside what its search reported."""
+        """Describe a layout under a saliency in its weight's shape, beside its search."""
         mask = layout.block_mask()
-        sums = block_sums(saliency.double(), layout.block, layout.row_perm, layout.col_perm)
+        blocking = layout.blocking
+        sums = blocking.sums(saliency.double(), layout.row_perm, layout.col_perm)
+        # [groups, block rows, positions, column groups]
+        parts = mask.unflatten(1, (blocking.positions, -1)).unflatten(0, (layout.groups, -1))
         total = float(sums.sum())
         return cls(
             name=name,
-            shape=(layout.out_features, layout.in_features),
+            shape=layout.weight_shape,
             block=layout.block,
             blocks=mask.numel(),
             stored_blocks=layout.nnz_blocks,
@@ -70,7 +75,7 @@ class LayerReport:
             l1_sort_retained=search.l1_sort_retained,
             unstructured_retained=search.unstructured_retained,
             empty_rows=int((~mask.any(1)).sum()),
-            empty_cols=int((~mask.any(0)).sum()),
+            empty_cols=int((~parts.any(2).any(1)).sum()),
             floor_bound=search.floor_bound,
         )
 
@@ -81,7 +86,7 @@ class SparsifyReport:
 
     Attributes:
         layers: One entry per sparse layer, in the model's order.
-        skipped: Linear layers that stay dense, with the reason.
+        skipped: Linear layers and convolutions that stay dense, with the reason.
     """
 
     layers: tuple[LayerReport, ...]
@@ -90,8 +95,8 @@ class SparsifyReport:
     @property
     def sparsity(self) -> float:
         """Removed share of the weights of all sparse layers."""
-        total = sum(r.shape[0] * r.shape[1] for r in self.layers)
-        removed = sum(r.shape[0] * r.shape[1] * r.element_sparsity for r in self.layers)
+        total = sum(math.prod(r.shape) for r in self.layers)
+        removed = sum(math.prod(r.shape) * r.element_sparsity for r in self.layers)
         return removed / total if total else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,12 +111,12 @@ class SparsifyReport:
         width = max([len("layer"), *(len(r.name) for r in self.layers)])
         lines = [
             "retained saliency in stored blocks, beside other ways to choose as many",
-            f"{'layer':{width}}  {'shape':>11}  {'block':>7}  {'stored':>14}  {'removed':>7}  "
+            f"{'layer':{width}}  {'shape':>13}  {'block':>7}  {'stored':>14}  {'removed':>7}  "
             f"{'retained':>8}  {'no order':>8}  {'L1 sort':>8}  {'elements':>8}",
         ]
         for r in self.layers:
             lines.append(
-                f"{r.name:{width}}  {f'{r.shape[0]}x{r.shape[1]}':>11}  "
+                f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>13}  "
                 f"{f'{r.block[0]}x{r.block[1]}':>7}  {f'{r.stored_blocks}/{r.blocks}':>14}  "
                 f"{r.element_sparsity:7.1%}  {r.retained:8.1%}  {r.identity_retained:8.1%}  "
                 f"{r.l1_sort_retained:8.1%}  {r.unstructured_retained:8.1%}"

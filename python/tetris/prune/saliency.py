@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..layout import saliency_of
+from ..importance import saliency_of
+from ..nn.kinds import DenseLayer
 from .options import LayerImportance
 
 
-def layer_saliency(where: str, name: str, layer: nn.Linear, importance: LayerImportance) -> Tensor:
-    """Worth of each weight of a layer, float32[out, in] on the CPU, non-negative and finite.
+def layer_saliency(where: str, name: str, layer: DenseLayer, importance: LayerImportance) -> Tensor:
+    """Worth of each weight of a layer, float32 on the CPU, non-negative, finite, in its shape.
 
     Args:
         where: Function named in messages.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from ..nn.kinds import DenseLayer
 from .base import BlockPruner
 from .saliency import layer_saliency
 
@@ -14,7 +15,8 @@ class TetrisPruner(BlockPruner):
     A block is worth the sum of the importance of its weights, ``c_B = sum_B |W[row_perm][:,
     col_perm]|``; the ``floor(sparsity * blocks)`` lightest go (Ji et al., "TETRIS: TilE-matching
     the TRemendous Irregular Sparsity", NeurIPS 2018; the search for the permutations is that of
-    :mod:`tetris.reorder`). Rows are outputs: a block is bo outputs by bi inputs.
+    :mod:`tetris.reorder`). Rows are outputs: a block is bo outputs by bi inputs, of a
+    convolution at one kernel position, or with ``tie_kernel``, as in the paper, at all of them.
 
     Args:
         model: The model to prune; changed in place until :meth:`remove` or :meth:`finalize`.
@@ -35,6 +37,7 @@ class TetrisPruner(BlockPruner):
         reorder: Search to use.
         balanced: Store equally many blocks in every block row.
         allow_empty_rows: Let block rows lose all their blocks.
+        tie_kernel: Keep or remove all kernel positions of a block of channels together.
         seed: Seed of the search.
         budget: Seconds per layer for the search.
         sweeps: Sweeps instead of seconds.
@@ -59,6 +62,6 @@ class TetrisPruner(BlockPruner):
     without training, pass training data through ``torch.optim.swa_utils.update_bn``.
     """
 
-    def saliency(self, name: str, layer: nn.Linear) -> Tensor:
-        """Importance of each weight, [out, in]."""
+    def saliency(self, name: str, layer: DenseLayer) -> Tensor:
+        """Importance of each weight, in the shape of ``layer.weight``."""
         return layer_saliency(self._name, name, layer, self._layer_options[name].importance)

@@ -12,8 +12,17 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from ..checks import check_model, describe
-from ..nn import SparseLinear
+from ..nn.base import SparseLayer
+from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, sparse_type
 from .options import LayerOptions, LayerOverride
+
+#: Convolutions with fewer input channels in a group stay dense. For each output value a dense layer
+#: does ``channels * kernel positions`` multiplications, 32 a cycle on AVX-512: five cycles for 16
+#: channels and a 3x3 kernel, less than one for the 3 channels of a picture or the one of a
+#: depthwise layer. Copying the input and writing the output take most of a cycle however few
+#: weights are left. An estimate, not a measurement. Such layers also hold few weights, and lose
+#: accuracy first.
+LEAST_CHANNELS = 16
 
 Selector = str | type | nn.Module
 """A name, an fnmatch pattern of names, a module type, or a module; stands for all layers below."""
@@ -27,20 +36,20 @@ class Selection:
         layers: name -> layer, in the model's order; a layer used under several names once.
         tied: name -> names of the selected layers that share its weight Parameter, itself first.
             Only the first of such a group is a key.
-        skipped: name -> reason, for the linear layers that stay dense.
+        skipped: name -> reason, for the linear layers and convolutions that stay dense.
     """
 
-    layers: dict[str, nn.Linear] = field(default_factory=dict)
+    layers: dict[str, DenseLayer] = field(default_factory=dict)
     tied: dict[str, list[str]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def select_linear(
+def select_layers(
     where: str,
     model: nn.Module,
     include: Selector | Iterable[Selector] | None,
     exclude: Selector | Iterable[Selector] | None,
-    types: tuple[type[nn.Linear], ...],
+    types: tuple[type[nn.Module], ...],
 ) -> Selection:
     """Choose layers, as :func:`tetris.sparsify` explains.
 
@@ -56,6 +65,8 @@ def select_linear(
             f"(got {describe(types)})"
         )
     tree = _Tree(model)
+    include = None if include is None else list(_several(include))
+    named = {id(m) for n, m in tree.names if any(e is m or e == n for e in include or ())}
     included = None if include is None else tree.resolve(where, "include", include)
     excluded = set() if exclude is None else tree.resolve(where, "exclude", exclude)
     inside_attention = {
@@ -66,7 +77,7 @@ def select_linear(
     }
     result = Selection()
     for name, module in model.named_modules():
-        if not isinstance(module, nn.Linear):
+        if isinstance(module, SparseLayer) or not isinstance(module, _CANDIDATES):
             continue
         if id(module) in excluded:
             result.skipped[name] = "excluded"
@@ -76,24 +87,30 @@ def select_linear(
             result.skipped[name] = "nn.MultiheadAttention uses the weight itself, not the layer"
         elif parametrize.is_parametrized(module):
             result.skipped[name] = "parametrized: remove the parametrizations first"
+        elif not isinstance(module, DenseLayer):
+            result.skipped[name] = f"there is no sparse {type(module).__name__}"
         elif type(module) not in types:
             result.skipped[name] = (
-                f"a {type(module).__name__}, which may use its weight in ways of its own; "
-                "pass types= if it is an ordinary linear layer"
+                f"a {type(module).__name__}, which may use its weight in ways of its own; pass "
+                f"types= if it is an ordinary {sparse_type(module).dense_type.__name__}"
+                if type(module) not in DENSE_TYPES
+                else f"a {type(module).__name__}, which types= leaves out"
             )
-        elif not isinstance(module._parameters.get("weight"), nn.Parameter):
+        elif not isinstance(weight := module._parameters.get("weight"), nn.Parameter):
             result.skipped[name] = "weight is not a Parameter of the layer (weight_norm, prune?)"
-        elif not module.weight.is_floating_point() or module.weight.numel() == 0:
-            result.skipped[name] = f"weight is {module.weight.dtype}{list(module.weight.shape)}"
+        elif not weight.is_floating_point() or weight.numel() == 0:
+            result.skipped[name] = f"weight is {weight.dtype}{list(weight.shape)}"
+        elif id(module) not in named and (reason := _too_thin(module)):
+            result.skipped[name] = reason
         else:
             result.layers[name] = module
     if not result.layers:
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in result.skipped.items())
-        if not reasons and any(isinstance(m, SparseLinear) for m in model.modules()):
-            reasons = "its linear layers are sparse already: tetris.densify(model) first"
+        if not reasons and any(isinstance(m, SparseLayer) for m in model.modules()):
+            reasons = "its layers are sparse already: tetris.densify(model) first"
         raise ValueError(
-            f"{where}: no nn.Linear layer to prune in {type(model).__name__} "
-            f"({reasons or 'it has none; convolutions are not supported yet'})"
+            f"{where}: no layer to prune in {type(model).__name__} "
+            f"({reasons or f'it has no {_listed(DENSE_TYPES)}'})"
         )
     for name, layer in result.layers.items():
         if layer.weight.is_meta:
@@ -184,27 +201,57 @@ class _Tree:
         self, where: str, argument: str, selectors: Selector | Iterable[Selector]
     ) -> set[int]:
         """Ids of all modules at or below what the selectors match; each must match something."""
-        if isinstance(selectors, (str, type, nn.Module)) or not isinstance(selectors, Iterable):
-            selectors = [selectors]
         found: set[int] = set()
-        for selector in selectors:
+        for selector in _several(selectors):
             test = _test(where, argument, selector)
             hits = [module for name, module in self.names if test(name, module)]
             below = {id(m): m for hit in hits for m in hit.modules()}
             if not hits:
-                known = ", ".join(n for n, m in self.names if isinstance(m, nn.Linear)) or "none"
+                known = ", ".join(n for n, m in self.names if isinstance(m, DENSE_TYPES)) or "none"
                 raise ValueError(
                     f"{where}: {argument} entry {selector!r} matches no module "
-                    f"(linear layers: {known})"
+                    f"(linear layers and convolutions: {known})"
                 )
-            if argument == "include" and not any(isinstance(m, nn.Linear) for m in below.values()):
+            if argument == "include" and not any(
+                isinstance(m, DENSE_TYPES) for m in below.values()
+            ):
                 kinds = ", ".join(sorted({type(hit).__name__ for hit in hits}))
                 raise ValueError(
-                    f"{where}: include entry {selector!r} matches no linear layer (only {kinds}); "
-                    "convolutions are not supported yet"
+                    f"{where}: include entry {selector!r} matches no linear layer or convolution "
+                    f"(only {kinds})"
                 )
             found.update(below)
         return found
+
+
+#: What a user may expect to be pruned: the other convolutions are listed as staying dense.
+_CANDIDATES = (*DENSE_TYPES, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+
+
+def _several(selectors: Selector | Iterable[Selector]) -> Iterable[Selector]:
+    if isinstance(selectors, (str, type, nn.Module)) or not isinstance(selectors, Iterable):
+        return [selectors]  # type: ignore[list-item]
+    return selectors
+
+
+def _too_thin(module: DenseLayer) -> str | None:
+    """Why a layer stays dense unless it is asked for by name, or None."""
+    if isinstance(module, nn.Linear):
+        return None
+    groups = groups_of(module)
+    channels = module.in_channels // groups
+    if channels >= LEAST_CHANNELS:
+        return None
+    what = f"{channels} input channel{'s' * (channels != 1)}" + " per group" * (groups > 1)
+    return (
+        f"{what}, too few to win anything (fewer than {LEAST_CHANNELS}); name it in include to "
+        "prune it all the same"
+    )
+
+
+def _listed(types: tuple[type, ...]) -> str:
+    *most, last = (f"nn.{t.__name__}" for t in types)
+    return f"{', '.join(most)} or {last}"
 
 
 def _test(where: str, argument: str, selector: Selector) -> Callable[[str, nn.Module], bool]:
@@ -236,6 +283,14 @@ def _find_ties(where: str, model: nn.Module, selection: Selection) -> None:
                     f"{where}: {name!r} shares its weight with {other_name + '.' + key!r}, which "
                     f"stays dense; exclude {name!r}, or give it a weight of its own"
                 )
+            same = selection.layers[selected[id(other)]]
+            if (sparse_type(same), groups_of(same)) != (sparse_type(layer), groups_of(layer)):
+                raise ValueError(
+                    f"{where}: {name!r} and {other_name!r} share a weight but read it differently "
+                    f"({type(layer).__name__} with {groups_of(layer)} groups and "
+                    f"{type(same).__name__} with {groups_of(same)}); give each a weight of its "
+                    "own, or exclude both"
+                )
             group.append(selected[id(other)])
         if group[0] == name:
             selection.tied[name] = group
@@ -249,12 +304,10 @@ def _set_fast_paths(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
-            sparse = isinstance(module.linear1, SparseLinear) or isinstance(
-                module.linear2, SparseLinear
-            )
+            sparse = any(isinstance(m, SparseLayer) for m in (module.linear1, module.linear2))
             module.activation_relu_or_gelu = 0 if sparse else _activation_code(module.activation)
         elif isinstance(module, nn.TransformerEncoder):
-            if any(isinstance(m, SparseLinear) for m in module.modules()):
+            if any(isinstance(m, SparseLayer) for m in module.modules()):
                 module.use_nested_tensor = False
 
 

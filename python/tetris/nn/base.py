@@ -1,62 +1,58 @@
-"""SparseLinear: a drop-in ``nn.Linear`` that stores and computes kept blocks only."""
+"""What sparse layers have in common: values and layout as parameters and buffers, and their state.
+
+``from_dense`` and ``to_dense`` copy parameters; :func:`make_sparse` and :func:`make_dense`, which
+the functions on whole models use, share them.
+"""
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from . import ops
-from .checks import DTYPES, check_keywords, check_weight, describe
-from .layout import BlockLayout, Importance, SearchOptions, check_matrix, saliency_of, search_layout
-from .ops import Activation
+from .. import ops
+from ..blocking import Blocking
+from ..checks import DTYPES, check_keywords, check_weight, describe
+from ..importance import Importance, saliency_of
+from ..layout import BlockLayout, search_layout
+from ..layout_search import SearchOptions
+from ..ops import Activation
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
-_bsmm = torch.ops.tetris.bsmm.default
 _ACTIVATIONS = get_args(ops.Activation)
 _INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
 
+Dense = TypeVar("Dense", bound=nn.Module)
 
-class SparseLinear(nn.Module):
-    """Linear layer with a block-sparse weight, ``y = activation(x @ W.T + bias)``.
+
+class SparseLayer(nn.Module, Generic[Dense]):
+    """A layer with a block-sparse weight; see :class:`tetris.SparseLinear`.
+
+    A subclass says which dense layer it stands for and calls :meth:`_build` in ``__init__``.
 
     Attributes:
         values: Parameter [nnzb, bi, bo], the stored blocks; entries beyond the edge of the weight
             are zero and receive a zero gradient.
         bias: Parameter [out] or None.
         row_ptr, col_idx, row_perm, col_perm: int32 buffers, the layout; permutations may be None.
-        in_features, out_features, activation: as passed.
+        activation: As passed.
 
     ``state_dict`` holds values, bias and layout, and loads into a module of any other sparsity,
-    block or order with the same features. Such a load is checked as a whole before anything
-    changes. It keeps the Parameter objects; an optimizer that has already stepped holds moments of
-    the old shape and must be made anew.
-
-    Args:
-        in_features: Size of the last dimension of the input.
-        out_features: Size of the last dimension of the output.
-        bias: Learn a bias.
-        layout: Which blocks are stored.
-        activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``, applied in the same
-            pass.
-        device: Where the parameters and the layout go.
-        dtype: Type of the parameters: float32, or float64 for checks (slow).
-
-    Values and bias start uniform in ``+-1 / sqrt(inputs an output really sees, on average)``, the
-    bound of ``nn.Linear`` for the weights that are there.
-
-    Raises:
-        ValueError: the layout is of another size, or the activation is unknown.
-
-    Example:
-        >>> sparse = tetris.SparseLinear.from_dense(linear, sparsity=0.9, block=(8, 1))
-        >>> y = sparse(x)                           # x: [..., in], y: [..., out]
+    block or order with the same sizes. Such a load is checked as a whole before anything changes.
+    It keeps the Parameter objects; an optimizer that has already stepped holds moments of the old
+    shape and must be made anew.
     """
+
+    dense_type: ClassVar[type[nn.Module]]
+    """The dense layer this one stands for."""
+    settings: ClassVar[tuple[str, ...]]
+    """Arguments of both constructors that are attributes of both layers too."""
 
     values: nn.Parameter
     bias: nn.Parameter | None
@@ -64,41 +60,56 @@ class SparseLinear(nn.Module):
     col_idx: Tensor
     row_perm: Tensor | None
     col_perm: Tensor | None
+    activation: Activation
 
-    def __init__(
+    # -- what a subclass says -----------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """The sizes that layouts and states must share, by name: outputs and inputs come first."""
+
+    @abstractmethod
+    def _blocking(self, block: tuple[int, int]) -> Blocking:
+        """The weight, cut into blocks."""
+
+    @staticmethod
+    def oriented(weight: Tensor, groups: int) -> Tensor:
+        """The dense layer's weight as ``[out, in / groups, ...]``, or back."""
+        return weight
+
+    # -- making one ---------------------------------------------------------------------------
+
+    def _build(
         self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        *,
+        bias: bool,
         layout: BlockLayout,
-        activation: Activation = "none",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        activation: Activation,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
-        super().__init__()
-        _check_layout("SparseLinear", layout)
+        """Check the arguments that all layers share, make parameters and buffers."""
+        where = type(self).__name__
+        _check_layout(where, layout)
         if dtype is not None and dtype not in DTYPES:
+            raise ValueError(f"{where}: dtype must be float32, or float64 for checks (got {dtype})")
+        own = self._blocking(layout.block)
+        if layout.blocking != own:
+            names = "out x in" if own.kernel_size is None else "out x in/groups x kernel"
             raise ValueError(
-                f"SparseLinear: dtype must be float32, or float64 for checks (got {dtype})"
-            )
-        if (layout.out_features, layout.in_features) != (out_features, in_features):
-            raise ValueError(
-                "SparseLinear: layout must be of the layer's size, out x in (got "
-                f"{layout.out_features}x{layout.in_features} and {out_features}x{in_features})"
+                f"{where}: layout must be of the layer's size, {names} "
+                f"(got {layout.blocking} and {own})"
             )
         if activation not in _ACTIVATIONS:
             raise ValueError(
-                f"SparseLinear: activation must be one of {', '.join(_ACTIVATIONS)} "
+                f"{where}: activation must be one of {', '.join(_ACTIVATIONS)} "
                 f"(got {describe(activation)})"
             )
-        self.in_features = in_features
-        self.out_features = out_features
-        self.activation: Activation = activation
+        self.activation = activation
         bo, bi = layout.block
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.values = nn.Parameter(torch.empty((layout.nnz_blocks, bi, bo), **factory))
-        self.bias = nn.Parameter(torch.empty(out_features, **factory)) if bias else None
+        self.bias = nn.Parameter(torch.empty(own.out_features, **factory)) if bias else None
         for name in _INDEX:
             index = getattr(layout, name)
             # A copy: the module's buffers may be loaded into, a layout never changes.
@@ -109,7 +120,7 @@ class SparseLinear(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw values and bias anew; entries beyond the edge of the weight are zero."""
-        stored = self.values.numel() / self.out_features
+        stored = self.values.numel() / self._blocking(self.block).out_features
         bound = 1 / math.sqrt(max(1.0, stored))
         with torch.no_grad():
             self.values.uniform_(-bound, bound)
@@ -120,7 +131,7 @@ class SparseLinear(nn.Module):
     @classmethod
     def from_dense(
         cls,
-        module: nn.Linear,
+        module: Dense,
         *,
         layout: BlockLayout | None = None,
         sparsity: float | None = None,
@@ -128,7 +139,7 @@ class SparseLinear(nn.Module):
         importance: Importance | None = None,
         activation: Activation = "none",
         **search: Unpack[SearchOptions],
-    ) -> SparseLinear:
+    ) -> Self:
         """Keep the blocks of a dense layer that a layout stores; the dense layer is not changed.
 
         Args:
@@ -139,28 +150,27 @@ class SparseLinear(nn.Module):
             block: (bo, bi), with ``sparsity`` only, like all that follow except ``activation``.
             importance: What a weight is worth.
             activation: Function to fuse behind the layer.
-            **search: ``reorder``, ``seed``, ``budget``, ``sweeps``, ``balanced`` and
-                ``allow_empty_rows``, as :meth:`tetris.BlockLayout.from_dense` explains them.
+            **search: ``reorder``, ``seed``, ``budget``, ``sweeps``, ``balanced``,
+                ``allow_empty_rows`` and ``tie_kernel``, as :meth:`tetris.BlockLayout.from_dense`
+                explains them.
 
         Returns:
             The sparse layer, on the device and in the type, mode and ``requires_grad`` of the
             dense one.
 
         Raises:
-            NotImplementedError: a convolution.
-            TypeError: not a linear layer.
+            TypeError: not a layer of the kind this one stands for.
             ValueError: both or neither of ``layout`` and ``sparsity``, or one that does not fit; a
                 weight that no kernel computes with: half precision, another device than the CPU.
         """
-        where = "SparseLinear.from_dense"
-        if isinstance(module, nn.modules.conv._ConvNd):
-            check_matrix(where, "weight", module.weight)
-        if not isinstance(module, nn.Linear):
+        where = f"{cls.__name__}.from_dense"
+        if not isinstance(module, cls.dense_type):
             hint = ""
             if isinstance(module, nn.Module):
-                hint = "; tetris.sparsify converts the linear layers of a model"
+                hint = "; tetris.sparsify converts the linear layers and convolutions of a model"
+            kind = cls.dense_type.__name__
             raise TypeError(
-                f"{where}: module must be an nn.Linear (got {type(module).__name__}{hint})"
+                f"{where}: module must be an nn.{kind} (got {type(module).__name__}{hint})"
             )
         if (layout is None) == (sparsity is None):
             raise ValueError(
@@ -168,34 +178,32 @@ class SparseLinear(nn.Module):
                 f"(got {'neither' if layout is None else 'both'})"
             )
         check_keywords(where, search, SearchOptions.__annotations__)
-        check_weight(where, module.weight)
+        weight = cast(Tensor, module.weight)
+        check_weight(where, weight)
         if layout is None:
             assert sparsity is not None
-            saliency = saliency_of(where, module.weight, importance)
-            layout, _ = search_layout(where, saliency, block, sparsity, **search)
+            groups = getattr(module, "groups", 1)
+            saliency = cls.oriented(saliency_of(where, weight, importance), groups)
+            layout, _ = search_layout(where, saliency, block, sparsity, groups=groups, **search)
         else:
             _check_layout(where, layout)
-        bias = module.bias
-        if bias is not None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        return sparse_linear(module, layout, bias=bias, activation=activation)
+        return make_sparse(cls, module, layout, bias=_copy(module.bias), activation=activation)
 
-    def to_dense(self) -> nn.Linear:
+    def to_dense(self) -> Dense:
         """The dense layer with the same weight, zero where nothing is stored.
 
         Raises:
-            ValueError: the layer has a fused activation, which ``nn.Linear`` cannot express.
+            ValueError: the layer has a fused activation, which the dense layer cannot express.
         """
         if self.activation != "none":
             raise ValueError(
-                "SparseLinear.to_dense: nn.Linear has no activation (this layer fuses "
-                f"{self.activation!r}); set layer.activation = 'none' and apply the function after "
-                "the layer"
+                f"{type(self).__name__}.to_dense: nn.{self.dense_type.__name__} has no activation "
+                f"(this layer fuses {self.activation!r}); set layer.activation = 'none' and apply "
+                "the function after the layer"
             )
-        bias = self.bias
-        if bias is not None:
-            bias = nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-        return dense_linear(self, bias=bias)
+        return make_dense(self, bias=_copy(self.bias))
+
+    # -- the layout ---------------------------------------------------------------------------
 
     @property
     def block(self) -> tuple[int, int]:
@@ -205,54 +213,48 @@ class SparseLinear(nn.Module):
     @property
     def layout(self) -> BlockLayout:
         """The layout, made from the buffers (and checked) at each access."""
+        return self._layout_of(self.block, {name: getattr(self, name) for name in _INDEX})
+
+    def _layout_of(self, block: tuple[int, int], index: Mapping[str, Any]) -> BlockLayout:
+        sizes = self._blocking(block)
         return BlockLayout(
-            self.block,
-            self.out_features,
-            self.in_features,
-            self.row_ptr,
-            self.col_idx,
-            self.row_perm,
-            self.col_perm,
+            block,
+            sizes.out_features,
+            sizes.in_features,
+            index["row_ptr"],
+            index["col_idx"],
+            index.get("row_perm"),
+            index.get("col_perm"),
+            sizes.kernel_size,
+            sizes.groups,
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [..., in] to [..., out]."""
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            raise TypeError(
-                "SparseLinear: x must be a tensor [..., in_features], such as "
-                f"torch.as_tensor(array) (got {describe(x)})"
-            )
-        if x.size(-1) != self.in_features:
-            raise ValueError(
-                "SparseLinear: x.size(-1) must equal in_features "
-                f"(got {x.size(-1)} and {self.in_features}; x has shape {list(x.shape)})"
-            )
+    def _operands(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None]:
+        """values, row_ptr, col_idx, row_perm, col_perm, as every op takes them."""
         # NOTE: an attribute that Module.__getattr__ finds costs ten dict items, and an op call is a
         # few microseconds. The attribute is for values that something else provides (parametrize).
-        parameters, buffers = self._parameters, self._buffers
-        values = parameters.get("values")
-        return _bsmm(
-            x,
+        values, buffers = self._parameters.get("values"), self._buffers
+        return (
             self.values if values is None else values,
-            buffers["row_ptr"],
+            buffers["row_ptr"],  # type: ignore[return-value]
             buffers["col_idx"],
             buffers["row_perm"],
             buffers["col_perm"],
-            parameters["bias"] if "bias" in parameters else self.bias,
-            self.out_features,
-            self.activation,
         )
 
-    def extra_repr(self) -> str:
-        """Describe the layer in one line."""
+    def _bias(self) -> Tensor | None:
+        parameters = self._parameters
+        return parameters["bias"] if "bias" in parameters else self.bias
+
+    def _sparse_repr(self) -> str:
+        """The end of ``extra_repr``: what is stored."""
         bo, bi = self.block
-        blocks = math.ceil(self.out_features / bo) * math.ceil(self.in_features / bi)
+        blocks = math.prod(self._blocking(self.block).grid)
         stored = self.values.shape[0]
         axes = [
             n for n, p in (("rows", self.row_perm), ("columns", self.col_perm)) if p is not None
         ]
         text = (
-            f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, block={bo}x{bi}, blocks={stored}/{blocks}, "
             f"sparsity={1 - stored / blocks:.1%}, reordered={'+'.join(axes) or 'none'}"
         )
@@ -260,18 +262,18 @@ class SparseLinear(nn.Module):
 
     def _zero_padding(self) -> None:
         """Clear the entries beyond the edge of the weight."""
-        bo, bi = self.block
-        if (self.out_features % bo == 0 and self.in_features % bi == 0) or self.values.is_meta:
+        (bo, bi), (out, in_) = self.block, self._blocking(self.block).group_shape
+        if (out % bo == 0 and in_ % bi == 0) or self.values.is_meta:
             return
         layout = self.layout
-        inside = torch.ones(
-            (self.out_features, self.in_features), dtype=torch.bool, device=self.values.device
-        )
+        inside = torch.ones(layout.weight_shape, dtype=torch.bool, device=self.values.device)
         with torch.no_grad():
             outside = ~layout.pack(inside)
             if self.values[outside].count_nonzero():
                 # A new tensor: the old one may be the caller's.
                 self.values.data = self.values.masked_fill(outside, 0.0)
+
+    # -- state --------------------------------------------------------------------------------
 
     def _load_from_state_dict(
         self,
@@ -287,11 +289,11 @@ class SparseLinear(nn.Module):
         found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
         if self._parameters.get("values") is not None and any(n in found for n in _INDEX):
             try:
-                self._check_features(state_dict.get(prefix + "_extra_state"))
+                self._check_sizes(state_dict.get(prefix + "_extra_state"))
                 self._check_state(found)
             except (ValueError, TypeError) as error:
                 error_msgs.append(
-                    f"SparseLinear {prefix.rstrip('.') or '(root)'}: {error}; "
+                    f"{type(self).__name__} {prefix.rstrip('.') or '(root)'}: {error}; "
                     "nothing of this layer was loaded"
                 )
                 return
@@ -309,25 +311,24 @@ class SparseLinear(nn.Module):
             self._zero_padding()
 
     def get_extra_state(self) -> Tensor:
-        """The features, which the index alone does not tell: ``[out_features, in_features]``."""
-        return torch.tensor([self.out_features, self.in_features])
+        """The sizes, which the index alone does not tell."""
+        return torch.tensor(list(self.sizes.values()))
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Nothing: a state of other features is refused before."""
+        """Nothing: a state of other sizes is refused before."""
 
-    def _check_features(self, state: Tensor | None) -> None:
-        """Raise where a state says that it is of a layer with other features."""
+    def _check_sizes(self, state: Tensor | None) -> None:
+        """Raise where a state says that it is of a layer of other sizes."""
         if isinstance(state, Tensor) and not state.is_meta:
-            features = state.tolist()
-            if features != [self.out_features, self.in_features]:
+            names, sizes = zip(*self.sizes.items(), strict=True)
+            if state.tolist() != list(sizes):
                 raise ValueError(
-                    "out_features and in_features must be those of the state "
-                    f"(got {self.out_features} and {self.in_features}, the state has "
-                    f"{' and '.join(map(str, features))})"
+                    f"{_listed(names)} must be those of the state "
+                    f"(got {_listed(sizes)}, the state has {_listed(state.tolist())})"
                 )
 
     def _check_state(self, found: Mapping[str, Any]) -> None:
-        """Raise unless the tensors found make one valid layer of this module's features."""
+        """Raise unless the tensors found make one valid layer of this module's sizes."""
         absent = [n for n in ("values", "row_ptr", "col_idx") if n not in found]
         if absent:
             raise ValueError(
@@ -345,22 +346,14 @@ class SparseLinear(nn.Module):
                 f"values must be a floating [nnzb, bi, bo] (got {values.dtype}{list(values.shape)})"
             )
         nnzb, bi, bo = values.shape
-        layout = BlockLayout(
-            (bo, bi),
-            self.out_features,
-            self.in_features,
-            found["row_ptr"],
-            found["col_idx"],
-            found.get("row_perm"),
-            found.get("col_perm"),
-        )
+        layout = self._layout_of((bo, bi), found)
         if layout.nnz_blocks != nnzb:
             raise ValueError(
                 "values.size(0) and col_idx must both be nnzb, the stored blocks "
                 f"(got {nnzb} and {layout.nnz_blocks})"
             )
         if bias is not None and self.bias is not None and bias.shape != self.bias.shape:
-            raise ValueError(f"bias must be [{self.out_features}] (got {list(bias.shape)})")
+            raise ValueError(f"bias must be [{layout.out_features}] (got {list(bias.shape)})")
 
     def _make_room(self, found: Mapping[str, Tensor]) -> None:
         """Give parameters and buffers the shapes of the tensors about to be copied in."""
@@ -375,28 +368,22 @@ class SparseLinear(nn.Module):
             self._buffers[name] = index
 
 
-def _check_layout(where: str, layout: object) -> None:
-    if not isinstance(layout, BlockLayout):
-        hint = "; BlockLayout.from_mask makes one" if isinstance(layout, Tensor) else ""
-        raise TypeError(f"{where}: layout must be a BlockLayout (got {describe(layout)}{hint})")
+Layer = TypeVar("Layer", bound=SparseLayer)
 
 
-# -- used by the model-level functions, which share parameters instead of copying them -------------
-
-
-def sparse_linear(
-    module: nn.Linear,
+def make_sparse(
+    cls: type[Layer],
+    module: nn.Module,
     layout: BlockLayout,
     *,
     bias: nn.Parameter | None,
     values: nn.Parameter | None = None,
     activation: Activation = "none",
-) -> SparseLinear:
+) -> Layer:
     """Sparse counterpart of a dense layer, with these very Parameter objects in it."""
-    weight = module.weight
-    result = SparseLinear(
-        module.in_features,
-        module.out_features,
+    weight = cast(Tensor, module.weight)
+    result = cls(
+        **{name: getattr(module, name) for name in cls.settings},
         bias=bias is not None,
         layout=layout,
         activation=activation,
@@ -404,7 +391,8 @@ def sparse_linear(
     )
     layout = layout.to(weight.device)
     if values is None:
-        values = nn.Parameter(layout.pack(weight.detach()), requires_grad=weight.requires_grad)
+        dense = cls.oriented(weight.detach(), layout.groups)
+        values = nn.Parameter(layout.pack(dense), requires_grad=weight.requires_grad)
     result.values = values
     result.bias = bias
     for name in _INDEX:
@@ -414,17 +402,34 @@ def sparse_linear(
     return result
 
 
-def dense_linear(
-    module: SparseLinear, *, bias: nn.Parameter | None, weight: nn.Parameter | None = None
-) -> nn.Linear:
+def make_dense(
+    layer: SparseLayer[Dense], *, bias: nn.Parameter | None, weight: nn.Parameter | None = None
+) -> Dense:
     """Dense counterpart of a sparse layer, with these very Parameter objects in it."""
-    result = nn.Linear(
-        module.in_features, module.out_features, bias=bias is not None, device="meta"
-    )
+    arguments: dict[str, Any] = {name: getattr(layer, name) for name in layer.settings}
+    result = layer.dense_type(**arguments, bias=bias is not None, device="meta")
     if weight is None:
-        dense = module.layout.unpack(module.values.detach())
-        weight = nn.Parameter(dense, requires_grad=module.values.requires_grad)
+        layout = layer.layout
+        dense = layer.oriented(layout.unpack(layer.values.detach()), layout.groups).contiguous()
+        weight = nn.Parameter(dense, requires_grad=layer.values.requires_grad)
     result.weight = weight
     result.bias = bias  # type: ignore[assignment]
-    result.train(module.training)
-    return result
+    result.train(layer.training)
+    return cast(Dense, result)
+
+
+def _copy(bias: object) -> nn.Parameter | None:
+    if not isinstance(bias, Tensor):
+        return None
+    return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+
+def _listed(items: object) -> str:
+    *most, last = map(str, items)  # type: ignore[call-overload]
+    return f"{', '.join(most)} and {last}"
+
+
+def _check_layout(where: str, layout: object) -> None:
+    if not isinstance(layout, BlockLayout):
+        hint = "; BlockLayout.from_mask makes one" if isinstance(layout, Tensor) else ""
+        raise TypeError(f"{where}: layout must be a BlockLayout (got {describe(layout)}{hint})")

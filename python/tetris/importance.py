@@ -1,0 +1,49 @@
+"""What a weight is worth: one non-negative number each."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .checks import check_tensor, describe
+
+Importance = Literal["magnitude", "squared"] | Tensor
+
+
+def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Tensor:
+    """Worth of each weight, non-negative and finite, detached, on the CPU, float32.
+
+    Args:
+        where: Function named in messages.
+        weight: Any shape.
+        importance: ``"magnitude"`` or None, ``"squared"``, or a tensor shaped like the weight.
+    """
+    weight = weight.detach()
+    if importance is None or (isinstance(importance, str) and importance == "magnitude"):
+        saliency, name = weight.abs(), "weight"
+    elif isinstance(importance, str) and importance == "squared":
+        saliency, name = weight.double().square(), "weight"
+    elif isinstance(importance, str) or callable(importance):
+        raise ValueError(
+            f"{where}: importance must be 'magnitude', 'squared' or a tensor "
+            f"(got {describe(importance)})"
+        )
+    else:
+        check_tensor(where, "importance", importance)
+        if importance.shape != weight.shape:
+            raise ValueError(
+                f"{where}: importance must be shaped like the weight (got {list(importance.shape)} "
+                f"and {list(weight.shape)})"
+            )
+        saliency, name = importance.detach(), "importance"
+    saliency = saliency.to("cpu", torch.float32).contiguous()
+    if not bool(saliency.isfinite().all()):
+        count = int((~saliency.isfinite()).sum())
+        raise ValueError(f"{where}: {name} must be finite (got {count} NaN or infinite entries)")
+    if bool((saliency < 0).any()):
+        raise ValueError(
+            f"{where}: importance must not be negative (got a minimum of {saliency.min():g})"
+        )
+    return saliency

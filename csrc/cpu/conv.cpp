@@ -15,6 +15,8 @@ namespace {
 // Strips of the lines shorter than this many tiles per thread are not worth cutting: block rows are
 // split instead.
 constexpr int64_t kTilesPerThread = 4;
+// Output lines that are computed before they are stored.
+constexpr int64_t kLinesAtOnce = 8;
 
 // The element offset of each column group's first line: tap by tap, group by group.
 std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups, int64_t bi,
@@ -66,41 +68,50 @@ struct Job {
   const KernelTable<T>& k;
   const LineGeometry& lines;
   const ConvBlocks<T>& blocks;
-  const int32_t* line_of_input;   // [all inputs] or nullptr: packed slot in the group
-  const int32_t* line_of_output;  // [all outputs] or nullptr
+  const int32_t* slot_of_input;                    // [all inputs] or nullptr, within the group
+  const int32_t *slot_of_output, *output_of_slot;  // the same for outputs, and the way back
   FeatureMap<const T> x;
   const T* bias;
   FeatureMap<const T> residual;
   Activation act;
   FeatureMap<T> out;
 
-  int preferred;         // vectors of a tile
-  int64_t strip;         // positions of a strip, whole vectors
-  int64_t strips;        // per group
-  int64_t in_stride, out_stride;
+  int preferred = 1;  // vectors of a tile
+  // Block rows whose results are stored before the next are computed: a few that stay in L1, or all
+  // where one pixel's channels lie next to each other.
+  int64_t rows_at_once = 1;
+  int64_t strip = 0;   // positions of a strip, whole vectors
+  int64_t strips = 0;  // per group
+  int64_t in_stride = 0, out_stride = 0;
   std::vector<int32_t> offsets;
 
+  bool channels_first() const { return out.strides.channel != 1; }
   int64_t in_length() const { return strip + lines.max_shift(); }
   int64_t in_elements() const { return lines.planes() * blocks.in * in_stride; }
-  int64_t out_elements() const { return blocks.out * out_stride; }
+  int64_t out_elements() const { return rows_at_once * blocks.bo * out_stride; }
   int64_t strip_end(int64_t s) const { return std::min(lines.length(), (s + 1) * strip); }
+  std::vector<Panel> tiles(int64_t s) const {
+    const int64_t units = ceil_div(strip_end(s) - s * strip, k.width);
+    return cut_panels(k, 0, units, preferred, units * k.width);
+  }
 
   void pack(int64_t group, int64_t s, int64_t begin, int64_t end, T* planes) const {
     const int64_t first = group * blocks.in;
-    pack_planes(k, lines, x, first, begin, end, line_of_input ? line_of_input + first : nullptr,
+    pack_planes(k, lines, x, first, begin, end, slot_of_input ? slot_of_input + first : nullptr,
                 blocks.in, s * strip, in_length(), planes, in_stride);
   }
 
-  // Block rows [begin, end) of a group, for the output pixels of one phase in one strip.
-  void multiply(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
-                const T* planes, T* results) const {
-    BlockSparseView w;  // of the group; its rows are not those of one row_ptr
-    w.out = blocks.out;
-    w.bo = blocks.bo;
+  // Block rows [begin, end) of a group, for the output pixels of one phase in one strip; the
+  // results start with the first of them.
+  void multiply(int64_t group, const std::vector<Panel>& tiles, int64_t phase, int64_t begin,
+                int64_t end, const T* planes, T* results) const {
+    BlockSparseView rows;  // what run_tiles asks of it
+    rows.out = blocks.out - begin * blocks.bo;
+    rows.bo = blocks.bo;
     TileArgs<T> args{};
     args.values = blocks.values;
-    args.row_begin = blocks.begin[phase] + group * blocks.rows;
-    args.row_end = blocks.end[phase] + group * blocks.rows;
+    args.row_begin = blocks.begin[phase] + group * blocks.rows + begin;
+    args.row_end = blocks.end[phase] + group * blocks.rows + begin;
     args.col_idx = blocks.col_idx;
     args.bo = blocks.bo;
     args.bi = blocks.bi;
@@ -110,36 +121,20 @@ struct Job {
     args.src_stride = in_stride;
     args.dst_stride = out_stride;
     args.rows_ahead = 1;
-    args.fetch_end = end;
-    args.prefetch = std::max(kAheadInputs * w.bo, kAheadValues);
-    const int64_t units = ceil_div(strip_end(s) - s * strip, k.width);
-    const auto tiles = cut_panels(k, 0, units, preferred, units * k.width);
-    const int64_t chunk = kChunkBytes / sizeof(T) / (blocks.bo * blocks.bi);
-    for (int64_t r = begin; r < end;) {
-      int64_t next = r, stored = 0;
-      do
-        stored += args.row_end[next] - args.row_begin[next];
-      while (++next < end && stored + args.row_end[next] - args.row_begin[next] <= chunk);
-      for (const auto& tile : tiles) {
-        args.src = planes + tile.token;
-        args.dst = results + tile.token;
-        run_tiles(k, &Tile<T>::conv, w, args, r, next, tile.nv);
-      }
-      r = next;
+    args.fetch_end = end - begin;
+    args.prefetch = std::max(kAheadInputs * blocks.bo, kAheadValues);
+    for (const auto& tile : tiles) {
+      args.src = planes + tile.token;
+      args.dst = results + tile.token;
+      run_tiles(k, &Tile<T>::conv, rows, args, 0, end - begin, tile.nv);
     }
   }
 
-  void store(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
-             T* results) const {
-    std::vector<Segment> segments;
-    lines.out_segments(phase, s * strip, strip_end(s), out.strides, segments);
+  LineArgs<T> store_args(int64_t group, const std::vector<Segment>& segments, T* results) const {
     const int64_t first = group * blocks.out;
     LineArgs<T> a{};
     a.segments = segments.data();
     a.segment_count = segments.size();
-    a.begin = begin;
-    a.end = end;
-    a.line_of = line_of_output ? line_of_output + first : nullptr;
     a.lines = results;
     a.line_stride = out_stride;
     a.in = residual.data ? residual.data + first * out.strides.channel : nullptr;
@@ -148,6 +143,36 @@ struct Job {
     a.step = lines.out_step(out.strides);
     a.bias = bias ? bias + first : nullptr;
     a.act = act;
+    return a;
+  }
+
+  // Multiplies and stores block rows [begin, end), in maps with channels first.
+  void finish_rows(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
+                   const T* planes, T* results) const {
+    std::vector<Segment> segments;
+    lines.out_segments(phase, s * strip, strip_end(s), out.strides, segments);
+    const auto tiles_of_strip = tiles(s);
+    LineArgs<T> a = store_args(group, segments, results);
+    for (int64_t r = begin; r < end; r += rows_at_once) {
+      const int64_t next = std::min(end, r + rows_at_once), slot = r * blocks.bo;
+      multiply(group, tiles_of_strip, phase, r, next, planes, results);
+      a.begin = slot;
+      a.end = std::min(blocks.out, next * blocks.bo);
+      a.channel_of = output_of_slot ? output_of_slot + group * blocks.out : nullptr;
+      a.first_channel = group * blocks.out;
+      k.store_lines(a);
+    }
+  }
+
+  // Stores channels [begin, end) of results of all rows, in maps with channels last.
+  void store_pixels(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
+                    T* results) const {
+    std::vector<Segment> segments;
+    lines.out_segments(phase, s * strip, strip_end(s), out.strides, segments);
+    LineArgs<T> a = store_args(group, segments, results);
+    a.begin = begin;
+    a.end = end;
+    a.line_of = slot_of_output ? slot_of_output + group * blocks.out : nullptr;
     k.store_lines(a);
   }
 };
@@ -155,7 +180,7 @@ struct Job {
 // Each thread takes strips and does everything for them.
 template <class T>
 void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
-  const int64_t items = groups * job.strips;
+  const int64_t items = groups * job.strips, rows = job.blocks.rows;
   run(parallel, threads, [&](int t) {
     T* const planes = scratch<T>(ScratchSlot::kX, job.in_elements());
     T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
@@ -164,8 +189,12 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
       job.pack(group, s, 0, job.blocks.in, planes);
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
         if (!job.lines.phase_exists(phase)) continue;
-        job.multiply(group, s, phase, 0, job.blocks.rows, planes, results);
-        job.store(group, s, phase, 0, job.blocks.out, results);
+        if (job.channels_first()) {
+          job.finish_rows(group, s, phase, 0, rows, planes, results);
+        } else {
+          job.multiply(group, job.tiles(s), phase, 0, rows, planes, results);
+          job.store_pixels(group, s, phase, 0, job.blocks.out, results);
+        }
       }
     }
   });
@@ -175,7 +204,7 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
 template <class T>
 void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
   T* const planes = scratch<T>(ScratchSlot::kX, job.in_elements());
-  T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
+  T* const all = job.channels_first() ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
   const auto range = [&](int64_t n, int t) { return share_begin(n, job.k.width, t, threads); };
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t s = 0; s < job.strips; ++s) {
@@ -189,12 +218,19 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
         rows.row_ptr = job.blocks.begin[phase] + group * job.blocks.rows;
         const auto bounds = split_rows(rows, threads);
         run(parallel, threads, [&](int t) {
-          job.multiply(group, s, phase, bounds[t], bounds[t + 1], planes, results);
+          const int64_t begin = bounds[t], end = bounds[t + 1];
+          if (job.channels_first())
+            job.finish_rows(group, s, phase, begin, end, planes,
+                            scratch<T>(ScratchSlot::kY, job.out_elements()));
+          else
+            job.multiply(group, job.tiles(s), phase, begin, end, planes,
+                         all + begin * job.blocks.bo * job.out_stride);
         });
-        run(parallel, threads, [&](int t) {
-          job.store(group, s, phase, range(job.blocks.out, t), range(job.blocks.out, t + 1),
-                    results);
-        });
+        if (!job.channels_first())
+          run(parallel, threads, [&](int t) {
+            job.store_pixels(group, s, phase, range(job.blocks.out, t),
+                             range(job.blocks.out, t + 1), all);
+          });
       }
     }
   }
@@ -202,8 +238,7 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
 
 template <class T>
 LineGeometry line_geometry(const ConvShape& shape, bool transposed) {
-  if (transposed)
-    return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
+  if (transposed) return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
   return {shape.images, sliding_axis(shape.y), sliding_axis(shape.x)};
 }
 
@@ -233,31 +268,39 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
 
   const bool swapped = direction.with_layout_transposed;
   const ConvBlocks<T> blocks = conv_blocks(w, values, lines, swapped);
-  Job<T> job{k,   lines, blocks,   swapped ? inverse.row : inverse.col,
-             swapped ? inverse.col : inverse.row, x, bias, residual, act, out, 0, 0, 0, 0, 0, {}};
-  const int64_t height = std::min(blocks.bo, blocks.out);
+  Job<T> job{k,
+             lines,
+             blocks,
+             swapped ? inverse.row : inverse.col,
+             swapped ? inverse.col : inverse.row,
+             swapped ? w.col_perm : w.row_perm,
+             x,
+             bias,
+             residual,
+             act,
+             out};
+  const int64_t height = std::min(blocks.bo, blocks.out), length = lines.length();
   job.preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
-  const int64_t tile = job.preferred * k.width, length = lines.length();
-  const int64_t longest =
-      strip_length(k, lines.planes() * blocks.in, blocks.out, lines.max_shift(), tile);
-  const int threads = useful_threads(
-      parallel, w.nnzb * w.bo * w.bi * length + 4 * (w.in + w.out) * length);
-  job.strips = ceil_div(length, longest);
+  job.rows_at_once = job.channels_first() ? ceil_div(kLinesAtOnce, blocks.bo) : blocks.rows;
+  const int64_t tile = job.preferred * k.width;
+  const int64_t longest = strip_length(k, lines.planes() * blocks.in, job.rows_at_once * blocks.bo,
+                                       lines.max_shift(), tile);
+  const int threads =
+      useful_threads(parallel, w.nnzb * w.bo * w.bi * length + 4 * (w.in + w.out) * length);
   const bool by_strips = w.groups * length >= threads * kTilesPerThread * tile;
-  if (by_strips) job.strips = ceil_div(w.groups * job.strips, threads) * threads / w.groups;
-  job.strips = std::max<int64_t>(job.strips, 1);
+  job.strips = ceil_div(length, longest);
+  if (by_strips && w.groups < threads) job.strips = ceil_div(job.strips, threads) * threads;
   job.strip = ceil_div(ceil_div(length, job.strips), tile) * tile;
   job.strips = ceil_div(length, job.strip);
   job.in_stride = line_stride(k, job.in_length());
   job.out_stride = line_stride(k, job.strip);
   job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
   if (by_strips || threads == 1)
-    run_by_strips(job, w.groups, static_cast<int>(std::min<int64_t>(threads, w.groups * job.strips)),
-                  parallel);
+    run_by_strips(job, w.groups,
+                  static_cast<int>(std::min<int64_t>(threads, w.groups * job.strips)), parallel);
   else
     run_by_rows(job, w.groups, threads, parallel);
-  const int64_t units = ceil_div(job.strip_end(0), k.width);
-  const int nv = cut_panels(k, 0, units, job.preferred, units * k.width)[0].nv;
+  const int nv = job.tiles(0)[0].nv;
   set_last_kernel(k.tiles[tile_rows(k, height, nv)][nv].conv_name);
   return {};
 }
@@ -366,13 +409,12 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   return {};
 }
 
-#define TETRIS_INSTANTIATE(T)                                                                     \
-  template std::string convolve<T>(const BlockSparseView&, const T*, const ConvShape&,            \
-                                   ConvDirection, FeatureMap<const T>, const T*,                  \
-                                   FeatureMap<const T>, Activation, FeatureMap<T>,                \
-                                   const Parallel&);                                              \
-  template std::string conv_grad_values<T>(const BlockSparseView&, const ConvShape&, bool,        \
-                                           FeatureMap<const T>, FeatureMap<const T>, T*,          \
+#define TETRIS_INSTANTIATE(T)                                                                 \
+  template std::string convolve<T>(                                                           \
+      const BlockSparseView&, const T*, const ConvShape&, ConvDirection, FeatureMap<const T>, \
+      const T*, FeatureMap<const T>, Activation, FeatureMap<T>, const Parallel&);             \
+  template std::string conv_grad_values<T>(const BlockSparseView&, const ConvShape&, bool,    \
+                                           FeatureMap<const T>, FeatureMap<const T>, T*,      \
                                            const Parallel&);
 TETRIS_INSTANTIATE(float)
 TETRIS_INSTANTIATE(double)

@@ -4,8 +4,9 @@
 //
 //   f(x, W, g) = sum  g[o, p]  W[o, c, k]  x[c, p * stride - pad + k * dilation]
 //
-// gives all six functions: `convolve` is df/dg; with `transposed` the map x is the small one and the
-// result the big one. A gradient for the input is the other of the two with the layout transposed.
+// gives all six functions: `convolve` is df/dg; with `transposed` the map x is the small one and
+// the result the big one. A gradient for the input is the other of the two with the layout
+// transposed.
 //
 // Index contents are checked here; extents are the caller's duty. A function returns an empty
 // string, or the broken rule.
@@ -27,7 +28,7 @@ struct FeatureMap {
 
 // How a layer's blocks are used: `of_transposed` where its input gradient is computed.
 struct ConvDirection {
-  bool transposed;            // from small to big maps
+  bool transposed;              // from small to big maps
   bool with_layout_transposed;  // rows are the source's channels
 };
 

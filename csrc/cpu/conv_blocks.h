@@ -13,9 +13,9 @@ namespace tetris::cpu {
 template <class T>
 struct ConvBlocks {
   int64_t bo, bi;
-  int64_t out, in;     // channels of one group
-  int64_t rows;        // block rows of one group
-  int64_t in_groups;   // column groups at one tap
+  int64_t out, in;    // channels of one group
+  int64_t rows;       // block rows of one group
+  int64_t in_groups;  // column groups at one tap
   int64_t phases;
   const T* values;
   const int32_t* col_idx;
@@ -25,8 +25,9 @@ struct ConvBlocks {
   std::vector<const int32_t*> cuts;  // what begin and end point into
 };
 
-// As they are where the layout's order serves; otherwise reordered into the calling thread's scratch
-// memory, in time O(blocks + values): little beside the product, which uses each for every pixel.
+// As they are where the layout's order serves; otherwise reordered into the calling thread's
+// scratch memory, in time O(blocks + values): little beside the product, which uses each for every
+// pixel.
 template <class T>
 ConvBlocks<T> conv_blocks(const BlockSparseView& w, const T* values, const LineGeometry& lines,
                           bool transposed);

@@ -79,8 +79,8 @@ LineAxis transposed_axis(const ConvAxis& a) {
   for (int64_t f = 0; f < a.stride; ++f) {
     const int64_t first = std::max<int64_t>(0, ceil_div(a.pad - f, a.stride));
     const int64_t last = floor_div(a.big - 1 + a.pad - f, a.stride);
-    LineAxis::Phase phase{first * a.stride + f - a.pad, a.stride,
-                          std::max<int64_t>(0, last - first + 1), {}};
+    LineAxis::Phase phase{
+        first * a.stride + f - a.pad, a.stride, std::max<int64_t>(0, last - first + 1), {}};
     for (int k = 0; k < a.kernel; ++k)
       if (k * a.dilation % a.stride == f) {
         phase.taps.push_back(k);
@@ -148,8 +148,8 @@ void LineGeometry::source_segments(int64_t plane, int64_t begin, int64_t end, co
     if (from >= to) continue;
     const int64_t iy = py.begin + u * y_.source_step;
     const int64_t ix = px.begin + (px.first + from - start) * x_.source_step;
-    push(segments, from - begin, to - from,
-         image * map.image + (iy * x_.source + ix) * map.pixel, step);
+    push(segments, from - begin, to - from, image * map.image + (iy * x_.source + ix) * map.pixel,
+         step);
   }
 }
 

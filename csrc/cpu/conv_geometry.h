@@ -47,15 +47,15 @@ struct LineAxis {
     std::vector<int> taps;
   };
   struct Plane {
-    int64_t begin;           // source index of column u: begin + u * source_step
-    int64_t first, last;     // columns that hold a source pixel which is read
+    int64_t begin;        // source index of column u: begin + u * source_step
+    int64_t first, last;  // columns that hold a source pixel which is read
   };
   int64_t source, source_step, out, pitch = 0;
   int64_t count = 0;  // columns of the longest phase
   std::vector<Phase> phases;
   std::vector<Plane> planes;
-  std::vector<int> plane_of;    // [taps]
-  std::vector<int64_t> shift;   // [taps]
+  std::vector<int> plane_of;   // [taps]
+  std::vector<int64_t> shift;  // [taps]
 };
 
 // From `big` to `small`.
@@ -74,7 +74,7 @@ class LineGeometry {
 
   int64_t planes() const { return static_cast<int64_t>(y_.planes.size() * x_.planes.size()); }
   int64_t phases() const { return static_cast<int64_t>(y_.phases.size() * x_.phases.size()); }
-  int64_t length() const { return length_; }        // positions that hold an output pixel: [0, length)
+  int64_t length() const { return length_; }  // positions that hold an output pixel: [0, length)
   int64_t max_shift() const { return max_shift_; }  // positions that are read: + max_shift
   int64_t taps() const { return static_cast<int64_t>(y_.shift.size() * x_.shift.size()); }
   int64_t plane(int64_t tap) const;

@@ -26,8 +26,9 @@ struct TileArgs {
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
   const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
-  const int32_t* offset;    // convolution: [column groups] where a block's first input starts in src
-  int64_t src_stride, dst_stride;  // convolution: from input to input, from output row to output row
+  const int32_t* offset;  // convolution: [column groups] where a block's first input starts in src
+  int64_t src_stride,
+      dst_stride;               // convolution: from input to input, from output row to output row
   int64_t first_row, last_row;  // block rows [first, last)
   int64_t row_offset;           // first row of the tile inside its block
   int64_t block_rows_valid;     // matvec: rows of these blocks that exist (the last may be ragged)
@@ -68,8 +69,10 @@ template <class T>
 struct LineArgs {
   const Segment* segments;
   int64_t segment_count;
-  int64_t begin, end;            // channels
-  const int32_t* line_of;        // [channels] line of each channel; nullptr: its number
+  int64_t begin, end;      // channels; storing to a map with channels first: slots, one line each
+  const int32_t* line_of;  // [channels] line of each channel; nullptr: its number
+  const int32_t* channel_of;  // [slots] channel + first_channel of each slot; nullptr: its number
+  int64_t first_channel;
   T* lines;                      // lines start line_stride apart, at least W more than length
   int64_t line_stride, length;   // length: filled (zeros included) when packing
   const T* in;                   // packing: the map;  storing: added to the result, or nullptr

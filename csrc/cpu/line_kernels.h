@@ -9,8 +9,8 @@
 // copied, with channels next to each other (channels_last) W lines at a time are transposed in
 // registers.
 //
-// Whole vectors are written to lines, up to W - 1 numbers too many, in ascending order: what follows
-// overwrites them, and a line's end has room for them.
+// Whole vectors are written to lines, up to W - 1 numbers too many, in ascending order: what
+// follows overwrites them, and a line's end has room for them.
 #pragma once
 
 #include "cpu/panel_kernels.h"
@@ -29,8 +29,9 @@ void copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename 
       V::store(line + i, V::every_second(V::load(in + 2 * i), V::load(in + 2 * i + V::W)));
     const int64_t left = 2 * (count - i) - 1;
     const typename V::Reg low = left < V::W ? V::load_n(in + 2 * i, left) : V::load(in + 2 * i);
-    V::store(line + i, V::every_second(low, left <= V::W ? V::zero()
-                                                         : V::load_n(in + 2 * i + V::W, left - V::W)));
+    V::store(
+        line + i,
+        V::every_second(low, left <= V::W ? V::zero() : V::load_n(in + 2 * i + V::W, left - V::W)));
   } else {
     for (; i < count; ++i) line[i] = in[i * step];
   }
@@ -106,8 +107,9 @@ template <class V, Activation kAct>
 void store_lines_by_row(const LineArgs<typename V::T>& a) {
   using T = typename V::T;
   using Reg = typename V::Reg;
-  for (int64_t c = a.begin; c < a.end; ++c) {
-    const T* const line = a.lines + (a.line_of ? a.line_of[c] : c) * a.line_stride;
+  for (int64_t slot = a.begin; slot < a.end; ++slot) {
+    const T* const line = a.lines + (slot - a.begin) * a.line_stride;
+    const int64_t c = a.channel_of ? a.channel_of[slot] - a.first_channel : slot;
     const int64_t channel = c * a.channel_stride;
     const Reg bias = a.bias ? V::bcast(a.bias[c]) : V::zero();
     for (int64_t s = 0; s < a.segment_count; ++s) {
@@ -156,9 +158,10 @@ void store_lines_transposed(const LineArgs<typename V::T>& a) {
         const int64_t cols = a.end - c < V::W ? a.end - c : V::W;
         Reg r[V::W];
         for (int k = 0; k < V::W; ++k)
-          r[k] = k < cols ? V::load(a.lines + (a.line_of ? a.line_of[c + k] : c + k) * a.line_stride +
-                                    segment.line + i)
-                          : V::zero();
+          r[k] = k < cols
+                     ? V::load(a.lines + (a.line_of ? a.line_of[c + k] : c + k) * a.line_stride +
+                               segment.line + i)
+                     : V::zero();
         V::transpose(r);
         const Reg bias = a.bias ? V::load_n(a.bias + c, cols) : V::zero();
         for (int t = 0; t < V::W; ++t) {
@@ -180,10 +183,11 @@ void store_lines(const LineArgs<typename V::T>& a) {
       store_lines_by_row<V, Activation::kNone>, store_lines_by_row<V, Activation::kRelu>,
       store_lines_by_row<V, Activation::kGelu>, store_lines_by_row<V, Activation::kGeluTanh>,
       store_lines_by_row<V, Activation::kSilu>};
-  static constexpr Fn kTransposed[] = {
-      store_lines_transposed<V, Activation::kNone>, store_lines_transposed<V, Activation::kRelu>,
-      store_lines_transposed<V, Activation::kGelu>, store_lines_transposed<V, Activation::kGeluTanh>,
-      store_lines_transposed<V, Activation::kSilu>};
+  static constexpr Fn kTransposed[] = {store_lines_transposed<V, Activation::kNone>,
+                                       store_lines_transposed<V, Activation::kRelu>,
+                                       store_lines_transposed<V, Activation::kGelu>,
+                                       store_lines_transposed<V, Activation::kGeluTanh>,
+                                       store_lines_transposed<V, Activation::kSilu>};
   (a.channel_stride == 1 ? kTransposed : kByRow)[static_cast<int>(a.act)](a);
 }
 

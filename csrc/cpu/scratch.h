@@ -6,7 +6,17 @@
 
 namespace tetris::cpu {
 
-enum class ScratchSlot : int { kX, kY, kInverseRow, kInverseCol, kVector, kLists, kValues, kIndex, kCount };
+enum class ScratchSlot : int {
+  kX,
+  kY,
+  kInverseRow,
+  kInverseCol,
+  kVector,
+  kLists,
+  kValues,
+  kIndex,
+  kCount
+};
 
 // At least `bytes` bytes, 64-byte aligned, contents undefined, owned by the calling thread and
 // valid until it asks for the same slot again. Large buffers sit on huge pages where the system

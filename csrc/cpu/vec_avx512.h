@@ -56,7 +56,8 @@ struct Vec {
   }
   // a[0], a[2], ... b[0], b[2], ...
   static Reg every_second(Reg a, Reg b) {
-    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i even =
+        _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     return _mm512_permutex2var_ps(a, even, b);
   }
   static T sum(Reg a) { return _mm512_reduce_add_ps(a); }

@@ -46,7 +46,8 @@ inline std::vector<int64_t> split_rows(const BlockSparseView& w, int parts) {
 }
 
 // Block rows [begin, result) whose values number about `chunk_values`: at least one row.
-inline int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end, int64_t chunk_values) {
+inline int64_t chunk_end(const BlockSparseView& w, int64_t begin, int64_t end,
+                         int64_t chunk_values) {
   const int64_t blocks = std::max<int64_t>(1, chunk_values / (w.bo * w.bi));
   int64_t r = begin + 1;
   while (r < end && w.row_ptr[r + 1] - w.row_ptr[begin] <= blocks) ++r;

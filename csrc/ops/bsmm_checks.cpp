@@ -56,10 +56,10 @@ Layout check_layout(const char* op, const at::Tensor& row_ptr, const at::Tensor&
   v.taps = taps;
   v.groups = groups;
   v.nnzb = col_idx.numel();
-  layout.row_ptr = check_index(op, "row_ptr", row_ptr, v.block_rows() + 1,
-                               groups == 1
-                                   ? "ceil(out_features / block height) + 1"
-                                   : "groups * ceil(out_features / groups / block height) + 1");
+  layout.row_ptr =
+      check_index(op, "row_ptr", row_ptr, v.block_rows() + 1,
+                  groups == 1 ? "ceil(out_features / block height) + 1"
+                              : "groups * ceil(out_features / groups / block height) + 1");
   layout.col_idx = check_index(op, "col_idx", col_idx, v.nnzb, "nnzb");
   v.row_ptr = layout.row_ptr.const_data_ptr<int32_t>();
   v.col_idx = layout.col_idx.const_data_ptr<int32_t>();

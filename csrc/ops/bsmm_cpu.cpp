@@ -86,8 +86,8 @@ at::Tensor bsmm_grad_values(const at::Tensor& x, const at::Tensor& grad, const a
   TORCH_CHECK(x.sizes().slice(0, x.dim() - 1) == grad.sizes().slice(0, grad.dim() - 1), kOp,
               ": x and grad must have the same leading shape (got ", x.sizes(), " and ",
               grad.sizes(), ")");
-  at::Tensor dvalues = empty_output({layout.view.nnzb, block_width, block_height}, x,
-                                    at::MemoryFormat::Contiguous);
+  at::Tensor dvalues =
+      empty_output({layout.view.nnzb, block_width, block_height}, x, at::MemoryFormat::Contiguous);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), kOp, [&] {
     check_contents(kOp, cpu::bsmm_grad_values<scalar_t>(
                             layout.view, input<scalar_t>(xt), input<scalar_t>(gt), xt.size(0),

@@ -1,5 +1,5 @@
-// Gradients of the convolution ops, on the pattern of bsmm_autograd.cpp: of the three products of one
-// trilinear form, the gradient of each is made of the other two, for either direction.
+// Gradients of the convolution ops, on the pattern of bsmm_autograd.cpp: of the three products of
+// one trilinear form, the gradient of each is made of the other two, for either direction.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -54,11 +54,11 @@ Tensor call_conv(const Tensor& x, const Tensor& values, const Index& i, Optional
 }
 
 // x: a map of the size that the gradient shall have.
-Tensor call_grad_input(const Tensor& grad, const Tensor& values, const Index& i,
-                       SymInt in_channels, c10::SymIntArrayRef input_size, const Settings& s) {
-  using Op = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Optional, Optional,
-                    SymInt, c10::SymIntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef,
-                    int64_t);
+Tensor call_grad_input(const Tensor& grad, const Tensor& values, const Index& i, SymInt in_channels,
+                       c10::SymIntArrayRef input_size, const Settings& s) {
+  using Op =
+      Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, Optional, Optional, SymInt,
+             c10::SymIntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, IntArrayRef, int64_t);
   static const auto conv = find_op<Op>("tetris::bsconv2d_grad_input");
   static const auto transpose = find_op<Op>("tetris::bsconv_transpose2d_grad_input");
   return (s.transposed ? transpose : conv)
@@ -90,9 +90,9 @@ void save_settings(AutogradContext* ctx, const Settings& s) {
 
 Settings load_settings(AutogradContext* ctx) {
   auto& data = ctx->saved_data;
-  return {data["kernel_size"].toIntVector(),    data["stride"].toIntVector(),
-          data["padding"].toIntVector(),        data["output_padding"].toIntVector(),
-          data["dilation"].toIntVector(),       data["groups"].toInt(),
+  return {data["kernel_size"].toIntVector(), data["stride"].toIntVector(),
+          data["padding"].toIntVector(),     data["output_padding"].toIntVector(),
+          data["dilation"].toIntVector(),    data["groups"].toInt(),
           data["transposed"].toBool()};
 }
 
@@ -108,9 +108,8 @@ Tensor call_grad_input_like(const Tensor& x, const Tensor& grad, const Tensor& v
 // NOTE: needs_input_grad counts the tensors that are there, so those that may be absent and need no
 // gradient come last.
 struct ConvFunction : Function<ConvFunction> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values,
-                        Optional bias, const Index& index, SymInt out_channels,
-                        const Settings& s) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& values, Optional bias,
+                        const Index& index, SymInt out_channels, const Settings& s) {
     at::AutoDispatchBelowADInplaceOrView guard;
     save(ctx, x, values, index);
     save_settings(ctx, s);
@@ -123,8 +122,7 @@ struct ConvFunction : Function<ConvFunction> {
     const Tensor& g = grads[0];
     variable_list result(6);
     if (ctx->needs_input_grad(0)) result[0] = call_grad_input_like(x, g, values, index, s);
-    if (ctx->needs_input_grad(1))
-      result[1] = call_grad_values(x, g, index, block_of(values), s);
+    if (ctx->needs_input_grad(1)) result[1] = call_grad_values(x, g, index, block_of(values), s);
     if (ctx->saved_data["bias"].toBool() && ctx->needs_input_grad(2))
       result[2] = g.sum(IntArrayRef{0, 2, 3});
     return result;
@@ -148,8 +146,7 @@ struct ConvGradInputFunction : Function<ConvGradInputFunction> {
     if (ctx->needs_input_grad(0))
       result[0] =
           call_conv(x, values, index, std::nullopt, grad.sym_size(1), s, "none", std::nullopt);
-    if (ctx->needs_input_grad(1))
-      result[1] = call_grad_values(x, grad, index, block_of(values), s);
+    if (ctx->needs_input_grad(1)) result[1] = call_grad_values(x, grad, index, block_of(values), s);
     return result;
   }
 };
@@ -199,8 +196,8 @@ Tensor bsconv2d_autograd(const Tensor& x, const Tensor& values, const Tensor& ro
                          SymInt out_channels, IntArrayRef kernel_size, IntArrayRef stride,
                          IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                          std::string_view activation, Optional residual) {
-  const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {}, dilation.vec(), groups,
-                   false};
+  const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {},
+                   dilation.vec(),    groups,       false};
   return conv_autograd("tetris::bsconv2d", x, values, {row_ptr, col_idx, row_perm, col_perm}, bias,
                        std::move(out_channels), s, activation, residual);
 }
@@ -211,8 +208,8 @@ Tensor bsconv_transpose2d_autograd(const Tensor& x, const Tensor& values, const 
                                    IntArrayRef stride, IntArrayRef padding,
                                    IntArrayRef output_padding, IntArrayRef dilation, int64_t groups,
                                    std::string_view activation, Optional residual) {
-  const Settings s{kernel_size.vec(), stride.vec(),  padding.vec(), output_padding.vec(),
-                   dilation.vec(),    groups,        true};
+  const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), output_padding.vec(),
+                   dilation.vec(),    groups,       true};
   return conv_autograd("tetris::bsconv_transpose2d", x, values,
                        {row_ptr, col_idx, row_perm, col_perm}, bias, std::move(out_channels), s,
                        activation, residual);
@@ -235,12 +232,12 @@ Tensor grad_input_autograd(const Tensor& grad, const Tensor& values, const Tenso
                            SymInt in_channels, c10::SymIntArrayRef input_size,
                            IntArrayRef kernel_size, IntArrayRef stride, IntArrayRef padding,
                            IntArrayRef dilation, int64_t groups) {
-  check_no_tangent(kTransposed ? "tetris::bsconv_transpose2d_grad_input"
-                               : "tetris::bsconv2d_grad_input",
-                   {grad, values});
+  check_no_tangent(
+      kTransposed ? "tetris::bsconv_transpose2d_grad_input" : "tetris::bsconv2d_grad_input",
+      {grad, values});
   const Index index{row_ptr, col_idx, row_perm, col_perm};
-  Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {}, dilation.vec(), groups,
-             kTransposed};
+  Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {},
+             dilation.vec(),    groups,       kTransposed};
   if (!needs_grad({grad, values})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_grad_input(grad, values, index, std::move(in_channels), input_size, s);
@@ -258,12 +255,12 @@ Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& r
                             const Tensor& col_idx, Optional row_perm, Optional col_perm,
                             IntArrayRef block, IntArrayRef kernel_size, IntArrayRef stride,
                             IntArrayRef padding, IntArrayRef dilation, int64_t groups) {
-  check_no_tangent(kTransposed ? "tetris::bsconv_transpose2d_grad_values"
-                               : "tetris::bsconv2d_grad_values",
-                   {x, grad});
+  check_no_tangent(
+      kTransposed ? "tetris::bsconv_transpose2d_grad_values" : "tetris::bsconv2d_grad_values",
+      {x, grad});
   const Index index{row_ptr, col_idx, row_perm, col_perm};
-  Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {}, dilation.vec(), groups,
-             kTransposed};
+  Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {},
+             dilation.vec(),    groups,       kTransposed};
   if (!needs_grad({x, grad})) {
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_grad_values(x, grad, index, block, s);
@@ -286,8 +283,8 @@ Tensor bsconv2d_autocast(const Tensor& x, const Tensor& values, const Tensor& ro
                          IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                          std::string_view activation, Optional residual) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {}, dilation.vec(), groups,
-                   false};
+  const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {},
+                   dilation.vec(),    groups,       false};
   return call_conv(raise(x), raise(values), {row_ptr, col_idx, row_perm, col_perm}, raise(bias),
                    std::move(out_channels), s, activation, raise(residual));
 }
@@ -299,8 +296,8 @@ Tensor bsconv_transpose2d_autocast(const Tensor& x, const Tensor& values, const 
                                    IntArrayRef output_padding, IntArrayRef dilation, int64_t groups,
                                    std::string_view activation, Optional residual) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const Settings s{kernel_size.vec(), stride.vec(),  padding.vec(), output_padding.vec(),
-                   dilation.vec(),    groups,        true};
+  const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), output_padding.vec(),
+                   dilation.vec(),    groups,       true};
   return call_conv(raise(x), raise(values), {row_ptr, col_idx, row_perm, col_perm}, raise(bias),
                    std::move(out_channels), s, activation, raise(residual));
 }

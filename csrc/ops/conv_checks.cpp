@@ -56,8 +56,8 @@ cpu::ConvShape transposed_shape(const char* op, const ConvArguments& a,
   int64_t big[2];
   for (int i = 0; i < 2; ++i) {
     TORCH_CHECK_VALUE(output_padding[i] < std::max(a.stride[i], a.dilation[i]), op,
-                      ": output_padding must be less than stride or dilation (got ",
-                      output_padding, ", stride ", a.stride, " and dilation ", a.dilation, ")");
+                      ": output_padding must be less than stride or dilation (got ", output_padding,
+                      ", stride ", a.stride, " and dilation ", a.dilation, ")");
     big[i] = (small[i] - 1) * a.stride[i] - 2 * a.padding[i] + reach(a, i) + output_padding[i];
     TORCH_CHECK_VALUE(big[i] >= 1, op, ": the output must have pixels (got a size of ", big[i],
                       " from ", small_h, "x", small_w, ", padding ", a.padding, ")");
@@ -80,10 +80,10 @@ Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tenso
                          const at::Tensor& col_idx, const OptionalTensor& row_perm,
                          const OptionalTensor& col_perm, int64_t out_channels, int64_t in_channels,
                          int64_t block_height, int64_t block_width) {
-  TORCH_CHECK_VALUE(out_channels >= 1 && out_channels % a.groups == 0 &&
-                        in_channels % a.groups == 0,
-                    op, ": groups must divide the channels (got ", in_channels, " to ",
-                    out_channels, " channels and groups ", a.groups, ")");
+  TORCH_CHECK_VALUE(
+      out_channels >= 1 && out_channels % a.groups == 0 && in_channels % a.groups == 0, op,
+      ": groups must divide the channels (got ", in_channels, " to ", out_channels,
+      " channels and groups ", a.groups, ")");
   const int64_t taps = a.kernel_size[0] * a.kernel_size[1];
   TORCH_CHECK_VALUE(taps * in_channels < std::numeric_limits<int32_t>::max(), op,
                     ": kernel positions times channels must be less than 2^31 (got kernel_size ",

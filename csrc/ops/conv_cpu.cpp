@@ -1,9 +1,8 @@
 // CPU implementations of the convolution ops: check, view the tensors as maps, run.
-#include "cpu/conv.h"
-
 #include <ATen/Dispatch.h>
 #include <torch/library.h>
 
+#include "cpu/conv.h"
 #include "ops/conv_checks.h"
 #include "ops/output.h"
 #include "ops/parallel.h"
@@ -49,8 +48,8 @@ Tensor run(const Call& call, const char* x_name, const Tensor& x, const Tensor& 
   const auto& [images, ay, ax] = call.shape;
   const bool big = call.direction.transposed;
   const auto format = x.suggest_memory_format();
-  Tensor y = empty_output(
-      {images, out_channels, big ? ay.big : ay.small, big ? ax.big : ax.small}, x, format);
+  Tensor y = empty_output({images, out_channels, big ? ay.big : ay.small, big ? ax.big : ax.small},
+                          x, format);
   if (residual) {
     TORCH_CHECK(residual->device().is_cpu() && residual->layout() == at::kStrided, call.op,
                 ": residual must be a dense tensor on the CPU like x (got ", residual->layout(),
@@ -67,13 +66,12 @@ Tensor run(const Call& call, const char* x_name, const Tensor& x, const Tensor& 
   const Tensor r = residual ? as_map(*residual, format) : Tensor();
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "tetris convolution", [&] {
     const auto out = output<scalar_t>(y, format);
-    check_contents(
-        call.op,
-        cpu::convolve<scalar_t>(
-            call.layout.view, v.const_data_ptr<scalar_t>(), call.shape, call.direction,
-            input<scalar_t>(map, format), b.defined() ? b.const_data_ptr<scalar_t>() : nullptr,
-            {r.defined() ? r.const_data_ptr<scalar_t>() : nullptr, out.strides}, act, out,
-            parallel()));
+    check_contents(call.op, cpu::convolve<scalar_t>(
+                                call.layout.view, v.const_data_ptr<scalar_t>(), call.shape,
+                                call.direction, input<scalar_t>(map, format),
+                                b.defined() ? b.const_data_ptr<scalar_t>() : nullptr,
+                                {r.defined() ? r.const_data_ptr<scalar_t>() : nullptr, out.strides},
+                                act, out, parallel()));
   });
   return y;
 }
@@ -132,10 +130,10 @@ Tensor bsconv2d_grad_input(const Tensor& grad, const Tensor& values, const Tenso
   const ConvArguments a{kernel_size, stride, padding, dilation, groups};
   check_map(kOp, "grad", grad);
   check_values(kOp, grad, "grad", values, col_idx);
-  TORCH_CHECK_VALUE(input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 &&
-                        in_channels >= 1,
-                    kOp, ": input_size must be two numbers and in_channels one, at least 1 (got ",
-                    input_size, " and ", in_channels, ")");
+  TORCH_CHECK_VALUE(
+      input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 && in_channels >= 1, kOp,
+      ": input_size must be two numbers and in_channels one, at least 1 (got ", input_size, " and ",
+      in_channels, ")");
   const auto shape = conv_shape(kOp, a, grad.size(0), input_size[0], input_size[1]);
   check_small(kOp, "grad", grad, shape);
   const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
@@ -154,10 +152,10 @@ Tensor bsconv_transpose2d_grad_input(const Tensor& grad, const Tensor& values,
   const ConvArguments a{kernel_size, stride, padding, dilation, groups};
   check_map(kOp, "grad", grad);
   check_values(kOp, grad, "grad", values, col_idx);
-  TORCH_CHECK_VALUE(input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 &&
-                        in_channels >= 1,
-                    kOp, ": input_size must be two numbers and in_channels one, at least 1 (got ",
-                    input_size, " and ", in_channels, ")");
+  TORCH_CHECK_VALUE(
+      input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 && in_channels >= 1, kOp,
+      ": input_size must be two numbers and in_channels one, at least 1 (got ", input_size, " and ",
+      in_channels, ")");
   auto shape = conv_shape(kOp, a, grad.size(0), grad.size(2), grad.size(3));
   // An output_padding beyond the stride leaves pixels that no input reached: fewer inputs than the
   // convolution of this size would have.
@@ -193,8 +191,8 @@ Tensor grad_values(const char* op, bool transposed, const Tensor& x, const Tenso
   const auto big_format = big.suggest_memory_format();
   const auto small_format = small.suggest_memory_format();
   const Tensor b = as_map(big, big_format), s = as_map(small, small_format);
-  Tensor dvalues = empty_output({col_idx.numel(), block[1], block[0]}, x,
-                                at::MemoryFormat::Contiguous);
+  Tensor dvalues =
+      empty_output({col_idx.numel(), block[1], block[0]}, x, at::MemoryFormat::Contiguous);
   AT_DISPATCH_FLOATING_TYPES(x.scalar_type(), "tetris convolution", [&] {
     check_contents(op, cpu::conv_grad_values<scalar_t>(
                            layout.view, shape, transposed, input<scalar_t>(b, big_format),

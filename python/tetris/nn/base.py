@@ -73,6 +73,19 @@ class SparseLayer(nn.Module, Generic[Dense]):
     def _blocking(self, block: tuple[int, int]) -> Blocking:
         """The weight, cut into blocks."""
 
+    @abstractmethod
+    def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of blocks of the weight, whether the layer stores them or not.
+
+        Args:
+            layout: Which blocks; of the layer's sizes.
+            x: Input of :meth:`forward`.
+            grad: Gradient of its result before the activation.
+
+        Returns:
+            [nnzb, bi, bo], values' gradient of a layer that stores these blocks.
+        """
+
     @staticmethod
     def oriented(weight: Tensor, groups: int) -> Tensor:
         """The dense layer's weight as ``[out, in / groups, ...]``, or back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer
 from .base import BlockPruner
 from .saliency import layer_saliency
@@ -29,6 +30,10 @@ class TetrisPruner(BlockPruner):
         scope: ``"layer"`` or ``"global"``.
         search_every_update: Search anew whenever masks change; off, the permutations of the dense
             model stay.
+        execution: ``"masked"``: a dense step with masked weights; ``"sparse"``: on stored blocks,
+            see :class:`BlockPruner`.
+        optimizers: With ``"sparse"``: whose states follow the blocks.
+        regrow: With ``"sparse"``: a :class:`Regrow`, to exchange blocks while training.
         progress: Show progress bars during searches.
         sparsity: Share of blocks to remove in the end; this and the rest as for
             :func:`tetris.sparsify`, with its defaults.
@@ -62,6 +67,6 @@ class TetrisPruner(BlockPruner):
     without training, pass training data through ``torch.optim.swa_utils.update_bn``.
     """
 
-    def saliency(self, name: str, layer: DenseLayer) -> Tensor:
-        """Importance of each weight, in the shape of ``layer.weight``."""
+    def saliency(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
+        """Importance of each weight, in the shape of ``layer.weight`` or ``layer.values``."""
         return layer_saliency(self._name, name, layer, self._layer_options[name].importance)

@@ -20,6 +20,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,13 +122,16 @@ class OneDnnLinear(torch.autograd.Function):
         return dx, product(grad.t(), x.t()), grad.sum(0), None
 
 
+def _run(layer: nn.Linear, product: Callable, x: Tensor) -> Tensor:
+    return OneDnnLinear.apply(x, layer.weight, layer.bias, product)  # type: ignore[return-value]
+
+
 def _use(model: nn.Module, product: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Let linear layers compute by a product."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
-            layer.forward = lambda x, layer=layer: OneDnnLinear.apply(
-                x, layer.weight, layer.bias, product
-            )
+            run = partial(_run, layer, product)
+            layer.forward = run  # type: ignore[method-assign]
 
 
 def candidates(

@@ -104,6 +104,17 @@ def test_from_nothing_to_nothing_and_everything(before, after):
     module(x).sum().backward()
 
 
+def test_a_state_of_other_blocks_loads_while_a_loss_is_alive():
+    module, other = sparse_of(layout_of(0)), sparse_of(layout_of(1))
+    x = torch.randn(4, 19, dtype=torch.float64)
+    loss = module(x).sum()
+    loss.backward()
+    module.load_state_dict(other.state_dict())
+    module(x).sum().backward()
+    assert module.values.grad.shape == other.values.shape
+    del loss
+
+
 def test_hooks_of_the_parameter_survive():
     module, seen = sparse_of(layout_of(0)), []
     module.values.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.shape))

@@ -129,17 +129,22 @@ def move_parameter(
     """
     shape, grad = parameter.shape, parameter.grad
     parameter.grad = None
-    # NOTE: a graph that is still alive, such as that of the last loss, keeps the node that
-    # accumulates this gradient, and with it the old shape. Only another type makes torch drop it.
-    data = parameter.data
-    parameter.data = data.new_empty(0, dtype=_other(data.dtype))
-    parameter.data = move(data)
+    replace_data(parameter, move(parameter.data))
     if grad is not None:
         parameter.grad = move(grad)
     for optimizer in optimizers:
         for name, state in optimizer.state.get(parameter, {}).items():
             if isinstance(state, Tensor) and state.shape == shape:
                 optimizer.state[parameter][name] = move(state)
+
+
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a Parameter other numbers, perhaps of another shape."""
+    # NOTE: a graph that is still alive, such as that of the last loss, keeps the node that
+    # accumulates this gradient, and with it the old shape. Only another type makes torch drop it.
+    other = torch.float64 if parameter.dtype != torch.float64 else torch.float32
+    parameter.data = parameter.data.new_empty(0, dtype=other)
+    parameter.data = data
 
 
 def check_optimizers(
@@ -206,7 +211,3 @@ def _check_fill(where: str, fill: object, shape: tuple[int, ...]) -> None:
             f"{where}: fill must be [nnzb, bi, bo] = {list(shape)} of the new layout, such as "
             f"layout.pack(weight) (got {list(fill.shape)})"
         )
-
-
-def _other(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype != torch.float64 else torch.float32

@@ -147,7 +147,6 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
             self.kernel_size,
             self.stride,
             self.padding,
-            self._spare(x, grad.shape[-2:]),
             self.dilation,
             self.groups,
         )

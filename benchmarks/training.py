@@ -51,7 +51,18 @@ def mlp() -> tuple[nn.Module, Tensor]:
     return model, torch.randn(512, 1024)
 
 
-MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"mlp": mlp}
+def vgg() -> tuple[nn.Module, Tensor]:
+    """Two convolutions of VGG's third stage at half size, eight images, channels last."""
+    model = nn.Sequential(
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+    ).to(memory_format=torch.channels_last)
+    return model, torch.randn(8, 256, 28, 28).contiguous(memory_format=torch.channels_last)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"mlp": mlp, "vgg": vgg}
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9),
     "adam": lambda model: torch.optim.Adam(model.parameters(), 1e-5),
@@ -154,7 +165,7 @@ def candidates(
     model = dense()
     found["dense"] = step_of(model, x, make(model))
     product = unpacked_product()
-    if product is not None:
+    if product is not None and any(isinstance(m, nn.Linear) for m in original.modules()):
         model = dense()
         _use(model, product)
         found["onednn"] = step_of(model, x, make(model))

@@ -37,7 +37,7 @@ class Scored:
     def best(self) -> Tensor:
         """Shaped like sums: True for the best block of each block row."""
         if self.stored is not None:
-            return self.stored.rank(self.sums) == 0
+            return self.stored.best(self.sums)
         best = torch.zeros_like(self.sums, dtype=torch.bool)
         best[torch.arange(self.sums.shape[0]), self.sums.argmax(1)] = True
         return best

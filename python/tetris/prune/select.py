@@ -73,6 +73,16 @@ class Units:
         unit = torch.searchsorted(self.keys, self.of_blocks(block_keys(layout)))
         return scores.new_zeros(len(self.keys)).index_add_(0, unit, scores)
 
+    def best(self, scores: Tensor) -> Tensor:
+        """bool[n]: the heaviest unit of each block row, the lower index of equals."""
+        row = self.keys // self.width
+        most = scores.new_zeros(self.rows).scatter_reduce(
+            0, row, scores, "amax", include_self=False
+        )
+        found = (scores == most[row]).nonzero()[:, 0]
+        again = row[found].diff(prepend=row.new_full((1,), -1)) == 0
+        return torch.zeros_like(scores, dtype=torch.bool).index_fill_(0, found[~again], True)
+
     def rank(self, scores: Tensor) -> Tensor:
         """int64[n]: 0 for the heaviest unit of its block row, 1 for the next, and so on."""
         row = self.keys // self.width
@@ -105,21 +115,25 @@ def keep_heaviest(
     Returns:
         bool[n]. Ties go to the lower index. Fewer are kept where fewer are stored.
     """
-    rank = units.rank(scores)
     if not allow_empty_rows:
         kept = max(kept, units.rows)
     if balanced:
+        rank = units.rank(scores)
         each, rest = divmod(kept, units.rows)
         # The rows whose next one is heaviest keep it too.
         following = rank == each
         extra = _largest(torch.where(following, scores, -torch.inf), rest)
         return (rank < each) | (extra & following)
     if not allow_empty_rows:
-        scores = torch.where(rank == 0, torch.inf, scores)
+        scores = torch.where(units.best(scores), torch.inf, scores)
     return _largest(scores, kept)
 
 
 def _largest(scores: Tensor, count: int) -> Tensor:
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    keep[scores.argsort(descending=True, stable=True)[:count]] = True
-    return keep
+    """bool[n]: as many of the largest, the lower index of equals; in time of n."""
+    if not 0 < count < len(scores):
+        return torch.full_like(scores, count > 0, dtype=torch.bool)
+    least = scores.kthvalue(len(scores) - count + 1).values
+    keep = scores > least
+    equal = (scores == least).nonzero()[:, 0]
+    return keep.index_fill_(0, equal[: count - int(keep.sum())], True)

@@ -63,6 +63,15 @@ class TetrisPruner(BlockPruner):
         ...     pruner.step()
         >>> sparse = pruner.finalize()
 
+        Steps that cost what is stored, and blocks that move to where gradients are large:
+
+        >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        >>> pruner = tetris.prune.TetrisPruner(
+        ...     model, sparsity=0.9, block=(8, 8), exclude="classifier",
+        ...     execution="sparse", optimizers=optimizer,
+        ...     regrow=tetris.prune.Regrow(share=0.3, every=100, end=7500),
+        ... )
+
     BatchNorm statistics of the unpruned model do not fit the pruned one: after one-shot pruning
     without training, pass training data through ``torch.optim.swa_utils.update_bn``.
     """

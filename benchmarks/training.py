@@ -53,12 +53,9 @@ def mlp() -> tuple[nn.Module, Tensor]:
 
 def vgg() -> tuple[nn.Module, Tensor]:
     """Two convolutions of VGG's third stage at half size, eight images, channels last."""
-    model = nn.Sequential(
-        nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(),
-    ).to(memory_format=torch.channels_last)
+    layers = [nn.Conv2d(256, 256, 3, padding=1) for _ in range(2)]
+    model = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU())
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model, torch.randn(8, 256, 28, 28).contiguous(memory_format=torch.channels_last)
 
 

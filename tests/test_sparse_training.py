@@ -328,7 +328,7 @@ def test_random_blocks_are_absent_distinct_and_uniform():
 
 def test_gradients_per_block_are_those_of_the_dense_weight():
     layout = sparse_layout()
-    layer = SparseLinear(19, 22, layout=layout)
+    layer = SparseLinear(19, 22, layout=layout, dtype=torch.float64)
     pairs = [(torch.randn(2, 5, 19).double(), torch.randn(2, 5, 22).double()) for _ in range(2)]
     dense = sum(g.flatten(0, 1).t() @ x.flatten(0, 1) for x, g in pairs)
     sums = block_gradients(layer, pairs)
@@ -365,6 +365,62 @@ def sparse_layout():
     mask = torch.rand((6, 7), generator=generator) < 0.3
     perms = [torch.randperm(n, generator=generator).int() for n in (22, 19)]
     return BlockLayout.from_block_mask(mask, (4, 3), 22, 19, *perms)
+
+
+def test_a_fused_activation_is_in_the_way_of_regrowth_by_gradient():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = sparse_pruner(model, optimizer, sparsity=0.7, regrow=Regrow(0.3, every=1))
+    model[0].activation = "relu"
+    with pytest.raises(ValueError, match="behind the activation that layer '0' fuses, 'relu'"):
+        train(model, pruner, optimizer, 1)
+
+
+def test_inputs_may_go_by_keyword_and_under_autocast():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(16, 32)
+
+        def forward(self, x):
+            return self.linear(x=x) if isinstance(self.linear, SparseLinear) else self.linear(x)
+
+    model = Named()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = TetrisPruner(
+        model, sparsity=0.7, block=(4, 4), sweeps=1, execution="sparse", optimizers=optimizer,
+        regrow=Regrow(0.5, every=1),
+    )  # fmt: skip
+    before = pruner.layouts()
+    with torch.autocast("cpu"):
+        model(torch.randn(4, 16).bfloat16()).square().mean().backward()
+    optimizer.step()
+    pruner.step()
+    after = pruner.layouts()
+    assert before != after
+    assert before["linear"].nnz_blocks == after["linear"].nnz_blocks
+
+
+def test_a_compiled_model_follows_the_blocks():
+    """Also where their number stays, so that shapes tell nothing."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    regrow = Regrow(0.4, every=1, by="random")
+    pruner = sparse_pruner(model, optimizer, sparsity=0.7, regrow=regrow)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        x = torch.randn(8, 16, generator=generator, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), model(x))
+        optimizer.zero_grad()
+        compiled(x).square().mean().backward()
+        grads = [p.grad.clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        for p, grad in zip(model.parameters(), grads, strict=True):
+            torch.testing.assert_close(p.grad, grad)
+        optimizer.step()
+        pruner.step()
 
 
 def test_a_compiled_model_cannot_be_watched_and_says_so():

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -137,6 +137,11 @@ class Regrowth:
                     f"{name!r} since the last step, and saw none (torch.compile drops the hook it "
                     "sees it by; Regrow(by='random') needs none)"
                 )
+            if layer.activation != "none":
+                raise ValueError(
+                    f"{self._where}.step: regrowth by gradient sees gradients behind the "
+                    f"activation that layer {name!r} fuses, {layer.activation!r}; fuse it later"
+                )
             self._found[name] = block_gradients(layer, watch.pairs)
         return self._found[name]
 
@@ -191,7 +196,7 @@ class GradientWatch:
 
     def start(self, layer: nn.Module) -> None:
         """Watch a layer."""
-        self._handle = layer.register_forward_hook(self._forward)
+        self._handle = layer.register_forward_hook(self._forward, with_kwargs=True)
 
     def stop(self) -> None:
         """Let go of the layer."""
@@ -199,9 +204,11 @@ class GradientWatch:
             self._handle.remove()
             self._handle = None
 
-    def _forward(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def _forward(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
         if self._handle is not None and output.requires_grad:
-            x = args[0].detach()
+            x = (args[0] if args else kwargs["x"]).detach()
             output.register_hook(lambda grad: self.pairs.append((x, grad.detach())))
 
     def __reduce__(self) -> tuple[type[GradientWatch], tuple[()]]:
@@ -221,13 +228,14 @@ def block_gradients(layer: SparseLayer, pairs: Pairs) -> Tensor:
     Returns:
         [G, C].
     """
+    same = [(x.to(layer.values.dtype), grad.to(layer.values.dtype)) for x, grad in pairs]
     layout = layer.layout
     rows, columns = layout.block_grid
     keys = torch.arange(rows * columns, device=layout.device)
     sums = []
     for part in keys.split(max(1, layout.nnz_blocks // columns) * columns):
         index = layout_of_keys(layout, part)
-        gradient = sum(layer.gradient_of(index, x, grad) for x, grad in pairs)
+        gradient = sum(layer.gradient_of(index, x, grad) for x, grad in same)
         assert isinstance(gradient, Tensor)
         sums.append(gradient.abs_().sum((1, 2)))
     return torch.cat(sums).view(rows, columns)

@@ -10,9 +10,9 @@ import tetris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import gemm, readme, report, targets
+from benchmarks import gemm, readme, report, targets, training
 from benchmarks.layers import Shape, SparseLayer, dense_candidates, parse_block
-from tetris.timing import Plan, interleave, rotate
+from tetris.timing import Plan, interleave, rotate, unpacked_product
 
 
 def test_rounds_are_paired_and_bounded():
@@ -122,6 +122,41 @@ def test_small_run_writes_everything(small_run):
     assert "128x64x96" in text
     assert result["machine"]["cpu"] in text
     assert list(small_run.glob("speedup-*-1t.png"))
+
+
+def test_training_steps_are_timed_and_told(tmp_path, monkeypatch):
+    def small():
+        model = torch.nn.Sequential(torch.nn.Linear(32, 48), torch.nn.ReLU())
+        return model, torch.randn(8, 32)
+
+    monkeypatch.setattr(training, "MODELS", {"small": small})
+    before = torch.get_num_threads()
+    words = ["--quick", "--models", "small", "--blocks", "4x1", "8x8", "--out", str(tmp_path)]
+    assert training.main(words) == 0
+    torch.set_num_threads(before)
+    rows = json.loads((tmp_path / "training.json").read_text())["rows"]
+    assert [row["block"] for row in rows] == ["4x1", "8x8"]
+    for row in rows:
+        kinds = {"dense", "onednn", "masked", "sparse", "random", "gradient"}
+        assert set(row["ms"]) == kinds
+        assert row["best_dense"] in ("dense", "onednn")
+        assert row["speedup_iqr"][0] <= row["speedup"] <= row["speedup_iqr"][1]
+    text = (tmp_path / "training.md").read_text()
+    assert "| small | 90% | 8x8 |" in text
+    assert "small 8x8 at 90 %" in text
+
+
+def test_the_onednn_rival_trains_as_torch_does():
+    product = unpacked_product()
+    assert product is not None
+    model, x = torch.nn.Sequential(torch.nn.Linear(16, 12)), torch.randn(8, 16)
+    model(x).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    training._use(model, product)
+    model(x).square().sum().backward()
+    for p, grad in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-4)
 
 
 def test_readme_is_filled_between_markers():

@@ -19,5 +19,6 @@ from .nn import SparseConv2d as SparseConv2d
 from .nn import SparseConvTranspose2d as SparseConvTranspose2d
 from .nn import SparseLinear as SparseLinear
 from .prune.report import SparsifyReport as SparsifyReport
+from .relayout import relayout as relayout
 
 __version__: str = _C.version

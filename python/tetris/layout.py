@@ -363,6 +363,11 @@ class BlockLayout:
             torch.ones((self.nnz_blocks, bi, bo), dtype=torch.bool, device=self.device)
         )
 
+    @property
+    def index(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """(row_ptr, col_idx, row_perm, col_perm), as the ops take them."""
+        return self.row_ptr, self.col_idx, self.row_perm, self.col_perm
+
     def block_mask(self) -> Tensor:
         """bool[G, C] in packed order: True where a block is stored."""
         mask = torch.zeros(self.block_grid, dtype=torch.bool, device=self.device)

@@ -106,6 +106,11 @@ def search_method(where: str, reorder: Reorder) -> _reorder.Method:
     return reorder
 
 
+def shares(count: int, groups: int) -> list[int]:
+    """A count, divided among groups as evenly as can be."""
+    return [count * (a + 1) // groups - count * a // groups for a in range(groups)]
+
+
 def _groups(
     saliency: Tensor, blocking: Blocking, sparsity: float, tied: bool
 ) -> Iterator[tuple[Tensor, float]]:
@@ -119,9 +124,8 @@ def _groups(
     rows, columns = blocking.group_grid
     blocks = rows * columns * (1 if tied else blocking.positions)
     # Rounded once for the layer: of nine blocks in each of many groups, 0.9 would remove 8/9.
-    removed = math.floor(sparsity * blocks * groups)
-    for a, part in enumerate(saliency.split(blocking.group_shape[0])):
-        own = removed * (a + 1) // groups - removed * a // groups
+    removed = shares(math.floor(sparsity * blocks * groups), groups)
+    for part, own in zip(saliency.split(blocking.group_shape[0]), removed, strict=True):
         yield part, min(1.0, (own + 0.5) / blocks)  # floor() finds the count again
 
 

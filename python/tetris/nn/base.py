@@ -21,6 +21,7 @@ from ..importance import Importance, saliency_of
 from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
 from ..ops import Activation
+from ..relayout import replace_data
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -72,6 +73,19 @@ class SparseLayer(nn.Module, Generic[Dense]):
     @abstractmethod
     def _blocking(self, block: tuple[int, int]) -> Blocking:
         """The weight, cut into blocks."""
+
+    @abstractmethod
+    def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of blocks of the weight, whether the layer stores them or not.
+
+        Args:
+            layout: Which blocks; of the layer's sizes.
+            x: Input of :meth:`forward`.
+            grad: Gradient of its result before the activation.
+
+        Returns:
+            [nnzb, bi, bo], values' gradient of a layer that stores these blocks.
+        """
 
     @staticmethod
     def oriented(weight: Tensor, groups: int) -> Tensor:
@@ -359,8 +373,8 @@ class SparseLayer(nn.Module, Generic[Dense]):
         """Give parameters and buffers the shapes of the tensors about to be copied in."""
         values, new = self.values, found["values"]
         if values.shape != new.shape:
-            values.data = torch.empty(new.shape, dtype=values.dtype, device=values.device)
             values.grad = None
+            replace_data(values, values.new_empty(new.shape))
         for name in _INDEX:
             index = found.get(name)
             if index is not None:

@@ -175,6 +175,22 @@ class _Forward(SparseConv[_Dense]):
         )
         return self._as_input(y, x)
 
+    def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""
+        around, padding = self._padding()
+        padded = x if around is None else F.pad(x, around, mode=self._mode)
+        return torch.ops.tetris.bsconv2d_grad_values(
+            self._images(padded),
+            self._images(grad),
+            *layout.index,
+            layout.block,
+            pair(self.kernel_size, 1),
+            pair(self.stride, 1),
+            pair(padding, 0),
+            pair(self.dilation, 1),
+            self.groups,
+        )
+
     @property
     def _mode(self) -> str:
         return "constant" if self.padding_mode == "zeros" else self.padding_mode

@@ -137,6 +137,20 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
         )
         return self._as_input(y, x)
 
+    def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""
+        return torch.ops.tetris.bsconv_transpose2d_grad_values(
+            self._images(x),
+            self._images(grad),
+            *layout.index,
+            layout.block,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+        )
+
     def _spare(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
         """The output padding that gives a result of this size."""
         if len(output_size) not in (2, x.dim()):

@@ -91,6 +91,11 @@ class SparseLinear(SparseLayer[nn.Linear]):
             )
         return _bsmm(x, *self._operands(), self._bias(), self.out_features, self.activation)
 
+    def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
+        """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""
+        bo, bi = layout.block
+        return torch.ops.tetris.bsmm_grad_values(x, grad, *layout.index, bo, bi)
+
     def extra_repr(self) -> str:
         """Describe the layer in one line."""
         return (

@@ -10,6 +10,7 @@ from .base import BlockPruner as BlockPruner
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
+from .regrow import Regrow as Regrow
 from .report import LayerReport as LayerReport
 from .report import SparsifyReport as SparsifyReport
 from .schedule import Cubic as Cubic

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..blocking import Blocking
+from .select import Units
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,29 @@ class Scored:
 
     Attributes:
         sums: [G, C], saliency of what is kept or removed as one: blocks, or with ``tie_kernel``
-            the blocks of all kernel positions together.
+            the blocks of all kernel positions together; [n] of the stored ones, with ``stored``.
         area: Numbers that one takes, bo * bi times the positions it spans.
         keep_rows: Every block row keeps its best block.
+        stored: Where the blocks are that sums are of, if not all of a layer are rated.
     """
 
     sums: Tensor
     area: int
     keep_rows: bool
+    stored: Units | None = None
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of the layer, rated or not."""
+        return self.sums.numel() if self.stored is None else self.stored.total
+
+    def best(self) -> Tensor:
+        """Shaped like sums: True for the best block of each block row."""
+        if self.stored is not None:
+            return self.stored.best(self.sums)
+        best = torch.zeros_like(self.sums, dtype=torch.bool)
+        best[torch.arange(self.sums.shape[0]), self.sums.argmax(1)] = True
+        return best
 
 
 def scored(
@@ -69,16 +85,15 @@ def allocate(layers: Mapping[str, Scored], sparsity: float) -> dict[str, float]:
     scores, areas, floor = [], [], []
     for layer in layers.values():
         score = layer.sums.double() / layer.area
-        best = torch.zeros_like(score, dtype=torch.bool)
-        if layer.keep_rows:
-            best[torch.arange(score.shape[0]), score.argmax(1)] = True
+        best = layer.best() if layer.keep_rows else torch.zeros_like(score, dtype=torch.bool)
         scores.append(score.flatten())
         floor.append(best.flatten())
         areas.append(torch.full((score.numel(),), layer.area))
     score, area, first = torch.cat(scores), torch.cat(areas), torch.cat(floor)
     score = torch.where(first, torch.inf, score)
     order = score.argsort(descending=True, stable=True)
-    budget = (1.0 - sparsity) * float(area.sum()) * (1.0 + 1e-12)
+    total = sum(layer.area * layer.blocks for layer in layers.values())
+    budget = (1.0 - sparsity) * total * (1.0 + 1e-12)
     keep = torch.zeros_like(first)
     keep[order] = area[order].cumsum(0) <= budget
     keep |= first
@@ -86,7 +101,7 @@ def allocate(layers: Mapping[str, Scored], sparsity: float) -> dict[str, float]:
     for (name, layer), kept in zip(
         layers.items(), keep.split([s.numel() for s in scores]), strict=True
     ):
-        blocks = layer.sums.numel()
+        blocks = layer.blocks
         removed = blocks - int(kept.sum())
         result[name] = min(1.0, (removed + 0.5) / blocks)  # floor() finds the count again
     return result

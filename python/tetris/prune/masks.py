@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -90,6 +92,10 @@ class BlockMask(nn.Module):
         fresh = BlockMask(layout)
         for name, buffer in self.named_buffers():
             buffer.copy_(getattr(fresh, name))
+
+    def saved_layout(self, saved: Mapping[str, Tensor]) -> BlockLayout:
+        """The layout that a saved state of a mask stands for."""
+        return self.layout_of(saved["block_mask"], saved["row_perm"], saved["col_perm"])
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside kept blocks (even where it is NaN)."""

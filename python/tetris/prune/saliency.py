@@ -7,17 +7,23 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor
 
 from ..importance import saliency_of
+from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer
 from .options import LayerImportance
 
 
-def layer_saliency(where: str, name: str, layer: DenseLayer, importance: LayerImportance) -> Tensor:
+def layer_saliency(
+    where: str, name: str, layer: DenseLayer | SparseLayer, importance: LayerImportance
+) -> Tensor:
     """Worth of each weight of a layer, float32 on the CPU, non-negative, finite, in its shape.
+
+    Of a sparse layer it is the worth of its values, [nnzb, bi, bo]; an importance in the shape of
+    the dense weight is packed then.
 
     Args:
         where: Function named in messages.
         name: The layer's name.
-        layer: The layer.
+        layer: The layer, dense or sparse.
         importance: See :data:`LayerImportance`.
     """
     where = f"{where}: layer {name!r}"
@@ -36,7 +42,12 @@ def layer_saliency(where: str, name: str, layer: DenseLayer, importance: LayerIm
         raise TypeError(
             f"{where}: importance must give a tensor (got {type(value).__name__}{hint})"
         )
-    return saliency_of(where, layer.weight, value)  # type: ignore[arg-type]
+    if not isinstance(layer, SparseLayer):
+        return saliency_of(where, layer.weight, value)  # type: ignore[arg-type]
+    if isinstance(value, Tensor) and value.shape != layer.values.shape:
+        layout = layer.layout
+        value = layout.pack(layer.oriented(value, layout.groups))
+    return saliency_of(where, layer.values, value)  # type: ignore[arg-type]
 
 
 def check_importance(where: str, importance: LayerImportance, names: Iterable[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer
 from .base import BlockPruner
 from .saliency import layer_saliency
@@ -29,6 +30,10 @@ class TetrisPruner(BlockPruner):
         scope: ``"layer"`` or ``"global"``.
         search_every_update: Search anew whenever masks change; off, the permutations of the dense
             model stay.
+        execution: ``"masked"``: a dense step with masked weights; ``"sparse"``: on stored blocks,
+            see :class:`BlockPruner`.
+        optimizers: With ``"sparse"``: whose states follow the blocks.
+        regrow: With ``"sparse"``: a :class:`Regrow`, to exchange blocks while training.
         progress: Show progress bars during searches.
         sparsity: Share of blocks to remove in the end; this and the rest as for
             :func:`tetris.sparsify`, with its defaults.
@@ -58,10 +63,19 @@ class TetrisPruner(BlockPruner):
         ...     pruner.step()
         >>> sparse = pruner.finalize()
 
+        Steps that cost what is stored, and blocks that move to where gradients are large:
+
+        >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        >>> pruner = tetris.prune.TetrisPruner(
+        ...     model, sparsity=0.9, block=(8, 8), exclude="classifier",
+        ...     execution="sparse", optimizers=optimizer,
+        ...     regrow=tetris.prune.Regrow(share=0.3, every=100, end=7500),
+        ... )
+
     BatchNorm statistics of the unpruned model do not fit the pruned one: after one-shot pruning
     without training, pass training data through ``torch.optim.swa_utils.update_bn``.
     """
 
-    def saliency(self, name: str, layer: DenseLayer) -> Tensor:
-        """Importance of each weight, in the shape of ``layer.weight``."""
+    def saliency(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
+        """Importance of each weight, in the shape of ``layer.weight`` or ``layer.values``."""
         return layer_saliency(self._name, name, layer, self._layer_options[name].importance)

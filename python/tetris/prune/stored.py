@@ -1,0 +1,132 @@
+"""One layer that trains on its stored blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..layout import BlockLayout
+from ..nn.base import SparseLayer, make_sparse
+from ..nn.kinds import DenseLayer, oriented, sparse_type
+from ..relayout import check_states, holds, move_parameter, relayout
+from .tree import check_hooks, replace_modules
+
+_INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
+
+
+class StoredBlocks:
+    """A layer of a model that is dense until something is removed, and sparse from then on.
+
+    The Parameter of the dense weight becomes that of the stored values: the same object with other
+    contents, so optimizers made before or after hold it alike. Their states follow where the
+    optimizers are known, see :func:`tetris.relayout`.
+
+    Attributes:
+        dense: The dense layer, which the model no longer has once the layer is sparse.
+        module: The layer as it is in the model.
+        block: (bo, bi).
+    """
+
+    def __init__(self, model: nn.Module, name: str, layer: DenseLayer, layout: BlockLayout) -> None:
+        self.dense = layer
+        self.module: DenseLayer | SparseLayer = layer
+        self.block = layout.block
+        self._model = model
+        self._name = name
+        self._whole = layout  # while the layer is dense
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight or the stored values."""
+        module = self.module
+        weight = module.values if isinstance(module, SparseLayer) else module.weight
+        assert isinstance(weight, nn.Parameter)  # the selection has made sure
+        return weight
+
+    def layout(self) -> BlockLayout:
+        """What is stored."""
+        return self.module.layout if isinstance(self.module, SparseLayer) else self._whole
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The index tensors of the layout; a permutation that is the identity is left out."""
+        layout = self.layout()
+        found = {name: getattr(layout, name) for name in _INDEX}
+        return {name: index for name, index in found.items() if index is not None}
+
+    def saved_layout(self, saved: Mapping[str, Any]) -> BlockLayout:
+        """The layout that a saved state of this layer stands for."""
+        return replace(self._whole, **{name: saved.get(name) for name in _INDEX})
+
+    def check(self, where: str, optimizers: tuple[Optimizer, ...], trained: bool) -> None:
+        """Raise unless the layer can be changed.
+
+        Args:
+            where: Function named in messages.
+            optimizers: Whose states are to follow.
+            trained: There have been steps, so that there are states.
+        """
+        check_states(f"{where}: layer {self._name!r}", self.parameter, optimizers)
+        if self.module is self.dense:
+            check_hooks(where, self._name, self.dense)
+        known = any(holds(optimizer, self.parameter) for optimizer in optimizers)
+        if trained and self.parameter.requires_grad and not known:
+            raise RuntimeError(
+                f"{where}: no optimizer known to the pruner holds the weight of layer "
+                f"{self._name!r}, so its state cannot follow the blocks; pass optimizers= or call "
+                "pruner.attach(optimizer)"
+            )
+
+    def set(self, layout: BlockLayout, optimizers: tuple[Optimizer, ...]) -> None:
+        """Store what a layout of the same block and features says."""
+        if isinstance(self.module, SparseLayer):
+            if layout != self.layout():
+                self._change(layout, optimizers)
+            return
+        self._whole = layout
+        if layout.density < 1.0:
+            self._move(lambda w: layout.pack(oriented(self.dense, w)), optimizers)
+            bias: Any = self.dense.bias
+            sparse = make_sparse(
+                sparse_type(self.dense), self.dense, layout, bias=bias, values=self.parameter
+            )
+            self._replace(sparse)
+
+    def unset(self, optimizers: tuple[Optimizer, ...]) -> None:
+        """Put the dense layer back, with zeros where nothing was stored."""
+        if isinstance(self.module, SparseLayer):
+            unpack = self.layout().unpack
+            self._move(lambda v: oriented(self.dense, unpack(v)).contiguous(), optimizers)
+            self.dense.train(self.module.training)
+            self._replace(self.dense)
+
+    def _change(self, layout: BlockLayout, optimizers: tuple[Optimizer, ...]) -> None:
+        old = self.layout()
+        if _same_order(old, layout):
+            relayout(self.module, layout, optimizers=optimizers)
+            return
+        # Blocks of another order share no numbers with these; only a checkpoint brings one.
+        self._move(lambda blocks: layout.pack(old.unpack(blocks)), optimizers)
+        for index in _INDEX:
+            tensor = getattr(layout, index)
+            self.module._buffers[index] = None if tensor is None else tensor.clone()
+
+    @torch.no_grad()
+    def _move(self, move: Callable[[Tensor], Tensor], optimizers: tuple[Optimizer, ...]) -> None:
+        move_parameter(self.parameter, move, optimizers)
+
+    def _replace(self, module: DenseLayer | SparseLayer) -> None:
+        replace_modules(self._model, {self._name: module})
+        self.module = module
+
+
+def _same_order(a: BlockLayout, b: BlockLayout) -> bool:
+    for name in ("row_perm", "col_perm"):
+        p, q = getattr(a, name), getattr(b, name)
+        if (p is None) != (q is None) or (p is not None and not torch.equal(p, q)):
+            return False
+    return True

@@ -1,6 +1,7 @@
 """fuse: equal outputs, fewer calls, and a reason for whatever stays."""
 
 import copy
+import operator
 import pickle
 
 import pytest
@@ -153,6 +154,194 @@ def test_dense_convolutions(kind, groups):
         fused, report = check(model, torch.randn(shape))
         assert len(list(fused.children())) == 1
         assert report.fused[0].batch_norm == ["1", "2"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "reflect", "transpose"])
+def test_sparse_convolutions(kind, groups):
+    make, norm, shape = DENSE_CONVOLUTIONS[kind]
+    for bias in (False, True):
+        torch.manual_seed(0)
+        model = randomize(nn.Sequential(make(groups=groups, bias=bias), norm(8), nn.ReLU()))
+        model = sparse(model, include="0", block=(3, 2), sparsity=0.3)
+        fused, report = check(model, torch.randn(shape))
+        (layer,) = fused.children()
+        assert layer.activation == "relu"
+        assert layer.row_perm is not None  # the scale goes through it
+        assert report.fused[0].batch_norm == ["1"]
+
+
+def vgg():
+    layers, channels = [], 3
+    for width in (16, 16, "pool", 24, "pool"):
+        if width == "pool":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(True)]
+        channels = width
+    layers += [nn.Flatten(), nn.Linear(24 * 4, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 10)]
+    torch.manual_seed(0)
+    return randomize(nn.Sequential(*layers))
+
+
+class Block(nn.Module):
+    """The basic block of a ResNet, written as most are: one ReLU used twice, an in-place add."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if (inputs, stride) != (outputs, 1):
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+def resnet():
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)]
+    blocks = [Block(16, 16, 1), Block(16, 32, 2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
+    return randomize(nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("make", [vgg, resnet])
+def test_dense_networks(make, memory_format):
+    x = torch.randn(2, 3, 8 if make is vgg else 15, 8 if make is vgg else 15)
+    fused, report = check(make(), x.contiguous(memory_format=memory_format))
+    assert nn.BatchNorm2d not in types(fused)
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("block", [(8, 1), (4, 4)])
+def test_sparse_vgg(block, memory_format):
+    model = sparse(vgg(), block=block, exclude="13")
+    fused, report = check(model, torch.randn(2, 3, 8, 8).contiguous(memory_format=memory_format))
+    kinds = [type(m) for m in fused.children()]
+    assert nn.BatchNorm2d not in kinds
+    assert kinds.count(nn.ReLU) == 1  # behind the first convolution, which stays dense
+    assert [f.activation for f in report.fused] == ["none", "relu", "relu", "relu"]
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_sparse_resnet(inplace, memory_format):
+    model = sparse(resnet(), exclude="8")
+    x = torch.randn(2, 3, 15, 15).contiguous(memory_format=memory_format)
+    fused, report = check(model, x, inplace=inplace)
+    assert report.kept == {}
+    assert [(f.name, f.residual is not None, f.activation) for f in report.fused] == [
+        ("0", False, "none"),
+        ("4.conv1", False, "relu"),
+        ("4.conv2", True, "relu"),
+        ("5.conv1", False, "relu"),
+        ("5.downsample.0", False, "none"),
+        ("5.conv2", True, "relu"),
+    ]
+    called = [n.target for n in fused.graph.nodes if n.op == "call_function"]
+    assert operator.add not in called
+    assert operator.iadd not in called
+
+
+def test_compiled():
+    model = fuse(sparse(resnet(), exclude="8"))
+    x = torch.randn(2, 3, 15, 15)
+    with torch.no_grad():
+        want = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), want, rtol=1e-5, atol=1e-5)
+
+
+class Add(nn.Module):
+    """``forward(self, x)`` is given; two convolutions."""
+
+    def __init__(self, forward, stride=1):
+        super().__init__()
+        self.a = nn.Conv2d(16, 16, 3, stride, 1)
+        self.b = nn.Conv2d(16, 16, 3, 1, 1)
+        self.c = nn.Conv2d(16, 1, 1)
+        self.compute = forward
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.a(x) + x,
+        lambda m, x: x + m.a(x),
+        lambda m, x: torch.add(m.b(m.a(x)), x),
+        lambda m, x: F.silu(m.a(x).add_(x)),
+        lambda m, x: F.relu(m.a(F.silu(x)) + m.b(x)),
+    ],
+)
+def test_residuals(forward):
+    model = sparse(Add(forward), include=["a", "b"])
+    _, report = check(model, torch.randn(2, 16, 6, 5))
+    assert [f.residual is not None for f in report.fused] == [True]
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize(
+    ("forward", "stride", "reason"),
+    [
+        (lambda m, x: m.a(x) + m.c(x), 1, "may have another shape than c"),
+        (lambda m, x: m.a(x) + x.mean((2, 3), keepdim=True), 1, "may have another shape than mean"),
+        (lambda m, x: m.b(x[:, :, ::2, ::2]) + m.a(x), 2, "may have another shape"),
+        (lambda m, x: m.a(x) + F.max_pool2d(x, 3, 1, 1), 1, "may have another shape"),
+        (lambda m, x: _used_twice(m.a(x), x), 1, "has an output that is used 2 times"),
+        (lambda m, x: _overwritten(m, x + 0), 1, "has an input, add, that is overwritten"),
+        (lambda m, x: _into(x + 0, m.a(x)), 1, "is added into the memory of add"),
+        (lambda m, x: m.a(x) + x + F.relu(x), 1, "adds a residual already"),
+    ],
+)
+def test_residuals_that_are_not_safe(forward, stride, reason):
+    model = sparse(Add(forward, stride), include=["a", "b"])
+    fused, report = (
+        check(model, torch.randn(2, 16, 6, 6))
+        if reason.startswith("adds")
+        else (_check_kept(model, torch.randn(2, 16, 6, 6)))
+    )
+    assert any(reason in r for r in report.kept.values())
+
+
+def _check_kept(model, x):
+    want = model(x)
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        fused, report = fuse(model, return_report=True)
+    torch.testing.assert_close(fused(x), want, rtol=1e-5, atol=1e-5)
+    return fused, report
+
+
+def _used_twice(y, x):
+    return (y + x) * y
+
+
+def _overwritten(m, x):
+    y = m.a(x)
+    x.mul_(2)
+    return y + x
+
+
+def _into(x, y):
+    x += y
+    return x
 
 
 class Branches(nn.Module):

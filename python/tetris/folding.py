@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .nn import SparseLinear
+from .nn import SparseLayer
+from .nn.kinds import SPARSE_TYPES as SPARSE
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-SPARSE = (SparseLinear,)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DENSE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
@@ -32,7 +32,7 @@ def fold_batch_norm(layer: nn.Module, norm: BatchNorm) -> None:
     if norm.weight is not None:
         scale = scale * norm.weight.double()
     mean = norm.running_mean.double()
-    bias = layer._parameters["bias"]
+    bias = layer._parameters.get("bias")
     shift = ((0.0 if bias is None else bias.double()) - mean) * scale
     if norm.bias is not None:
         shift = shift + norm.bias.double()
@@ -43,7 +43,7 @@ def fold_batch_norm(layer: nn.Module, norm: BatchNorm) -> None:
     # New Parameters: another layer may use the old ones.
     for key, tensor in ((name, weight), ("bias", shift)):
         new = nn.Parameter(tensor.to(old.dtype), requires_grad=old.requires_grad)
-        layer._parameters[key] = new
+        setattr(layer, key, new)
 
 
 def weight_name(layer: nn.Module) -> str:
@@ -61,7 +61,7 @@ def _row_scale(layer: nn.Module, weight: Tensor, scale: Tensor) -> Tensor:
     return scale.view(-1, *(1,) * (weight.dim() - 1))
 
 
-def _block_scale(layer: SparseLinear, scale: Tensor) -> Tensor:
+def _block_scale(layer: SparseLayer, scale: Tensor) -> Tensor:
     """[nnzb, 1, bo]: the scale of each output of each stored block."""
     bo = layer.block[0]
     packed = scale if layer.row_perm is None else scale[layer.row_perm.long()]

@@ -18,6 +18,7 @@ from .folding import DENSE, SPARSE, fold_batch_norm, weight_name
 from .graph import (
     NORM,
     NOTHING,
+    TAKES_RESIDUAL,
     Memory,
     Tracer,
     activation_of,
@@ -26,11 +27,11 @@ from .graph import (
     trace,
     writes_to,
 )
+from .nn import SparseLinear
 from .ops import Activation
 from .prune.tree import copy_or_same, hooks_of, replace_modules
 
 _WHERE = "tetris.fuse"
-RESIDUAL: tuple[type[nn.Module], ...] = ()
 
 
 @dataclass
@@ -286,14 +287,14 @@ class _Fuser:
             return f"{name} {reason}"
         if getattr(layer, "activation", "none") != "none":
             return f"{name} fuses {layer.activation} already, which comes before batch norm"
-        if len(source.all_input_nodes) > 1:
+        if len(source.args) + len(source.kwargs) > 1:
             return f"{name} adds a residual already, which batch norm would scale"
         key = weight_name(layer)
         if not isinstance(layer._parameters.get(key), nn.Parameter):
             return f"the {key} of {name} is not a Parameter of the layer (weight_norm, prune?)"
         if str(source.target) in self.read_directly:
             return f"the parameters of {name} are read elsewhere in forward"
-        if isinstance(layer, (nn.Linear, SPARSE[0])):
+        if isinstance(layer, (nn.Linear, SparseLinear)):
             self._require_matrix(source)
         fold_batch_norm(layer, norm)
         self._layer(source).batch_norm.append(self.prefix + str(node.target))
@@ -318,7 +319,7 @@ class _Fuser:
         """Let a sparse convolution add what is added to its output."""
         reasons = []
         for source, other in (addends, addends[::-1]):
-            if source.op != "call_module" or not isinstance(self._module(source), RESIDUAL):
+            if source.op != "call_module" or not isinstance(self._module(source), TAKES_RESIDUAL):
                 continue
             reason = self._residual_conflict(node, source, other)
             if reason is None:
@@ -342,15 +343,13 @@ class _Fuser:
             return reason
         if layer.activation != "none":
             return f"fuses {layer.activation} already, which comes before the add"
-        if len(source.all_input_nodes) > 1:
+        if len(source.args) + len(source.kwargs) > 1:  # not nodes: x may be added to conv(x)
             return "adds a residual already"
         if writes_to(node, self.modules) is other:
             return f"is added into the memory of {other}"
         known = shapes(self.graph, self.modules)
         if known[source] != known[other]:
-            return (
-                f"may have another shape than {other}: the graph does not show that they are equal"
-            )
+            return f"may have another shape than {other}: nothing in the graph shows they are equal"
         value = source.args[0]
         assert isinstance(value, fx.Node)
         if Memory(self.graph, self.modules).overwritten(value, source, node):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
 from .folding import DENSE, SPARSE
+from .nn import SparseConv1d, SparseConv2d
 from .ops import Activation
 from .prune.tree import hooks_of
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # and sparse ones, not transposed
+TAKES_RESIDUAL = (SparseConv1d, SparseConv2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TAKES_RESIDUAL)
 NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 """Modules that return their input in eval mode."""
@@ -30,8 +33,31 @@ _ADD = (operator.add, torch.add, operator.iadd)
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
 
 
+class _Proxy(fx.Proxy):
+    """A value while tracing; plain proxies forget that ``x += y`` changes x itself."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.iadd, other)
+
+    def __isub__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.isub, other)
+
+    def __imul__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.imul, other)
+
+    def __itruediv__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.itruediv, other)
+
+    def _inplace(self, function: Callable[..., object], other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
 class Tracer(fx.Tracer):
     """Symbolic tracing that looks into everything but torch's modules and sparse layers."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The value of a node while tracing."""
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module stays one call in the graph."""
@@ -202,20 +228,22 @@ def _window(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
     """(stride, extra) per spatial dimension of a convolution or max pooling."""
     if isinstance(module, tuple(_MAX_POOL)):
         dims = _MAX_POOL[type(module)] if type(module) in _MAX_POOL and not module.ceil_mode else 0
-    elif type(module) in CONVOLUTIONS and not isinstance(module.padding, str):
-        dims = len(module.kernel_size)  # type: ignore[arg-type]
+    elif isinstance(module, _CONVOLUTIONS):
+        dims = len(module.kernel_size)
     else:
         dims = 0
     if dims == 0:
         return None
+    if module.padding == "same":
+        return ((1, 0),) * dims
+    given = 0 if module.padding == "valid" else module.padding
     size, stride, padding, dilation = (
-        _each(getattr(module, name), dims)
-        for name in ("kernel_size", "stride", "padding", "dilation")
+        _each(value, dims) for value in (module.kernel_size, module.stride, given, module.dilation)
     )
     return tuple(
         (s, 2 * p - d * (k - 1)) for k, s, p, d in zip(size, stride, padding, dilation, strict=True)
     )
 
 
-def _each(value: int | tuple[int, ...], dims: int) -> tuple[int, ...]:
+def _each(value: Any, dims: int) -> tuple[int, ...]:
     return value if isinstance(value, tuple) else (value,) * dims

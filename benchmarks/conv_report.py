@@ -152,13 +152,15 @@ def ways_table(networks: list[dict]) -> str:
     names = list(dict.fromkeys(way for r in networks for way in r["all_ms"]))
     lines = [
         [
-            f"{r['network']}, batch {r['batch']}, {r['threads']}t, {r['block']}, {r['sparsity']:.0%}",
+            f"{r['network']}, batch {r['batch']}",
+            f"{r['threads']}",
+            f"{r['block']} {r['sparsity']:.0%}",
             *(f"{r['all_ms'][way]:.2f}" if way in r["all_ms"] else "" for way in names),
             r["not_run"],
         ]
         for r in networks
     ]
-    return table(["network", *names, "not run"], lines)
+    return table(["network", "threads", "blocks", *names, "not run"], lines)
 
 
 def figures(result: dict, out: Path) -> list[Path]:

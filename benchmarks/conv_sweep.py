@@ -37,6 +37,7 @@ def run(grid: ConvGrid, step: Step) -> Iterator[Row]:
 
     Every layer is checked against float64 once, before it is timed.
     """
+    before = torch.get_num_threads()
     for shape, networks in grid.layers.items():
         x = torch.randn(shape.input_shape, generator=torch.Generator().manual_seed(0))
         dense = dense_convolutions(shape, x)
@@ -60,6 +61,7 @@ def run(grid: ConvGrid, step: Step) -> Iterator[Row]:
                     yield {"threads": threads, "networks": networks, "sparsity": sparsity, **row}
                 step(f"{shape}, {threads} thread{'s' * (threads > 1)}, {sparsity:.0%}")
         gc.collect()
+    torch.set_num_threads(before)
 
 
 def _name(block: tuple[int, int]) -> str:

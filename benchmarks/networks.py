@@ -2,7 +2,7 @@
 
 import copy
 import gc
-import warnings
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tetris
 from tetris.nn import SparseLayer
+from tetris.prune.tree import replace_modules
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles
 
 from .convolutions import FORMATS
@@ -38,29 +39,43 @@ class NetworkGrid:
 
 
 def random_sparse(model: nn.Module, block: tuple[int, int], sparsity: float) -> nn.Module:
-    """Random blocks under random orders, in all but the first convolution and the classifier."""
+    """Random blocks under random orders, in all but the first convolution and the classifier.
+
+    Their number is exact for each layer; depthwise convolutions stay dense too.
+    """
     generator = torch.Generator().manual_seed(0)
-    layers = [
-        name
+    layers = {
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, (nn.Conv2d, nn.Linear)) and getattr(module, "groups", 1) == 1
-    ]
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.groups == 1)
+    }
+    new = {}
+    for name, module in list(layers.items())[1:-1]:
+        layout = _random_layout(module.weight.shape, block, sparsity, generator)
+        if isinstance(module, nn.Linear):
+            new[name] = tetris.SparseLinear.from_dense(module, layout=layout)
+        else:
+            new[name] = tetris.SparseConv2d.from_dense(module, layout=layout)
+    return replace_modules(copy.deepcopy(model), new)
 
-    def importance(_: str, layer: nn.Module) -> Tensor:
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        return torch.rand(weight.shape, generator=generator)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # small layers keep a block in each block row
-        return tetris.sparsify(
-            model,
-            sparsity=sparsity,
-            block=block,
-            include=layers[1:-1],
-            importance=importance,
-            reorder="l1_sort",
-        )
+def _random_layout(
+    shape: torch.Size, block: tuple[int, int], sparsity: float, generator: torch.Generator
+) -> tetris.BlockLayout:
+    outputs, inputs, *kernel = shape
+    grid = -(-outputs // block[0]), -(-inputs // block[1]) * math.prod(kernel)
+    removed = int(sparsity * grid[0] * grid[1])
+    order = torch.randperm(grid[0] * grid[1], generator=generator)
+    row_perm, col_perm = (torch.randperm(n, generator=generator).int() for n in (outputs, inputs))
+    return tetris.BlockLayout.from_block_mask(
+        (order >= removed).view(grid),
+        block,
+        outputs,
+        inputs,
+        row_perm,
+        col_perm,
+        kernel_size=tuple(kernel) or None,
+    )
 
 
 def ways(model: nn.Module, x: Tensor, compiled: bool) -> tuple[dict[str, Candidate], list[str]]:

@@ -48,6 +48,8 @@ QUICK_LAYERS = [
 ]
 QUICK_BLOCKS = ["4x1", "8x1", "16x1"]
 QUICK_SPARSITIES = ["75", "90"]
+PLAN = Plan(sample_s=0.004, budget_s=0.25, min_rounds=5, max_rounds=11)  # 660 groups, ten minutes
+QUICK_PLAN = Plan(budget_s=2.0, min_rounds=5, max_rounds=15)  # few layers have time
 NETWORKS = [("ResNet-18", 1), ("ResNet-18", 8), ("ResNet-50", 1), ("VGG-16", 1)]
 NETWORK_SPARSITIES = ["80", "90"]
 
@@ -125,7 +127,7 @@ def layer_grid(args: argparse.Namespace) -> conv_sweep.ConvGrid:
         sparsities=args.sparsity
         or [sparsity_share(s) for s in (QUICK_SPARSITIES if quick else SPARSITIES)],
         threads=_threads(args),
-        plan=Plan(sample_s=0.004, budget_s=0.4, min_rounds=5, max_rounds=11),
+        plan=QUICK_PLAN if quick or args.layers else PLAN,
     )
 
 

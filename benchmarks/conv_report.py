@@ -181,7 +181,7 @@ def figures(result: dict, out: Path) -> list[Path]:
 def _means(rows: list[dict]) -> list[dict]:
     """Rows of one point per class, batch, block and sparsity, with the range as spread."""
     groups: dict[tuple, list[float]] = {}
-    for r in rows:
+    for r in sorted(rows, key=lambda r: (CONV_CLASSES.index(conv_class(r)), r["batch"])):
         key = (f"{conv_class(r)}, batch {r['batch']}", r["block"], r["sparsity"])
         groups.setdefault(key, []).append(r["speedup"])
     return [
@@ -192,5 +192,5 @@ def _means(rows: list[dict]) -> list[dict]:
             "speedup": geometric_mean(speeds),
             "speedup_iqr": [min(speeds), max(speeds)],
         }
-        for (panel, block, sparsity), speeds in sorted(groups.items())
+        for (panel, block, sparsity), speeds in groups.items()
     ]

@@ -323,6 +323,22 @@ def test_residuals_that_are_not_safe(forward, stride, reason):
     assert any(reason in r for r in report.kept.values())
 
 
+def test_batch_norm_behind_a_residual_stays():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = sparse(nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1)))[0]
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            return F.relu(self.norm(self.conv(x, x)))
+
+    model, x = randomize(Net()), torch.randn(2, 16, 5, 5)
+    with pytest.warns(UserWarning, match="layer conv takes more than its input"):
+        fused = fuse(model)
+    torch.testing.assert_close(fused(x), model(x))
+
+
 def _used_twice(y, x):
     return (y + x) * y
 

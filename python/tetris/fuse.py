@@ -288,7 +288,7 @@ class _Fuser:
         if getattr(layer, "activation", "none") != "none":
             return f"{name} fuses {layer.activation} already, which comes before batch norm"
         if len(source.args) + len(source.kwargs) > 1:
-            return f"{name} adds a residual already, which batch norm would scale"
+            return f"{name} takes more than its input (a residual, which batch norm would scale?)"
         key = weight_name(layer)
         if not isinstance(layer._parameters.get(key), nn.Parameter):
             return f"the {key} of {name} is not a Parameter of the layer (weight_norm, prune?)"

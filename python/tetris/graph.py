@@ -28,7 +28,7 @@ NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn
 """Modules that return their input in eval mode."""
 _MAX_POOL = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 _FRESH = (*DENSE, *SPARSE, *NORM, *_MAX_POOL)  # their output shares no memory with their input
-_SHAPELESS = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh)
+_SAME_SHAPE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh)
 _ADD = (operator.add, torch.add, operator.iadd)
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
 
@@ -214,7 +214,7 @@ def _shape(
     if node.op != "call_module":
         return None
     module = modules[str(node.target)]
-    if isinstance(module, (*NORM, *_SHAPELESS)):
+    if isinstance(module, (*NORM, *_SAME_SHAPE)):
         return first
     window = _window(module)
     if window is None:

@@ -21,21 +21,26 @@ CPP_BUILD := build/cpp-test
 CPP_FLAGS := -DTETRIS_BUILD_TESTS=ON -DTETRIS_BUILD_EXTENSION=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench build lint format cpp-test kernel-bench clean
+.PHONY: help demo test bench bench-conv build lint format cpp-test kernel-bench clean
 
 help: ## Show this list
 	@echo 'usage: make TARGET [ARGS="..."]'
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 	@echo 'variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH=$(TORCH) JOBS=$(JOBS)'
 
-demo: $(VENV)/.with-demo ## Prune a network here and see what it gains (ARGS=--quick: under a minute)
+# With a model named in ARGS, that one alone; else the convolutional one in short behind the other.
+demo: $(VENV)/.with-demo ## Prune a network here and see what it gains (ARGS=--quick, "--model cnn")
 	$(BIN)/tetris demo $(ARGS)
+	$(if $(findstring --model,$(ARGS)),,$(BIN)/tetris demo --model cnn --quick)
 
 test: $(VENV)/.with-test ## Run the Python tests (ARGS="-k name": some of them)
 	$(BIN)/python -m pytest $(ARGS)
 
 bench: $(VENV)/.with-bench ## Compare with the dense libraries on this machine (ARGS=--quick)
 	$(BIN)/python -m benchmarks.gemm $(ARGS)
+
+bench-conv: $(VENV)/.with-bench ## The same for convolutions and networks (ARGS="--quick --models")
+	$(BIN)/python -m benchmarks.conv $(ARGS)
 
 build: $(VENV)/.built ## Build the extension into the virtual environment
 

@@ -74,27 +74,27 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--shapes",
         nargs="+",
-        type=_checked(Shape.parse),
+        type=checked(Shape.parse),
         metavar="TxIxO",
         help=f"tokens x in x out; default {' '.join(SHAPES)}",
     )
     add(
         "--blocks",
         nargs="+",
-        type=_checked(parse_block),
+        type=checked(parse_block),
         metavar="HxW",
         help=f"height along outputs x width along inputs; default {' '.join(BLOCKS)}",
     )
     add(
         "--sparsity",
         nargs="+",
-        type=_checked(_sparsity),
+        type=checked(sparsity_share),
         metavar="PERCENT",
         help=f"share removed; default {' '.join(SPARSITIES)}",
     )
     add(
         "--threads",
-        type=_checked(_threads),
+        type=checked(thread_counts),
         metavar="N[,N]",
         help="default 1 and all cores (--quick: 1)",
     )
@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _checked(parse):
+def checked(parse):
     """Makes a ValueError's message reach the user, which argparse drops."""
 
     def checked(text: str):
@@ -144,14 +144,16 @@ def _checked(parse):
     return checked
 
 
-def _sparsity(text: str) -> float:
+def sparsity_share(text: str) -> float:
+    """Reads a percentage."""
     percent = float(text)
     if not (percent == 0 or 1 <= percent < 100):
         raise ValueError(f"sparsity is a percentage, 0 or from 1 to below 100 (got {text})")
     return percent / 100
 
 
-def _threads(text: str) -> list[int]:
+def thread_counts(text: str) -> list[int]:
+    """Reads ``1,2``."""
     counts = [int(part) for part in text.split(",")]
     if any(count < 1 for count in counts):
         raise ValueError(f"thread counts start at 1 (got {text})")
@@ -167,7 +169,7 @@ def grid(args: argparse.Namespace) -> sweep.Grid:
         shapes=args.shapes or [Shape.parse(s) for s in (QUICK_SHAPES if quick else SHAPES)],
         blocks=args.blocks or [parse_block(b) for b in (QUICK_BLOCKS if quick else BLOCKS)],
         sparsities=args.sparsity
-        or [_sparsity(s) for s in (QUICK_SPARSITIES if quick else SPARSITIES)],
+        or [sparsity_share(s) for s in (QUICK_SPARSITIES if quick else SPARSITIES)],
         threads=threads,
         compiled=_default(args.compile, not quick),
         plan=plan,

@@ -194,22 +194,30 @@ def dense_steps(x: Tensor, weight: Tensor, grad: Tensor) -> dict[str, Candidate]
 
 def _compiled(x: Tensor, weight: Tensor) -> Candidate | None:
     """A frozen, compiled nn.Linear; None where this machine has no compiler."""
-    import torch._inductor.config as inductor
-
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False).eval()
     # an ordinary tensor: freezing refuses one that was made in inference mode
     with torch.inference_mode(False), torch.no_grad():
         linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
-        x = x.clone()
         try:
-            with inductor.patch(freezing=True):
-                call = torch.compile(linear, dynamic=False)
-                call(x)
+            return frozen(linear, x.clone())
         except Exception:  # a missing compiler shows in many ways; then there is no such rival
             return None
+
+
+def frozen(module: nn.Module, x: Tensor) -> Candidate:
+    """Calls of a module through torch.compile with frozen weights.
+
+    Raises:
+        Exception: what torch.compile raises where it cannot compile the module.
+    """
+    import torch._inductor.config as inductor
+
+    call = torch.compile(module, dynamic=False, fullgraph=True)
 
     def run() -> object:
         with torch.inference_mode(False), torch.no_grad():
             return call(x)
 
+    with inductor.patch(freezing=True):
+        run()
     return run

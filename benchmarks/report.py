@@ -1,6 +1,6 @@
 """Turns measured rows into markdown tables and figures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .machine import sentence
@@ -11,6 +11,7 @@ STYLES = {
     "32x32": ("#0072B2", "s"),
     "16x16": ("#56B4E9", "D"),
     "16x1": ("#009E73", "^"),
+    "8x1": ("#332288", ">"),
     "8x8": ("#000000", "P"),
     "4x4": ("#F0E442", "X"),
     "4x1": ("#E69F00", "v"),
@@ -78,9 +79,9 @@ def row_table(rows: list[dict]) -> str:
     return table(head.split(", "), lines)
 
 
-def verdict_table(verdicts: list[Verdict]) -> str:
-    """The pass/fail table."""
-    head = "ISA, threads, tokens, block, sparsity, target, geo. mean, worst, worst at, verdict"
+def verdict_table(verdicts: list[Verdict], what: str = "tokens") -> str:
+    """The pass/fail table; ``what`` heads the column that names the points."""
+    head = f"ISA, threads, {what}, block, sparsity, target, geo. mean, worst, worst at, verdict"
     lines = [
         [
             v.isa,
@@ -195,21 +196,29 @@ def markdown(result: dict) -> str:
 
 def figures(result: dict, out: Path) -> list[Path]:
     """Draws speed-up curves, one picture per instruction set and thread count."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     written = []
     rows = result["rows"]
     for isa, threads in dict.fromkeys((r["isa"], r["threads"]) for r in rows):
         some = [r for r in rows if (r["isa"], r["threads"]) == (isa, threads)]
         path = out / f"speedup-{isa}-{threads}t.png"
         title = f"{isa}, {threads} thread{'s' * (threads > 1)} - {result['machine']['cpu']}"
-        _speedup_figure(some, title, path)
+        speedup_figure(some, title, path)
         written.append(path)
     return written
 
 
-def _speedup_figure(rows: list[dict], title: str, path: Path) -> None:
+def _tokens_title(shape: str) -> str:
+    tokens, inputs, outputs = shape.split("x")
+    return f"{tokens} token{'s' * (tokens != '1')}, {inputs} to {outputs}"
+
+
+def speedup_figure(
+    rows: list[dict], title: str, path: Path, panel: Callable[[str], str] = _tokens_title
+) -> None:
+    """Draws speed-up against sparsity, a panel per shape; ``panel`` is the title of a shape's."""
+    import matplotlib
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     shapes = ordered(rows, "shape")
@@ -246,9 +255,7 @@ def _speedup_figure(rows: list[dict], title: str, path: Path) -> None:
                 axis.fill_between(
                     at, [p[2] for p in points], [p[3] for p in points], color=colour, alpha=0.2
                 )
-        tokens, inputs, outputs = shape.split("x")
-        plural = "s" * (tokens != "1")
-        axis.set_title(f"{tokens} token{plural}, {inputs} to {outputs}", fontsize=11)
+        axis.set_title(panel(shape), fontsize=11)
         if len(sparsities) > 1:
             axis.set_xscale("log")
         axis.set_yscale("log")

@@ -3,18 +3,19 @@
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 import tetris
-from tetris.timing import Candidate, Plan, interleave, quartiles
+from tetris.timing import Candidate, Durations, Plan, interleave, quartiles
 
 from .layers import Shape, SparseLayer, dense_candidates, dense_steps, sparse_candidate
 from .machine import cache_bytes
 from .rivals import rival_candidates
 
-Row = dict[str, object]
+Row = dict[str, Any]
 Step = Callable[[str], None]  # called once per finished group, with its name
 
 FEW_TOKENS = 16  # up to here weights come from memory, not from cache
@@ -114,9 +115,36 @@ def fast_dense(shape: Shape, x: torch.Tensor, grid: Grid) -> dict[str, Candidate
     weight = torch.randn(shape.outputs, shape.inputs) / shape.inputs**0.5
     copies = copies_for(shape.tokens, 4 * weight.numel())
     candidates = dense_candidates(x, weight, copies, grid.compiled)
-    times = interleave(candidates, Plan(budget_s=1.5, min_rounds=3, max_rounds=8))
+    return near_best(
+        candidates, interleave(candidates, Plan(budget_s=1.5, min_rounds=3, max_rounds=8))
+    )
+
+
+def near_best(candidates: dict[str, Candidate], times: Durations) -> dict[str, Candidate]:
+    """The candidates whose best time is within 30 % of the very best."""
     best = min(t.min() for t in times.values())
     return {name: c for name, c in candidates.items() if times[name].min() < 1.3 * best}
+
+
+def comparison(sparse: np.ndarray, dense: Durations, density: float) -> Row:
+    """The part of a row that says how a sparse candidate did against the fastest dense one."""
+    best = min(dense, key=lambda name: float(np.median(dense[name])))
+    low, median, high = quartiles(sparse)
+    dense_low, dense_median, dense_high = quartiles(dense[best])
+    # paired by round: a machine that slows down for a while slows both
+    ratio_low, speedup, ratio_high = quartiles(dense[best] / sparse)
+    return {
+        "sparse_ms": 1e3 * median,
+        "sparse_iqr_ms": [1e3 * low, 1e3 * high],
+        "dense_ms": 1e3 * dense_median,
+        "dense_iqr_ms": [1e3 * dense_low, 1e3 * dense_high],
+        "dense": best,
+        "all_dense_ms": {name: 1e3 * float(np.median(t)) for name, t in dense.items()},
+        "rounds": len(sparse),
+        "speedup": speedup,
+        "speedup_iqr": [ratio_low, ratio_high],
+        "efficiency": speedup * density,
+    }
 
 
 def _name(block: tuple[int, int]) -> str:
@@ -133,12 +161,9 @@ def _row(
     copies: int,
     peak: float | None,
 ) -> Row:
-    best = min(dense, key=lambda name: float(np.median(dense[name])))
-    low, median, high = quartiles(sparse)
-    dense_low, dense_median, dense_high = quartiles(dense[best])
-    # paired by round: a machine that slows down for a while slows both
-    ratio_low, speedup, ratio_high = quartiles(dense[best] / sparse)
     stored = 2 * shape.tokens * layer.values.numel()
+    median = float(np.median(sparse))
+    against = comparison(sparse, dense, layer.density)
     dense_bytes = 4 * shape.inputs * shape.outputs
     return {
         "isa": tetris._C.isa_in_use(),
@@ -150,19 +175,10 @@ def _row(
         "density": layer.density,
         "cache": "warm" if shape.tokens > FEW_TOKENS else f"memory, {copies} copies",
         "kernel": tetris._C.last_kernel(),
-        "sparse_ms": 1e3 * median,
-        "sparse_iqr_ms": [1e3 * low, 1e3 * high],
-        "dense_ms": 1e3 * dense_median,
-        "dense_iqr_ms": [1e3 * dense_low, 1e3 * dense_high],
-        "dense": best,
-        "all_dense_ms": {name: 1e3 * float(np.median(t)) for name, t in dense.items()},
-        "rounds": len(sparse),
-        "speedup": speedup,
-        "speedup_iqr": [ratio_low, ratio_high],
-        "efficiency": speedup * layer.density,
+        **against,
         "stored_gflops": stored / median / 1e9,
         "equivalent_gflops": shape.flops / median / 1e9,
-        "dense_gflops": shape.flops / dense_median / 1e9,
+        "dense_gflops": shape.flops / float(np.median(dense[str(against["dense"])])) / 1e9,
         "peak_share": stored / median / (peak * threads) if peak else None,
         "bytes_ratio": dense_bytes / layer.stored_bytes,
     }

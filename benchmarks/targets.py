@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 BANDS = {"50-75 %": (0.5, 0.75), "90 %": (0.9,), "95 %": (0.95,)}
+_CONV_BANDS = {**BANDS, "75 %": (0.75,)}
 _LARGE = (0.97, 0.93, 0.80)
 _SMALL = (0.93, 0.88, 0.75)
 TARGETS = {
@@ -23,6 +24,16 @@ MANY_TOKENS = 128
 TRAINING_TARGETS = {"4x1": 0.35, "16x16": 0.6, "32x32": 0.6}  # at 75 to 90 % sparsity
 AVX2_PEAK_SHARE = 0.72  # of that instruction set's FMA peak, at every point of 4 rows and more
 DECODE_SHARE = 0.8  # of the ratio of bytes read, at one token
+
+CONV_CLASSES = ("3x3", "3x3 on 7x7", "1x1", "stride 2")
+CONV_TARGETS = (  # class of layer, batches (None: all), blocks, {band: efficiency}
+    ("3x3", None, ("8x1", "16x1"), {"50-75 %": 0.85, "90 %": 0.75}),
+    ("3x3", None, ("4x1",), {"50-75 %": 0.75, "90 %": 0.65}),
+    ("3x3 on 7x7", (8,), ("4x1", "8x1", "16x1"), {"75 %": 0.65}),
+    ("1x1", None, ("8x1", "16x1"), {"50-75 %": 0.85, "90 %": 0.85}),
+    ("stride 2", None, ("8x1", "16x1"), {"50-75 %": 0.7, "90 %": 0.7}),
+)
+NETWORK_TARGETS = {("VGG-16", 0.9): 6.0, ("ResNet-50", 0.8): 3.0}  # speed-up, batch 1
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,37 @@ def judge(rows: list[dict], training: list[dict]) -> list[Verdict]:
                 verdicts.append(
                     _verdict(isa, threads, "training", block, "75-90 %", target, 1.0, points)
                 )
+    return verdicts
+
+
+def conv_class(row: dict) -> str:
+    """Which of :data:`CONV_CLASSES` a measured convolution belongs to."""
+    if row["stride"] > 1:
+        return "stride 2"
+    if row["kernel_size"] == 1:
+        return "1x1"
+    return "3x3" if row["map"] >= 14 else "3x3 on 7x7"
+
+
+def judge_convolutions(rows: list[dict]) -> list[Verdict]:
+    """Compares measured convolutions with their targets, block by block."""
+    verdicts = []
+    for isa, threads in sorted({(r["isa"], r["threads"]) for r in rows}):
+        here = [r for r in rows if (r["isa"], r["threads"]) == (isa, threads)]
+        for kind, batches, blocks, targets in CONV_TARGETS:
+            for block in blocks:
+                for band, target in targets.items():
+                    points = [
+                        r
+                        for r in here
+                        if (conv_class(r), r["block"]) == (kind, block)
+                        and r["sparsity"] in _CONV_BANDS[band]
+                        and (batches is None or r["batch"] in batches)
+                    ]
+                    if points:
+                        verdicts.append(
+                            _verdict(isa, threads, kind, block, band, target, POINT_MARGIN, points)
+                        )
     return verdicts
 
 

@@ -10,8 +10,11 @@ import tetris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import gemm, readme, report, targets, training
+from benchmarks import conv, conv_report, gemm, readme, report, targets, training
+from benchmarks.convolutions import ConvShape, SparseConv, dense_convolutions, layers_of
 from benchmarks.layers import Shape, SparseLayer, dense_candidates, parse_block
+from benchmarks.models import MODELS
+from benchmarks.networks import random_sparse, ways
 from tetris.timing import Plan, interleave, rotate, unpacked_product
 
 
@@ -174,3 +177,130 @@ def test_claim_needs_its_blocks():
     result = {"rows": rows, "native_isa": "avx512"}
     assert "**9.5 times** as fast" in readme.claim(result)
     assert readme.claim({**result, "rows": rows[:2]}) is None
+
+
+SHAPES = ["2x37x9x9-29k3s2", "1x16x7x7-40k1s1", "3x24x5x5-16k3s1"]
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_convolutions_read_as_they_print(text):
+    assert str(ConvShape.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["1x2x3x4-5k3s1", "1x2x3x3-5k2s1", "0x2x3x3-5k3s1", "1x2x3-5"])
+def test_bad_convolution_is_explained(text):
+    with pytest.raises(ValueError, match="NxCxHxH-OkKsS"):
+        ConvShape.parse(text)
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 1), (3, 5), (16, 16)])
+@pytest.mark.parametrize("text", SHAPES)
+def test_random_convolution_is_exact_and_correct(text, block):
+    shape = ConvShape.parse(text)
+    layer = SparseConv.random(shape, block, 0.75, seed=1)
+    blocks = -(-shape.outputs // block[0]) * -(-shape.inputs // block[1]) * shape.kernel**2
+    assert len(layer.values) == blocks - int(0.75 * blocks)
+    layer.check(torch.randn(shape.input_shape))
+
+
+def test_check_notices_a_wrong_convolution(monkeypatch):
+    layer = SparseConv.random(ConvShape.parse(SHAPES[2]), (4, 1), 0.5)
+    right = SparseConv.__call__
+    monkeypatch.setattr(SparseConv, "__call__", lambda self, x: right(self, x).roll(1, dims=1))
+    with pytest.raises(RuntimeError, match="wrong result in block row"):
+        layer.check(torch.randn(3, 24, 5, 5))
+
+
+@pytest.mark.parametrize("text", SHAPES)
+def test_dense_convolutions_agree(text):
+    shape = ConvShape.parse(text)
+    with torch.inference_mode():
+        first, *others = dense_convolutions(shape, torch.randn(shape.input_shape)).values()
+        assert len(others) == 3
+        for call in others:
+            torch.testing.assert_close(call(), first(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "layers"),
+    [("ResNet-18", 11.69, 10), ("ResNet-50", 25.56, 22), ("VGG-16", 138.37, 8)],
+)
+def test_networks_have_the_weights_of_the_papers(name, millions, layers):
+    model = MODELS[name]()
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    shapes = list(layers_of(model))
+    assert len(shapes) == layers
+    assert all(s.inputs > 3 and s.kernel in (1, 3) for s in shapes)
+
+
+@pytest.mark.parametrize("name", ["ResNet-18", "MobileNetV2"])
+def test_every_way_to_run_a_network_agrees(name):
+    x = torch.randn(1, 3, 64, 64)
+    model = MODELS[name]()
+    sparse = random_sparse(model, (8, 1), 0.8)
+    layers = [m.layout for m in sparse.modules() if isinstance(m, tetris.SparseConv2d)]
+    assert all(layout.row_perm is not None for layout in layers)
+    assert all(layout.sparsity == pytest.approx(0.8, abs=0.05) for layout in layers)
+    with torch.no_grad():
+        for network in (model, sparse):
+            found, failed = ways(network, x, compiled=False)  # raises where two disagree
+            assert len(found) == 4
+            assert failed == []
+
+
+def conv_point(block: str, efficiency: float, **other) -> dict:
+    row = {"isa": "avx512", "threads": 1, "shape": "1x64x56x56-64k3s1", "batch": 1, "map": 56}
+    row |= {"kernel_size": 3, "stride": 1, "sparsity": 0.75, "speedup": 4 * efficiency}
+    return row | {"block": block, "efficiency": efficiency} | other
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "target"),
+    [
+        (conv_point("8x1", 0.86), "3x3", 0.85),
+        (conv_point("4x1", 0.66, sparsity=0.9), "3x3", 0.65),
+        (conv_point("8x1", 0.66, map=7, batch=8), "3x3 on 7x7", 0.65),
+        (conv_point("16x1", 0.86, kernel_size=1), "1x1", 0.85),
+        (conv_point("8x1", 0.71, kernel_size=1, stride=2), "stride 2", 0.7),
+    ],
+)
+def test_convolution_verdicts(row, kind, target):
+    (met,) = targets.judge_convolutions([row])
+    assert (met.what, met.target, met.passed) == (kind, target, True)
+    (low,) = targets.judge_convolutions([{**row, "efficiency": target - 0.01}])
+    assert not low.passed
+
+
+def test_small_maps_have_a_target_at_batch_8_only():
+    assert targets.judge_convolutions([conv_point("8x1", 0.9, map=7)]) == []
+
+
+def test_network_table_judges_the_targets():
+    row = {"network": "VGG-16", "batch": 1, "threads": 1, "block": "8x1", "sparsity": 0.9}
+    row |= {"sparse": "fused", "sparse_ms": 1.0, "dense": "compile", "dense_ms": 6.0}
+    assert "6x: pass" in conv_report.network_table([{**row, "speedup": 6.1}])
+    assert "6x: **fail**" in conv_report.network_table([{**row, "speedup": 5.9}])
+    assert "6x" not in conv_report.network_table([{**row, "speedup": 7.0, "batch": 8}])
+
+
+def test_small_convolution_run_writes_everything(tmp_path):
+    words = ["--quick", "--layers", "2x16x8x8-16k3s1", "1x16x7x7-24k1s1", "--blocks", "4x1", "8x8"]
+    words += ["--models", "--of", "ResNet-18", "--image", "32", "--threads", "1"]
+    words += ["--sparsity", "75", "--batch", "1", "--out", str(tmp_path)]
+    before = torch.get_num_threads()
+    assert conv.main(words) == 0
+    assert torch.get_num_threads() == before
+    result = json.loads((tmp_path / "conv.json").read_text())
+    assert len(result["rows"]) == 2 * 2
+    for row in result["rows"]:
+        assert row["kernel"].endswith(tetris._C.isa_in_use())
+        assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
+        assert len(row["all_dense_ms"]) == 4
+        assert row["dense"] in row["all_dense_ms"]
+    (network,) = result["networks"]
+    assert network["network"] == "ResNet-18"
+    assert sum(way.startswith("sparse") for way in network["all_ms"]) == 4
+    text = (tmp_path / "conv.md").read_text()
+    assert "2x16x8x8-16k3s1" in text
+    assert "## Whole networks" in text
+    assert list(tmp_path.glob("conv-speedup-1t.png"))

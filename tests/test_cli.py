@@ -7,14 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 import tetris
 from tetris import cli
+from tetris.data import Dataset
 from tetris.demo.config import DemoConfig
-from tetris.demo.latency import fuse_relu, measure
+from tetris.demo.latency import measure
+from tetris.demo.networks import NETWORKS
 from tetris.demo.run import run
-from tetris.demo.train import mlp
+from tetris.demo.train import recalibrate
 from tetris.demo.variants import build
+from tetris.nn import SparseLayer
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,52 +56,90 @@ def test_bad_thread_count(threads, capsys):
     assert "expected a number from 1" in capsys.readouterr().err
 
 
-def test_every_variant_stores_its_share():
+@pytest.mark.parametrize(("model", "features"), [("mlp", 64), ("cnn", 64)])
+def test_every_variant_stores_its_share(model, features):
     torch.manual_seed(0)
-    dense = mlp(64, 128, 10)
-    config = DemoConfig(hidden=128, sparsities=(0.75,), blocks=((4, 1), (16, 16)))
-    full = dense[0].weight.numel() + dense[2].weight.numel()
+    network, width = NETWORKS[model], 128 if model == "mlp" else 16
+    config = DemoConfig(
+        model=model, width=width, sparsities=(0.75,), blocks=((4, 1), (4, 4)), search_sweeps=1
+    )
+    dense = network.build(features, width, 10)
+    full = network.hidden_weights(features, width)
+    hidden = [m for m in dense.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][:-1]
+    assert full == sum(m.weight.numel() for m in hidden[model == "cnn" :])
     for variant in config.variants():
-        model = build(dense, variant, config, seed=0)
+        built = build(dense, network, variant, config, features, seed=0)
         if variant.method == "narrow":
-            stored = model[0].weight.numel() + model[2].weight.numel()
+            narrow = [m for m in built.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][:-1]
+            stored = sum(m.weight.numel() for m in narrow[model == "cnn" :])
             assert stored == pytest.approx(full / 4, rel=0.05)
         else:
-            assert model[0].values.numel() + model[2].values.numel() == full // 4
-        assert isinstance(model[4], torch.nn.Linear)
+            sparse = [m for m in built.modules() if isinstance(m, SparseLayer)]
+            assert sum(m.values.numel() for m in sparse) == full // 4
+        assert type(built.get_submodule(network.classifier)) is nn.Linear
 
 
-def test_fused_network_computes_the_same():
+@pytest.mark.parametrize(("model", "features"), [("mlp", 64), ("cnn", 64), ("cnn", 784)])
+def test_every_way_to_run_a_network_computes_the_same(model, features):
     torch.manual_seed(0)
-    dense = mlp(64, 96, 10)
-    config = DemoConfig()
-    model = build(dense, config.variants()[-1], config, seed=0)
-    x = torch.randn(33, 64)
-    expected = model(x)
-    fused = fuse_relu(model)
-    assert len(fused) == 3
-    torch.testing.assert_close(fused(x), expected)
+    network = NETWORKS[model]
+    dense = network.build(features, 16, 10)
+    x = network.inputs(torch.randn(9, features))
+    with torch.no_grad():
+        dense.train()(x)  # batch norm gets statistics
+        dense.eval()
+        config = DemoConfig(model=model, sparsities=(0.5,), blocks=((4, 1),), search_sweeps=1)
+        sparse = build(dense, network, config.variants()[-1], config, features, seed=0)
+        for made, calls in (
+            (dense, network.dense_calls(dense, x)),
+            (sparse, network.sparse_calls(sparse, x)),
+        ):
+            assert len(calls) == (4 if model == "cnn" else 2) // (1 + (made is sparse))
+            for call in calls.values():
+                torch.testing.assert_close(call(), made(x), rtol=1e-4, atol=1e-5)
+
+
+def test_recalibration_measures_batch_norm_and_changes_no_weight():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+    x = 3 + torch.randn(64, 1, 5, 5)
+    data = Dataset("", "", x, torch.zeros(64), x, torch.zeros(64))
+    before = model[0].weight.clone()
+    recalibrate(model, data, batch=16)
+    assert torch.equal(model[0].weight, before)
+    mean = model[0](x).mean((0, 2, 3))
+    torch.testing.assert_close(model[1].running_mean, mean, rtol=1e-4, atol=1e-5)
+    assert model[1].momentum == 0.1
+    assert not model.training
 
 
 def test_latency_covers_every_network():
-    dense = mlp(64, 96, 10)
-    library, times = measure(dense, {"again": mlp(64, 32, 10)}, torch.randn(16, 64))
+    network = NETWORKS["mlp"]
+    dense, other = network.build(64, 96, 10), network.build(64, 32, 10)
+    library, times = measure(network, dense, {"again": other}, torch.randn(16, 64))
     assert library in ("F.linear", "oneDNN")
     assert set(times) == {"dense", "again"}
     assert all(ms > 0 for ms in times.values())
 
 
-def test_demo_end_to_end(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        ("mlp", {"width": 96, "dense_epochs": 8, "tune_epochs": 4}),
+        ("cnn", {"width": 16, "dense_epochs": 3, "tune_epochs": 2, "train_batch": 64}),
+    ],
+)
+def test_demo_end_to_end(model, settings, tmp_path):
     config = DemoConfig(
-        hidden=96,
+        model=model,
         sparsities=(0.8,),
         blocks=((4, 1),),
         seeds=(0, 1),
         threads=1,
-        dense_epochs=8,
-        tune_epochs=4,
         digits=True,
+        search_sweeps=1,
         out=tmp_path,
+        **settings,
     )
     console = Console(record=True, width=100)
     outcome = run(config, console)
@@ -106,11 +148,21 @@ def test_demo_end_to_end(tmp_path):
     assert "±" in text
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"layout.png", "accuracy-latency.png", "demo.md"}
-    assert "| TETRIS | 4x1 | 80% |" in (tmp_path / "demo.md").read_text()
+    table = (tmp_path / "demo.md").read_text()
+    assert "| TETRIS | 4x1 | 80% |" in table
+    assert ("batch norm recalibrated" in table) == (model == "cnn")
     for result in outcome.results:
         assert len(result.accuracies) == 2
         assert min(result.accuracies) > 0.7
         assert result.milliseconds > 0
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize("size", ["quick", "default", "full"])
+def test_presets(model, size):
+    config = DemoConfig.preset(model, size, seed=7, threads=1)
+    assert (config.model, config.seeds[0], config.threads) == (model, 7, 1)
+    assert {v.method for v in config.variants()} >= {"element-wise", "TETRIS"}
 
 
 def test_readme_example_runs():

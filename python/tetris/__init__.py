@@ -9,6 +9,8 @@ from . import _C
 from . import ops as ops
 from . import prune as prune
 from . import reorder as reorder
+from .fuse import FuseReport as FuseReport
+from .fuse import fuse as fuse
 from .info import Info as Info
 from .info import info as info
 from .layout import BlockLayout as BlockLayout

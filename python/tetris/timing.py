@@ -1,15 +1,16 @@
 """Fair timing: candidates take turns, so a slow minute of the machine hits all of them.
 
-Also the dense opponent that every comparison has to beat, see :func:`prepacked_linear`.
+Also the dense opponents that every comparison has to beat, see :func:`prepacked_linear` and
+:func:`prepacked_conv2d`.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Candidate = Callable[[], object]
 Durations = dict[str, np.ndarray]  # seconds per call, one entry per round
@@ -101,6 +102,39 @@ def prepacked_linear(
     if hasattr(ops, "_reorder_linear_weight"):
         packed = ops._reorder_linear_weight(weight, tokens)
     return lambda x: ops._linear_pointwise(x, packed, bias, activation, [], "")
+
+
+def prepacked_conv2d(
+    conv: nn.Conv2d, input_shape: Sequence[int], activation: str = "none"
+) -> Callable[..., Tensor] | None:
+    """A dense convolution by oneDNN with its weight packed ahead of time, as in frozen graphs.
+
+    Args:
+        conv: Zero-padded convolution; its memory format is that of its weight.
+        input_shape: [N, C, H, W] that the weight is packed for.
+        activation: ``none`` or ``relu``, fused.
+
+    Returns:
+        ``(x, residual) -> activation(conv(x) + residual)``, the residual fused too; the output is
+        channels_last. None where this torch has no oneDNN or no such op.
+    """
+    ops = _onednn()
+    if ops is None or not hasattr(ops, "_reorder_convolution_weight"):
+        return None
+    geometry = [list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups]
+    weight = conv.weight.detach()
+    packed = ops._reorder_convolution_weight(weight, *geometry, list(input_shape))
+    bias = None if conv.bias is None else conv.bias.detach()
+    unary = None if activation == "none" else activation
+
+    def call(x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if residual is None:
+            return ops._convolution_pointwise(x, packed, bias, *geometry, activation, [], "")
+        return ops._convolution_pointwise(
+            x, residual, packed, bias, *geometry, "add", 1.0, unary, [], ""
+        )
+
+    return call
 
 
 def unpacked_product() -> Callable[[Tensor, Tensor], Tensor] | None:

@@ -1,7 +1,8 @@
 """The demo behind ``tetris demo``: train, prune, fine-tune, measure, on this machine.
 
 config.py    what is run: sizes, seeds, variants
-train.py     the network, its training, its accuracy
+networks.py  the networks, and the ways to run them
+train.py     training, accuracy
 variants.py  from a dense network to a pruned one, per method
 latency.py   milliseconds of dense and sparse networks, in turns
 report.py    the table and the pictures

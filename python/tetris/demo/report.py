@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from rich.table import Table
 
-from ..nn import SparseLinear
+from ..nn import SparseLayer
 from .config import DemoConfig
 
 if TYPE_CHECKING:
@@ -75,12 +75,29 @@ def legend(outcome: Outcome, config: DemoConfig) -> str:
     epochs = config.dense_epochs + config.tune_epochs
     return (
         f"Accuracy: {seed_word}; every pruned network is fine-tuned for the same "
-        f"{config.tune_epochs} epochs on the same batches, as sparse layers. Time: the whole "
-        f"network, {config.latency_batch} images per call, {torch.get_num_threads()} thread(s), "
-        f"candidates in turns, medians; dense is the fastest library found ({outcome.dense_library}"
-        f"). narrow: a dense network with as many hidden weights as are left, trained for {epochs} "
-        "epochs from scratch and run by the same library. The classifier stays dense."
+        f"{config.tune_epochs} epochs on the same batches, as sparse layers{_norm(config)}. Time: "
+        f"the whole network, {config.latency_batch} images per call, "
+        f"{torch.get_num_threads()} thread(s), candidates in turns, medians; dense is the fastest "
+        f"library found ({outcome.dense_library}). narrow: a dense network with as many hidden "
+        f"weights as are left, trained for {epochs} epochs from scratch and run by the same "
+        f"library. {_dense(config)} dense."
     )
+
+
+def _norm(config: DemoConfig) -> str:
+    """What else happens to a network with batch norm, and what is left out."""
+    if config.model == "mlp":
+        return ""
+    text = ", and batch norm recalibrated; for timing it is folded on all sides"
+    if config.train_images is not None:
+        text += f" (trained on {config.train_images} images only, to be quick)"
+    return text
+
+
+def _dense(config: DemoConfig) -> str:
+    if config.model == "mlp":
+        return "The classifier stays"
+    return "The first convolution and the classifier stay"
 
 
 def pictures(outcome: Outcome, config: DemoConfig) -> list[Path]:
@@ -91,8 +108,8 @@ def pictures(outcome: Outcome, config: DemoConfig) -> list[Path]:
         return []
     matplotlib.use("Agg")
     layout_path = config.out / "layout.png"
-    layer = outcome.example[2]
-    assert isinstance(layer, SparseLinear)
+    layers = (m for m in outcome.example.modules() if isinstance(m, SparseLayer))
+    layer = max(layers, key=lambda m: m.layout.stored_values)
     layout = layer.layout
     layout.plot(layout_path, layout.unpack(layer.values.detach()))
     curve_path = config.out / "accuracy-latency.png"

@@ -1,7 +1,6 @@
 """Runs the demo: everything between the command line and the table."""
 
-import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
@@ -11,8 +10,9 @@ from torch import nn
 from .. import data as datasets
 from . import report
 from .config import DemoConfig, Variant
-from .latency import fuse_relu, measure
-from .train import accuracy, mlp, steps_of, train
+from .latency import measure
+from .networks import NETWORKS
+from .train import accuracy, recalibrate, steps_of, train
 from .variants import build
 
 
@@ -34,7 +34,7 @@ class Outcome:
     dense_milliseconds: float
     dense_library: str
     results: list[Result]
-    example: nn.Sequential  # a TETRIS model of the first seed, for the picture
+    example: nn.Module  # a TETRIS model of the first seed, for the picture
 
 
 def run(config: DemoConfig, console: Console | None = None) -> Outcome:
@@ -42,7 +42,7 @@ def run(config: DemoConfig, console: Console | None = None) -> Outcome:
     console = console or Console()
     if config.threads:
         torch.set_num_threads(config.threads)
-    data = datasets.load(config.data, digits=config.digits)
+    data = _images(datasets.load(config.data, digits=config.digits), config)
     config.out.mkdir(parents=True, exist_ok=True)  # now, not after minutes of training
     console.print(f"Data: {data.note}.", highlight=False)
     outcome = _outcome(config, data, console)
@@ -55,17 +55,26 @@ def run(config: DemoConfig, console: Console | None = None) -> Outcome:
     return outcome
 
 
+def _images(data: datasets.Dataset, config: DemoConfig) -> datasets.Dataset:
+    """The images as the network takes them, no more than asked for."""
+    shaped = NETWORKS[config.model].inputs
+    train_x, train_y = data.train_x[: config.train_images], data.train_y[: config.train_images]
+    test_x = shaped(data.test_x)
+    return replace(data, train_x=shaped(train_x), train_y=train_y, test_x=test_x)
+
+
 def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Outcome:
+    network = NETWORKS[config.model]
     variants = config.variants()
-    features, classes = data.train_x.shape[1], int(data.train_y.max()) + 1
+    features, classes = data.train_x[0].numel(), int(data.train_y.max()) + 1
     dense_steps = steps_of(data, epochs=config.dense_epochs, batch=config.train_batch)
     tune_steps = steps_of(data, epochs=config.tune_epochs, batch=config.train_batch)
     narrow = sum(v.method == "narrow" for v in variants)
     per_seed = dense_steps + len(variants) * tune_steps + narrow * dense_steps
     dense_accuracies: list[float] = []
     accuracies: dict[Variant, list[float]] = {variant: [] for variant in variants}
-    first: dict[Variant, nn.Sequential] = {}
-    dense = mlp(features, config.hidden, classes)
+    first: dict[Variant, nn.Module] = {}
+    trained: list[nn.Module] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
     bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
     with bar:
@@ -89,18 +98,18 @@ def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Ou
                 seed=seed,
                 step=step,
             )
+            recalibrate(model, data, config.train_batch)
             return accuracy(model, data)
 
         for seed in config.seeds:
             describe(f"seed {seed}: dense training")
             torch.manual_seed(seed)
-            network = mlp(features, config.hidden, classes)
-            dense_accuracies.append(fit(network, config.dense_epochs, config.learning_rate, seed))
-            if seed == config.seeds[0]:
-                dense = copy.deepcopy(network)
+            dense = network.build(features, config.width, classes)
+            dense_accuracies.append(fit(dense, config.dense_epochs, config.learning_rate, seed))
+            trained.append(dense)
             for variant in variants:
                 describe(f"seed {seed}: {_label(variant)}")
-                model = build(network, variant, config, seed)
+                model = build(dense, network, variant, config, features, seed)
                 epochs, rate = config.tune_epochs, config.tune_learning_rate
                 if variant.method == "narrow":  # from scratch
                     epochs += config.dense_epochs
@@ -108,8 +117,8 @@ def _outcome(config: DemoConfig, data: datasets.Dataset, console: Console) -> Ou
                 first.setdefault(variant, model)
         describe("measuring latency")
         x = data.test_x[: config.latency_batch].contiguous()
-        models = {_label(v): fuse_relu(model) for v, model in first.items()}
-        library, times = measure(dense, models, x)
+        models = {_label(v): model for v, model in first.items()}
+        library, times = measure(network, trained[0], models, x)
     results = [Result(v, accuracies[v], times[_label(v)]) for v in variants]
     reordered = [v for v in variants if v.method == "TETRIS"]
     example = first[min(reordered, key=lambda v: (v.sparsity, -v.block[0] * v.block[1]))]

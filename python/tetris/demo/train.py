@@ -1,4 +1,4 @@
-"""The network of the demo and its training."""
+"""Training, and what comes after it."""
 
 from collections.abc import Callable
 
@@ -9,17 +9,6 @@ from torch import nn
 from ..data import Dataset
 
 Step = Callable[[], None]
-
-
-def mlp(features: int, hidden: int, classes: int) -> nn.Sequential:
-    """Two hidden layers; the classifier is small and stays dense throughout."""
-    return nn.Sequential(
-        nn.Linear(features, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, classes),
-    )
 
 
 def train(
@@ -52,6 +41,27 @@ def train(
     model.eval()
 
 
+@torch.no_grad()
+def recalibrate(model: nn.Module, data: Dataset, batch: int, batches: int = 32) -> None:
+    """Measure the statistics of batch norm anew, which pruning and training have moved.
+
+    Averages over batches of the training images, without changing a weight.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+    model.train()
+    for images in data.train_x.split(batch)[:batches]:
+        model(images)
+    model.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
 def steps_of(data: Dataset, *, epochs: int, batch: int) -> int:
     """Steps that :func:`train` takes."""
     return epochs * -(-len(data.train_y) // batch)
@@ -60,4 +70,8 @@ def steps_of(data: Dataset, *, epochs: int, batch: int) -> int:
 @torch.inference_mode()
 def accuracy(model: nn.Module, data: Dataset) -> float:
     """Share of test images classified correctly."""
-    return float((model(data.test_x).argmax(1) == data.test_y).float().mean())
+    right = [
+        (model(x).argmax(1) == y).float()
+        for x, y in zip(data.test_x.split(1000), data.test_y.split(1000), strict=True)
+    ]
+    return float(torch.cat(right).mean())

@@ -182,13 +182,17 @@ def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module
 
 def check_hooks(where: str, name: str, module: nn.Module) -> None:
     """Raise if replacing a module would lose hooks."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    found = [kind.strip("_") for kind in kinds if getattr(module, kind, None)]
-    if found:
+    if found := hooks_of(module):
         raise ValueError(
-            f"{where}: layer {name!r} has {', '.join(found)}, which its sparse replacement would "
+            f"{where}: layer {name!r} has {found}, which its sparse replacement would "
             "not have; remove them and register them on the result, or exclude the layer"
         )
+
+
+def hooks_of(module: nn.Module) -> str:
+    """The kinds of hooks a module has, or an empty string."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return ", ".join(kind.strip("_") for kind in kinds if getattr(module, kind, None))
 
 
 class _Tree:

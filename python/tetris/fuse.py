@@ -1,0 +1,426 @@
+"""fuse: fold batch norm, activations and residual adds into the layers before them."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, overload
+
+import torch
+from torch import fx, nn
+
+from .checks import check_model
+from .folding import DENSE, SPARSE, fold_batch_norm, weight_name
+from .graph import (
+    NORM,
+    NOTHING,
+    TAKES_RESIDUAL,
+    Memory,
+    Tracer,
+    activation_of,
+    addends_of,
+    shapes,
+    trace,
+    writes_to,
+)
+from .nn import SparseLinear
+from .ops import Activation
+from .prune.tree import copy_or_same, hooks_of, replace_modules
+
+_WHERE = "tetris.fuse"
+
+
+@dataclass
+class FusedLayer:
+    """What one layer computes in addition now.
+
+    Attributes:
+        name: Layer in the model.
+        batch_norm: Batch norms folded into it, by name.
+        residual: Graph value that it adds, or None.
+        activation: Function fused behind it.
+    """
+
+    name: str
+    batch_norm: list[str] = field(default_factory=list)
+    residual: str | None = None
+    activation: Activation = "none"
+
+    def __str__(self) -> str:
+        parts = [f"batch norm {name}" for name in self.batch_norm]
+        if self.residual is not None:
+            parts.append(f"residual {self.residual}")
+        if self.activation != "none":
+            parts.append(self.activation)
+        return f"{self.name}: {', '.join(parts)}"
+
+
+@dataclass
+class FuseReport:
+    """What was fused and what was not: ``print`` it, or read the fields.
+
+    Attributes:
+        fused: Layers that compute more than before, in the order of the graph.
+        kept: Batch norms, and activations and adds behind sparse layers, that are left, with the
+            reason.
+        untraced: Why the model as a whole could not be traced; only its ``nn.Sequential`` chains
+            were fused then. None otherwise.
+    """
+
+    fused: list[FusedLayer] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    untraced: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain strings, ready for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        lines = [f"fused into {layer}" for layer in self.fused] or ["nothing was fused"]
+        lines += [f"left: {name}: {reason}" for name, reason in self.kept.items()]
+        if self.untraced is not None:
+            lines.append(f"only nn.Sequential chains were fused: {self.untraced}")
+        return "\n".join(lines)
+
+
+@overload
+def fuse(
+    model: nn.Module, *, inplace: bool = ..., return_report: Literal[False] = ...
+) -> nn.Module: ...
+
+
+@overload
+def fuse(
+    model: nn.Module, *, inplace: bool = ..., return_report: Literal[True]
+) -> tuple[nn.Module, FuseReport]: ...
+
+
+def fuse(
+    model: nn.Module, *, inplace: bool = False, return_report: bool = False
+) -> nn.Module | tuple[nn.Module, FuseReport]:
+    """Make a trained model faster at inference, computing the same.
+
+    Batch norm becomes part of the weight and bias of the linear layer or convolution before it,
+    dense or sparse. Sparse layers also take the activation that follows (ReLU, GELU, SiLU), and
+    sparse convolutions the residual that is added in between: ``relu(bn(conv(x)) + y)`` is one
+    call.
+
+    The model is traced with ``torch.fx``. A step stays as it is wherever the graph does not show
+    that fusing it is safe: a layer is used twice, its output is used elsewhere, a residual may
+    be broadcast, hooks would see other values, batch norm has no running statistics; the report
+    says which and why. Of a model that cannot be traced (control flow that depends on data, hooks
+    on containers) the ``nn.Sequential`` chains are fused, on the premise that the model calls them
+    as a whole.
+
+    Args:
+        model: A model in eval mode. Not changed, unless ``inplace``.
+        inplace: Fold into the layers of the model itself instead of a deep copy; it computes the
+            same as before, with ``nn.Identity`` in place of batch norm, and the result shares
+            its parameters.
+        return_report: Return ``(model, report)``; ``print(report)`` shows what was fused into which
+            layer, and what was left and why.
+
+    Returns:
+        A ``torch.fx.GraphModule`` with the names of the model's layers and the code of its forward,
+        without other methods; for a model that could not be traced, the model with its chains
+        replaced. With ``return_report``, the result and a :class:`tetris.FuseReport`.
+
+    Raises:
+        ValueError: the model is in training mode, or could neither be traced nor has a chain to
+            fuse; the message says what could not be traced.
+        TypeError: not a module.
+
+    Example:
+        >>> sparse = tetris.sparsify(model, sparsity=0.9, exclude="fc")
+        >>> fast, report = tetris.fuse(sparse.eval(), return_report=True)
+        >>> print(report)
+
+    Folding: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
+    """
+    check_model(_WHERE, model)
+    training = [name or "(root)" for name, module in model.named_modules() if module.training]
+    if training:
+        raise ValueError(
+            f"{_WHERE}: the model must be in eval mode, where batch norm only scales and shifts "
+            f"(got {len(training)} modules in training mode, first {training[0]!r}); call "
+            "model.eval() first"
+        )
+    target = copy_or_same(model, inplace)
+    report = FuseReport()
+    if not Tracer().is_leaf_module(target, ""):
+        try:
+            graph = trace(target)
+        except Exception as error:  # a model's own code runs here: anything can come out of it
+            report.untraced = f"{type(target).__name__} cannot be traced: {_one_line(error)}"
+            target = _fuse_chains(target, report)
+        else:
+            target = _Fuser(target, graph, "", report, {}).run()
+    if not report.fused:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in report.kept.items())
+        reasons = reasons or "no batch norm, and no activation behind a sparse layer"
+        if report.untraced is not None:
+            raise ValueError(
+                f"{_WHERE}: {report.untraced}; and its nn.Sequential chains have nothing to fuse "
+                f"({reasons})"
+            )
+        warnings.warn(
+            f"{_WHERE}: nothing was fused in {type(model).__name__} ({reasons})", stacklevel=2
+        )
+    return (target, report) if return_report else target
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _fuse_chains(model: nn.Module, report: FuseReport) -> nn.Module:
+    """Fuse the ``nn.Sequential`` chains of a model that cannot be traced as a whole."""
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    new: dict[str, nn.Module] = {}
+    for name, chain, graph in list(_chains(model, "")):
+        inside = f"{name}."
+        elsewhere = {
+            id(module): next(n for n in names[id(module)] if not n.startswith(inside))
+            for module in chain.modules()
+            if module is not chain and not all(n.startswith(inside) for n in names[id(module)])
+        }
+        fused = len(report.fused)
+        made = _Fuser(chain, graph, inside, report, elsewhere).run()
+        if len(report.fused) > fused:
+            new[name] = made
+    return replace_modules(model, new)
+
+
+def _chains(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
+    """The largest chains that can be traced."""
+    for name, child in module.named_children():
+        if type(child).forward is nn.Sequential.forward:
+            try:
+                yield prefix + name, child, trace(child)
+                continue
+            except Exception:  # as above; the smaller chains inside are tried
+                pass
+        yield from _chains(child, f"{prefix}{name}.")
+
+
+class _Fuser:
+    """Rewrites one graph.
+
+    Args:
+        root: Module that was traced; batch norms folded away become ``nn.Identity`` in it.
+        graph: Its graph.
+        prefix: Of the names in the report.
+        report: Where to say what was done.
+        elsewhere: id of a module -> name under which it is used outside of the graph.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        graph: fx.Graph,
+        prefix: str,
+        report: FuseReport,
+        elsewhere: Mapping[int, str],
+    ) -> None:
+        self.root = root
+        self.graph = graph
+        self.prefix = prefix
+        self.report = report
+        self.elsewhere = elsewhere
+        self.modules = dict(root.named_modules(remove_duplicate=False))
+        self.calls = Counter(id(self._module(node)) for node in self._calls())
+        self.layers: dict[fx.Node, FusedLayer] = {}
+        self.read_directly = {
+            str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
+        }
+
+    def run(self) -> nn.Module:
+        """The graph as a module, with everything fused that can be."""
+        for node in self._calls(*NOTHING):
+            if not hooks_of(self._module(node)):
+                self._replace(node, node.all_input_nodes[0])
+        new: dict[str, nn.Module] = {}
+        for node in self._calls(*NORM):
+            reason = self._fold(node)
+            if reason is None:
+                new[str(node.target)] = nn.Identity().eval()
+            else:
+                self.report.kept[self.prefix + str(node.target)] = reason
+        replace_modules(self.root, new)
+        for node in list(self.graph.nodes):
+            if addends := addends_of(node):
+                self._fuse_residual(node, addends)
+        twins = {}
+        for node in self._calls(*SPARSE):
+            if twin := self._fuse_activation(node):
+                twins[str(node.target)] = twin
+        self.graph.lint()
+        made = fx.GraphModule(self.root, self.graph, type(self.root).__name__)
+        for name, twin in twins.items():
+            made.set_submodule(name, twin)
+        order = {node: i for i, node in enumerate(self.graph.nodes)}
+        self.report.fused += [self.layers[n] for n in sorted(self.layers, key=order.__getitem__)]
+        return made
+
+    # -- batch norm -----------------------------------------------------------------------------
+
+    def _fold(self, node: fx.Node) -> str | None:
+        """Fold a batch norm into the layer before it, or say why not."""
+        norm, source = self._module(node), node.all_input_nodes[0]
+        assert isinstance(norm, NORM)
+        if norm.running_mean is None:
+            return "it has no running statistics, so it normalizes by each batch"
+        if reason := self._unique(norm):
+            return f"it {reason}"
+        if source.op != "call_module" or type(self._module(source)) not in (*DENSE, *SPARSE):
+            return f"it follows {self._describe(source)}, not a linear layer or convolution"
+        layer = self._module(source)
+        name = f"layer {self.prefix}{source.target}"
+        if reason := self._alone(source):
+            return f"{name} {reason}"
+        if getattr(layer, "activation", "none") != "none":
+            return f"{name} fuses {layer.activation} already, which comes before batch norm"
+        if len(source.args) + len(source.kwargs) > 1:
+            return f"{name} takes more than its input (a residual, which batch norm would scale?)"
+        key = weight_name(layer)
+        if not isinstance(layer._parameters.get(key), nn.Parameter):
+            return f"the {key} of {name} is not a Parameter of the layer (weight_norm, prune?)"
+        if str(source.target) in self.read_directly:
+            return f"the parameters of {name} are read elsewhere in forward"
+        if isinstance(layer, (nn.Linear, SparseLinear)):
+            self._require_matrix(source)
+        fold_batch_norm(layer, norm)
+        self._layer(source).batch_norm.append(self.prefix + str(node.target))
+        self._replace(node, source)
+        return None
+
+    def _require_matrix(self, node: fx.Node) -> None:
+        """Let the graph refuse [N, L, features], where batch norm normalizes L, not the features.
+
+        It could be applied before only with L equal to the features.
+        """
+        with self.graph.inserting_before(node):
+            dims = self.graph.call_method("dim", (node.all_input_nodes[0],))
+            two = self.graph.call_function(operator.eq, (dims, 2))
+            layer = self.prefix + str(node.target)
+            message = f"{_WHERE}: batch norm was folded into {layer}, for inputs [N, features]"
+            self.graph.call_function(torch._assert, (two, message))
+
+    # -- residual and activation ----------------------------------------------------------------
+
+    def _fuse_residual(self, node: fx.Node, addends: tuple[fx.Node, fx.Node]) -> None:
+        """Let a sparse convolution add what is added to its output."""
+        reasons = []
+        for source, other in (addends, addends[::-1]):
+            if source.op != "call_module" or not isinstance(self._module(source), TAKES_RESIDUAL):
+                continue
+            reason = self._residual_conflict(node, source, other)
+            if reason is None:
+                with self.graph.inserting_before(node):
+                    inputs = (source.all_input_nodes[0], other)
+                    made = self.graph.call_module(str(source.target), inputs)
+                layer = self._layer(source)
+                layer.residual = str(other)
+                self.layers[made] = layer
+                del self.layers[source]
+                self._replace(node, made)
+                self.graph.erase_node(source)
+                return
+            reasons.append(f"layer {self.prefix}{source.target} {reason}")
+        if reasons:
+            self.report.kept[f"{self.prefix}{node}"] = "; ".join(reasons)
+
+    def _residual_conflict(self, node: fx.Node, source: fx.Node, other: fx.Node) -> str | None:
+        layer = self._module(source)
+        if reason := self._alone(source):
+            return reason
+        if layer.activation != "none":
+            return f"fuses {layer.activation} already, which comes before the add"
+        if len(source.args) + len(source.kwargs) > 1:  # not nodes: x may be added to conv(x)
+            return "adds a residual already"
+        if writes_to(node, self.modules) is other:
+            return f"is added into the memory of {other}"
+        known = shapes(self.graph, self.modules)
+        if known[source] != known[other]:
+            return f"may have another shape than {other}: nothing in the graph shows they are equal"
+        value = source.args[0]
+        assert isinstance(value, fx.Node)
+        if Memory(self.graph, self.modules).overwritten(value, source, node):
+            return f"has an input, {value}, that is overwritten before the add"
+        return None
+
+    def _fuse_activation(self, node: fx.Node) -> nn.Module | None:
+        """A twin of a sparse layer that applies the activation behind it; shares its tensors."""
+        layer = self._module(node)
+        behind = [user for user in node.users if activation_of(user, self.modules)]
+        if not behind:
+            return None
+        user = behind[0]
+        reason = self._alone(node)
+        if layer.activation != "none":
+            reason = f"fuses {layer.activation} already"
+        elif user.op == "call_module" and hooks_of(self._module(user)):
+            reason = f"is followed by {user.target}, which has {hooks_of(self._module(user))}"
+        if reason:
+            self.report.kept[f"{self.prefix}{user}"] = f"layer {self.prefix}{node.target} {reason}"
+            return None
+        activation = activation_of(user, self.modules)
+        assert activation is not None
+        twin = copy.copy(layer)
+        twin._parameters, twin._buffers = dict(layer._parameters), dict(layer._buffers)
+        twin.activation = activation  # type: ignore[assignment]
+        self._layer(node).activation = activation
+        self._replace(user, node)
+        return twin
+
+    # -- the graph ------------------------------------------------------------------------------
+
+    def _calls(self, *types: type[nn.Module]) -> list[fx.Node]:
+        """Calls of modules of exactly these types, all if none is given."""
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op == "call_module" and (not types or type(self._module(node)) in types)
+        ]
+
+    def _module(self, node: fx.Node) -> nn.Module:
+        return self.modules[str(node.target)]
+
+    def _layer(self, node: fx.Node) -> FusedLayer:
+        return self.layers.setdefault(node, FusedLayer(self.prefix + str(node.target)))
+
+    def _replace(self, node: fx.Node, by: fx.Node) -> None:
+        node.replace_all_uses_with(by)
+        self.graph.erase_node(node)
+
+    def _unique(self, module: nn.Module) -> str | None:
+        """Why a module may not change, if it may not."""
+        if hooks := hooks_of(module):
+            return f"has {hooks}"
+        if self.calls[id(module)] > 1:
+            return f"is used {self.calls[id(module)]} times"
+        if id(module) in self.elsewhere:
+            return f"is also used as {self.elsewhere[id(module)]}"
+        return None
+
+    def _alone(self, node: fx.Node) -> str | None:
+        """Why the module a node calls may not take over what follows it, if it may not."""
+        if reason := self._unique(self._module(node)):
+            return reason
+        return (
+            f"has an output that is used {len(node.users)} times" if len(node.users) > 1 else None
+        )
+
+    def _describe(self, node: fx.Node) -> str:
+        if node.op == "placeholder":
+            return f"the input {node}"
+        if node.op == "call_module":
+            return f"{self.prefix}{node.target}, a {type(self._module(node)).__name__}"
+        return str(node)

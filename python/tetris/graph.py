@@ -1,0 +1,249 @@
+"""Tracing a model, and what the graph proves: equal shapes, and who writes into whose memory.
+
+A graph has no sizes. Two values still have equal shapes for every input if both come from one value
+through operations that change it alike, see :class:`Shape`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+from .folding import DENSE, SPARSE
+from .nn import SparseConv1d, SparseConv2d
+from .ops import Activation
+from .prune.tree import hooks_of
+
+TAKES_RESIDUAL = (SparseConv1d, SparseConv2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TAKES_RESIDUAL)
+NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+"""Modules that return their input in eval mode."""
+_MAX_POOL = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
+_FRESH = (*DENSE, *SPARSE, *NORM, *_MAX_POOL)  # their output shares no memory with their input
+_SAME_SHAPE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh)
+_ADD = (operator.add, torch.add, operator.iadd)
+_RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
+
+
+class _Proxy(fx.Proxy):
+    """A value while tracing; plain proxies forget that ``x += y`` changes x itself."""
+
+    def __iadd__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.iadd, other)
+
+    def __isub__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.isub, other)
+
+    def __imul__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.imul, other)
+
+    def __itruediv__(self, other: object) -> fx.Proxy:
+        return self._inplace(operator.itruediv, other)
+
+    def _inplace(self, function: Callable[..., object], other: object) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+
+class Tracer(fx.Tracer):
+    """Symbolic tracing that looks into everything but torch's modules and sparse layers."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """The value of a node while tracing."""
+        return _Proxy(node, self)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module stays one call in the graph."""
+        return isinstance(m, SPARSE) or super().is_leaf_module(m, module_qualified_name)
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """Graph of a model's forward, for arguments that have no default or one of another kind.
+
+    Arguments that are None or a bool by default choose between branches, of which a graph has one:
+    the default. (The result checks that it is called so.)
+
+    Raises:
+        Exception: whatever the model's code raises when run without numbers.
+        RuntimeError: it draws random numbers, which would become constants.
+    """
+    for name, module in model.named_modules():
+        if not Tracer().is_leaf_module(module, name) and (hooks := hooks_of(module)):
+            raise RuntimeError(f"{name or 'the model'!r} has {hooks}, which a graph would not run")
+    parameters = inspect.signature(model.forward).parameters.values()
+    fixed = {
+        p.name: p.default for p in parameters if p.default is None or p.default in (True, False)
+    }
+    before = torch.get_rng_state()
+    graph = Tracer().trace(model, concrete_args=fixed)
+    if not torch.equal(before, torch.get_rng_state()):
+        raise RuntimeError("it draws random numbers, which a graph would hold as constants")
+    return graph
+
+
+def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation | None:
+    """The fusible activation that a node computes."""
+    if node.op == "call_module":
+        module = modules[str(node.target)]
+        if type(module) is nn.GELU:
+            return _gelu(module.approximate)
+        return {nn.ReLU: "relu", nn.SiLU: "silu"}.get(type(module))  # type: ignore[call-overload]
+    if node.target in _RELU or (node.op == "call_method" and node.target in ("relu", "relu_")):
+        return "relu"
+    if node.target is F.gelu:
+        return _gelu(node.kwargs.get("approximate", "none"))
+    return "silu" if node.target is F.silu else None
+
+
+def _gelu(approximate: object) -> Activation | None:
+    return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(approximate))  # type: ignore[return-value]
+
+
+def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """The two values that a node adds, if it does nothing else."""
+    adds = (node.op == "call_function" and node.target in _ADD) or (
+        node.op == "call_method" and node.target in ("add", "add_")
+    )
+    if adds and len(node.args) == 2 and not node.kwargs:
+        a, b = node.args
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node) and a is not b:
+            return a, b
+    return None
+
+
+def writes_to(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """The value whose memory a node overwrites."""
+    if node.op == "call_module":
+        inplace = getattr(modules[str(node.target)], "inplace", False)
+    elif node.op == "call_method":
+        inplace = str(node.target).endswith("_") and not str(node.target).endswith("__")
+    elif node.op == "call_function":
+        name = getattr(node.target, "__name__", "")
+        in_operator = getattr(node.target, "__module__", "") == "_operator" and name.startswith("i")
+        inplace = (
+            name.endswith("_")
+            or in_operator
+            or name == "setitem"
+            or (node.kwargs.get("inplace", False) or "out" in node.kwargs)
+        )
+    else:
+        inplace = False
+    first = node.args[0] if node.args else node.kwargs.get("input")
+    return first if inplace and isinstance(first, fx.Node) else None
+
+
+class Memory:
+    """Which values may share memory, and whether a value is overwritten between two nodes."""
+
+    def __init__(self, graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+        self.modules = modules
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        self.origins: dict[fx.Node, set[fx.Node]] = {}
+        for node in graph.nodes:
+            fresh = node.op == "call_module" and isinstance(modules[str(node.target)], _FRESH)
+            self.origins[node] = {node}
+            if not fresh:
+                self.origins[node].update(*(self.origins[n] for n in node.all_input_nodes))
+
+    def overwritten(self, value: fx.Node, after: fx.Node, until: fx.Node) -> bool:
+        """Whether a node between the two may change a value."""
+        for node in self.order:
+            if self.order[after] < self.order[node] < self.order[until]:
+                target = writes_to(node, self.modules)
+                if target is not None and self.origins[target] & self.origins[value]:
+                    return True
+        return False
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``[N, channels, *spatial]``, where N and spatial are those of a root value, then changed.
+
+    A convolution maps a size H to ``floor((H - 1 + extra) / stride) + 1``, ``extra`` being its
+    padding less its reach, ``2 padding - dilation (kernel - 1)``; one that keeps the size is left
+    out.
+
+    Attributes:
+        root: Value of unknown shape that this one comes from.
+        channels: Known number, or the root itself.
+        steps: ``(stride, extra)`` per dimension, of each convolution or pooling on the way.
+    """
+
+    root: fx.Node
+    channels: int | fx.Node
+    steps: tuple[tuple[tuple[int, int], ...], ...] = ()
+
+
+def shapes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, Shape]:
+    """What is known of every value's shape."""
+    found: dict[fx.Node, Shape] = {}
+    for node in graph.nodes:
+        found[node] = _shape(node, modules, found) or Shape(node, _channels_taken(node, modules))
+    return found
+
+
+def _channels_taken(node: fx.Node, modules: Mapping[str, nn.Module]) -> int | fx.Node:
+    """Channels of a value of unknown shape, as its consumers tell them."""
+    for user in node.users:
+        module = modules.get(str(user.target)) if user.op == "call_module" else None
+        if module is not None and user.args[:1] == (node,):
+            for name in ("in_channels", "num_features"):
+                if isinstance(channels := getattr(module, name, None), int):
+                    return channels
+    return node
+
+
+def _shape(
+    node: fx.Node, modules: Mapping[str, nn.Module], found: Mapping[fx.Node, Shape]
+) -> Shape | None:
+    inputs = [a for a in node.args if isinstance(a, fx.Node)]
+    if not inputs:
+        return None
+    first = found[inputs[0]]
+    if activation_of(node, modules):
+        return first
+    if addends_of(node):
+        return first if found[inputs[0]] == found[inputs[1]] else None
+    if node.op != "call_module":
+        return None
+    module = modules[str(node.target)]
+    if isinstance(module, (*NORM, *_SAME_SHAPE)):
+        return first
+    window = _window(module)
+    if window is None:
+        return None
+    steps = first.steps if all(w == (1, 0) for w in window) else (*first.steps, window)
+    channels = getattr(module, "out_channels", first.channels)
+    return replace(first, channels=channels, steps=steps)
+
+
+def _window(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
+    """(stride, extra) per spatial dimension of a convolution or max pooling."""
+    if isinstance(module, tuple(_MAX_POOL)):
+        dims = _MAX_POOL[type(module)] if type(module) in _MAX_POOL and not module.ceil_mode else 0
+    elif isinstance(module, _CONVOLUTIONS):
+        dims = len(module.kernel_size)
+    else:
+        dims = 0
+    if dims == 0:
+        return None
+    if module.padding == "same":
+        return ((1, 0),) * dims
+    given = 0 if module.padding == "valid" else module.padding
+    size, stride, padding, dilation = (
+        _each(value, dims) for value in (module.kernel_size, module.stride, given, module.dilation)
+    )
+    return tuple(
+        (s, 2 * p - d * (k - 1)) for k, s, p, d in zip(size, stride, padding, dilation, strict=True)
+    )
+
+
+def _each(value: Any, dims: int) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,) * dims

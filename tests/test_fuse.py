@@ -1,0 +1,538 @@
+"""fuse: equal outputs, fewer calls, and a reason for whatever stays."""
+
+import copy
+import operator
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import prune
+
+import tetris
+from tetris import SparseLinear, fuse
+
+
+def randomize(model, seed=0):
+    """Give batch norms the statistics and scales of a trained network."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            size = module.num_features
+            if module.track_running_stats:
+                module.running_mean = torch.randn(size, generator=generator)
+                module.running_var = torch.rand(size, generator=generator) + 0.5
+            if module.affine:
+                module.weight.data = torch.randn(size, generator=generator)
+                module.bias.data = torch.randn(size, generator=generator)
+    return model.eval()
+
+
+def types(model):
+    return [type(m) for m in model.modules()]
+
+
+def check(model, *inputs, inplace=False):
+    """Fuse, and compare with the model that was passed."""
+    want = model(*inputs)
+    fused, report = fuse(model, inplace=inplace, return_report=True)
+    for result in (fused(*inputs), model(*inputs)):  # the model itself computes what it did
+        torch.testing.assert_close(result, want, rtol=1e-5, atol=1e-5)
+    return fused, report
+
+
+def mlp(activation=nn.ReLU, bias=True):
+    torch.manual_seed(0)
+    return randomize(
+        nn.Sequential(
+            nn.Linear(20, 37, bias=bias),
+            nn.BatchNorm1d(37),
+            activation(),
+            nn.Dropout(0.3),
+            nn.Linear(37, 29, bias=bias),
+            nn.BatchNorm1d(29, affine=False),
+            activation(),
+            nn.Linear(29, 5),
+        )
+    )
+
+
+def sparse(model, **settings):
+    settings = {"sparsity": 0.5, "block": (4, 2), "sweeps": 1} | settings
+    return tetris.sparsify(model, **settings).eval()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_dense_mlp(bias, inplace):
+    fused, report = check(mlp(bias=bias), torch.randn(9, 20), inplace=inplace)
+    assert nn.BatchNorm1d not in types(fused)
+    assert types(fused).count(nn.ReLU) == 2  # nn.Linear fuses no activation
+    assert [(f.name, f.batch_norm, f.activation) for f in report.fused] == [
+        ("0", ["1"], "none"),
+        ("4", ["5"], "none"),
+    ]
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize("reorder", ["identity", "l1_sort"])
+@pytest.mark.parametrize(
+    ("activation", "name"),
+    [
+        (nn.ReLU, "relu"),
+        (nn.SiLU, "silu"),
+        (nn.GELU, "gelu"),
+        (lambda: nn.GELU(approximate="tanh"), "gelu_tanh"),
+    ],
+)
+def test_sparse_mlp(activation, name, reorder):
+    model = sparse(mlp(activation), reorder=reorder)
+    fused, report = check(model, torch.randn(9, 20))
+    assert [type(m) for m in fused.children()] == [SparseLinear] * 3
+    assert [f.activation for f in report.fused] == [name, name]
+    assert f"fused into 0: batch norm 1, {name}" in str(report)
+    assert report.to_dict()["fused"][1]["batch_norm"] == ["5"]
+    assert [m.activation for m in model if isinstance(m, SparseLinear)] == ["none"] * 3
+
+
+def test_inplace_shares_parameters_and_keeps_the_model_right():
+    model = sparse(mlp(nn.SiLU))
+    fused, _ = check(model, torch.randn(9, 20), inplace=True)
+    assert fused.get_submodule("0").values is model[0].values
+    assert isinstance(model[1], nn.Identity)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.relu,
+        torch.relu,
+        F.gelu,
+        F.silu,
+        lambda x: x.relu(),
+        lambda x: F.gelu(x, approximate="tanh"),
+    ],
+)
+def test_activation_as_a_function(function):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(16, 12)
+
+        def forward(self, x):
+            return function(self.fc(x))
+
+    fused, report = check(sparse(Net()), torch.randn(3, 16))
+    assert report.fused[0].activation in ("relu", "gelu", "silu", "gelu_tanh")
+    assert [n.op for n in fused.graph.nodes] == ["placeholder", "call_module", "output"]
+
+
+DENSE_CONVOLUTIONS = {
+    "conv1d": (lambda **kw: nn.Conv1d(6, 8, 3, **kw), nn.BatchNorm1d, (2, 6, 9)),
+    "conv2d": (lambda **kw: nn.Conv2d(6, 8, 3, padding=1, **kw), nn.BatchNorm2d, (2, 6, 9, 7)),
+    "reflect": (
+        lambda **kw: nn.Conv2d(6, 8, 3, padding=1, padding_mode="reflect", **kw),
+        nn.BatchNorm2d,
+        (2, 6, 9, 7),
+    ),
+    "conv3d": (lambda **kw: nn.Conv3d(6, 8, 2, **kw), nn.BatchNorm3d, (2, 6, 4, 5, 3)),
+    "transpose": (
+        lambda **kw: nn.ConvTranspose2d(6, 8, 3, stride=2, **kw),
+        nn.BatchNorm2d,
+        (2, 6, 5, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", DENSE_CONVOLUTIONS)
+def test_dense_convolutions(kind, groups):
+    make, norm, shape = DENSE_CONVOLUTIONS[kind]
+    for bias in (False, True):
+        model = randomize(nn.Sequential(make(groups=groups, bias=bias), norm(8), norm(8)))
+        fused, report = check(model, torch.randn(shape))
+        assert len(list(fused.children())) == 1
+        assert report.fused[0].batch_norm == ["1", "2"]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("kind", ["conv1d", "conv2d", "reflect", "transpose"])
+def test_sparse_convolutions(kind, groups):
+    make, norm, shape = DENSE_CONVOLUTIONS[kind]
+    for bias in (False, True):
+        torch.manual_seed(0)
+        model = randomize(nn.Sequential(make(groups=groups, bias=bias), norm(8), nn.ReLU()))
+        model = sparse(model, include="0", block=(3, 2), sparsity=0.3)
+        fused, report = check(model, torch.randn(shape))
+        (layer,) = fused.children()
+        assert layer.activation == "relu"
+        assert layer.row_perm is not None  # the scale goes through it
+        assert report.fused[0].batch_norm == ["1"]
+
+
+def vgg():
+    layers, channels = [], 3
+    for width in (16, 16, "pool", 24, "pool"):
+        if width == "pool":
+            layers.append(nn.MaxPool2d(2))
+            continue
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(True)]
+        channels = width
+    layers += [nn.Flatten(), nn.Linear(24 * 4, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, 10)]
+    torch.manual_seed(0)
+    return randomize(nn.Sequential(*layers))
+
+
+class Block(nn.Module):
+    """The basic block of a ResNet, written as most are: one ReLU used twice, an in-place add."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if (inputs, stride) != (outputs, 1):
+            conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+def resnet():
+    torch.manual_seed(0)
+    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(True)]
+    blocks = [Block(16, 16, 1), Block(16, 32, 2)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
+    return randomize(nn.Sequential(*stem, nn.MaxPool2d(3, 2, 1), *blocks, *head))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("make", [vgg, resnet])
+def test_dense_networks(make, memory_format):
+    x = torch.randn(2, 3, 8 if make is vgg else 15, 8 if make is vgg else 15)
+    fused, report = check(make(), x.contiguous(memory_format=memory_format))
+    assert nn.BatchNorm2d not in types(fused)
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("block", [(8, 1), (4, 4)])
+def test_sparse_vgg(block, memory_format):
+    model = sparse(vgg(), block=block, exclude="13")
+    fused, report = check(model, torch.randn(2, 3, 8, 8).contiguous(memory_format=memory_format))
+    kinds = [type(m) for m in fused.children()]
+    assert nn.BatchNorm2d not in kinds
+    assert kinds.count(nn.ReLU) == 1  # behind the first convolution, which stays dense
+    assert [f.activation for f in report.fused] == ["none", "relu", "relu", "relu"]
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_sparse_resnet(inplace, memory_format):
+    model = sparse(resnet(), exclude="8")
+    x = torch.randn(2, 3, 15, 15).contiguous(memory_format=memory_format)
+    fused, report = check(model, x, inplace=inplace)
+    assert report.kept == {}
+    assert [(f.name, f.residual is not None, f.activation) for f in report.fused] == [
+        ("0", False, "none"),
+        ("4.conv1", False, "relu"),
+        ("4.conv2", True, "relu"),
+        ("5.conv1", False, "relu"),
+        ("5.downsample.0", False, "none"),
+        ("5.conv2", True, "relu"),
+    ]
+    called = [n.target for n in fused.graph.nodes if n.op == "call_function"]
+    assert operator.add not in called
+    assert operator.iadd not in called
+
+
+def test_compiled():
+    model = fuse(sparse(resnet(), exclude="8"))
+    x = torch.randn(2, 3, 15, 15)
+    with torch.no_grad():
+        want = model(x)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(x), want, rtol=1e-5, atol=1e-5)
+
+
+class Add(nn.Module):
+    """``forward(self, x)`` is given; two convolutions."""
+
+    def __init__(self, forward, stride=1):
+        super().__init__()
+        self.a = nn.Conv2d(16, 16, 3, stride, 1)
+        self.b = nn.Conv2d(16, 16, 3, 1, 1)
+        self.c = nn.Conv2d(16, 1, 1)
+        self.compute = forward
+
+    def forward(self, x):
+        return self.compute(self, x)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda m, x: m.a(x) + x,
+        lambda m, x: x + m.a(x),
+        lambda m, x: torch.add(m.b(m.a(x)), x),
+        lambda m, x: F.silu(m.a(x).add_(x)),
+        lambda m, x: F.relu(m.a(F.silu(x)) + m.b(x)),
+    ],
+)
+def test_residuals(forward):
+    model = sparse(Add(forward), include=["a", "b"])
+    _, report = check(model, torch.randn(2, 16, 6, 5))
+    assert [f.residual is not None for f in report.fused] == [True]
+    assert report.kept == {}
+
+
+@pytest.mark.parametrize(
+    ("forward", "stride", "reason"),
+    [
+        (lambda m, x: m.a(x) + m.c(x), 1, "may have another shape than c"),
+        (lambda m, x: m.a(x) + x.mean((2, 3), keepdim=True), 1, "may have another shape than mean"),
+        (lambda m, x: m.b(x[:, :, ::2, ::2]) + m.a(x), 2, "may have another shape"),
+        (lambda m, x: m.a(x) + F.max_pool2d(x, 3, 1, 1), 1, "may have another shape"),
+        (lambda m, x: _used_twice(m.a(x), x), 1, "has an output that is used 2 times"),
+        (lambda m, x: _overwritten(m, x + 0), 1, "has an input, add, that is overwritten"),
+        (lambda m, x: _into(x + 0, m.a(x)), 1, "is added into the memory of add"),
+        (lambda m, x: m.a(x) + x + F.relu(x), 1, "adds a residual already"),
+    ],
+)
+def test_residuals_that_are_not_safe(forward, stride, reason):
+    model = sparse(Add(forward, stride), include=["a", "b"])
+    x = torch.randn(2, 16, 6, 6)
+    want = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "nothing was fused"
+        fused, report = fuse(model, return_report=True)
+    torch.testing.assert_close(fused(x), want, rtol=1e-5, atol=1e-5)
+    assert any(reason in r for r in report.kept.values())
+
+
+def test_batch_norm_behind_a_residual_stays():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = sparse(nn.Sequential(nn.Conv2d(16, 16, 3, 1, 1)))[0]
+            self.norm = nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            return F.relu(self.norm(self.conv(x, x)))
+
+    model, x = randomize(Net()), torch.randn(2, 16, 5, 5)
+    with pytest.warns(UserWarning, match="layer conv takes more than its input"):
+        fused = fuse(model)
+    torch.testing.assert_close(fused(x), model(x))
+
+
+def _used_twice(y, x):
+    return (y + x) * y
+
+
+def _overwritten(m, x):
+    y = m.a(x)
+    x.mul_(2)
+    return y + x
+
+
+def _into(x, y):
+    x += y
+    return x
+
+
+class Branches(nn.Module):
+    """Everything that must not be fused."""
+
+    def __init__(self):
+        super().__init__()
+        self.twice = nn.Linear(8, 8)
+        self.used = nn.Linear(8, 8)
+        self.batch = nn.Linear(8, 8)
+        self.norm_twice = nn.BatchNorm1d(8)
+        self.norm_used = nn.BatchNorm1d(8)
+        self.norm_batch = nn.BatchNorm1d(8, track_running_stats=False)
+        self.norm_input = nn.BatchNorm1d(8)
+        self.good = nn.Linear(8, 8)
+        self.norm_good = nn.BatchNorm1d(8)
+        self.read = nn.Linear(8, 8)
+        self.norm_read = nn.BatchNorm1d(8)
+
+    def forward(self, x):
+        a = self.norm_twice(self.twice(x)) + self.twice(x + 1)
+        b = self.used(x)
+        b = self.norm_used(b) + b
+        c = self.norm_batch(self.batch(x))
+        d = self.norm_read(self.read(x)) + self.read.bias
+        return self.norm_good(self.good(a + b + c + d + self.norm_input(x)))
+
+
+def test_what_stays_has_a_reason():
+    _, report = check(randomize(Branches()), torch.randn(7, 8))
+    assert [f.name for f in report.fused] == ["good"]
+    assert report.kept == {
+        "norm_twice": "layer twice is used 2 times",
+        "norm_used": "layer used has an output that is used 2 times",
+        "norm_batch": "it has no running statistics, so it normalizes by each batch",
+        "norm_read": "the parameters of layer read are read elsewhere in forward",
+        "norm_input": "it follows the input x, not a linear layer or convolution",
+    }
+    assert "left: norm_used: layer used has" in str(report)
+
+
+def test_hooks_stay_with_their_layer():
+    seen = []
+    model = mlp()
+    model[0].register_forward_hook(lambda module, args, out: seen.append(out))
+    fused, report = check(model, torch.randn(4, 20))
+    assert report.kept == {"1": "layer 0 has forward_hooks"}
+    assert len(seen) == 3
+    assert torch.equal(seen[0], seen[1])
+
+
+def test_shared_batch_norm_and_tied_weights():
+    first, norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+    second = nn.Linear(8, 8)
+    second.weight = first.weight
+    model = randomize(nn.Sequential(first, norm, second, norm))
+    with pytest.warns(UserWarning, match="nothing was fused in Sequential .1: it is used 2 times"):
+        fuse(model)
+    model = randomize(nn.Sequential(first, norm, second))
+    check(model, torch.randn(4, 8))  # the other user of the weight keeps it
+
+
+def test_parametrized_layers_are_left_alone():
+    model = mlp()
+    nn.utils.parametrizations.weight_norm(model[0])
+    prune.l1_unstructured(model[4], "weight", 0.5)
+    with pytest.warns(UserWarning, match="ParametrizedLinear.*forward_pre_hooks"):
+        fuse(model.eval(), inplace=True)  # torch cannot copy such a model
+
+
+def test_activation_that_cannot_be_fused_has_a_reason():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            y = self.a(x)
+            return F.relu(y) + y + F.relu(F.silu(self.b(x)))
+
+    fused, report = check(sparse(Net()), torch.randn(3, 8))
+    assert report.kept == {"relu": "layer a has an output that is used 2 times"}
+    assert [(f.name, f.activation) for f in report.fused] == [("b", "silu")]
+
+
+def test_training_mode_is_refused():
+    model = mlp()
+    model[1].train()
+    with pytest.raises(ValueError, match="must be in eval mode.*1 modules in training.*first '1'"):
+        fuse(model)
+    with pytest.raises(TypeError, match="must be an nn.Module"):
+        fuse(mlp().state_dict())
+
+
+class Untraceable(nn.Module):
+    def __init__(self, chain):
+        super().__init__()
+        self.chain = chain
+        self.heads = nn.ModuleList([nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))])
+
+    def forward(self, x):
+        x = self.chain(x)
+        return self.heads[0](x) if x.sum() > 0 else self.heads[0](-x)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_chains_of_an_untraceable_model(inplace):
+    model = randomize(Untraceable(mlp()))
+    fused, report = check(model, torch.randn(6, 20), inplace=inplace)
+    assert isinstance(fused, Untraceable)
+    assert nn.BatchNorm1d not in types(fused)
+    assert [f.name for f in report.fused] == ["chain.0", "chain.4", "heads.0.0"]
+    assert "Untraceable cannot be traced: TraceError" in report.untraced
+    assert "only nn.Sequential chains were fused" in str(report)
+
+
+def test_a_chain_that_shares_a_layer_with_the_rest():
+    model = Untraceable(mlp())
+    model.other = model.chain[0]
+    _, report = check(randomize(model), torch.randn(6, 20))
+    assert report.kept == {"chain.1": "layer chain.0 is also used as other"}
+
+
+def test_untraceable_with_nothing_to_fuse_says_both():
+    model = Untraceable(nn.Sequential(nn.Linear(20, 5)))
+    model.heads[0][1] = nn.Identity()
+    with pytest.raises(ValueError, match="Untraceable cannot be traced.*have nothing to fuse"):
+        fuse(model.eval(), inplace=True)  # torch cannot copy such a model
+
+
+def test_hooks_and_random_numbers_cannot_be_traced():
+    class Noise(nn.Module):
+        def forward(self, x):
+            return x + torch.randn(3)
+
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), Noise()).eval()
+    with pytest.raises(ValueError, match="draws random numbers"):
+        fuse(model)
+    hooked = nn.Sequential(mlp()).eval()
+    hooked.register_forward_hook(lambda *_: None)
+    _, report = fuse(hooked, return_report=True)
+    assert [f.name for f in report.fused] == ["0.0", "0.4"]
+    assert "'the model' has forward_hooks" in report.untraced
+
+
+def test_optional_arguments_take_their_default():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+        def forward(self, x, mask=None, double=False):
+            x = self.norm(self.fc(x))
+            x = x if mask is None else x * mask
+            return 2 * x if double else x
+
+    fused, _ = check(randomize(Net()), torch.randn(3, 8))
+    with pytest.raises(AssertionError, match="mask has been specialized"):
+        fused(torch.randn(3, 8), torch.ones(8))
+
+
+def test_a_folded_linear_layer_refuses_sequences():
+    fused = fuse(randomize(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))))
+    with pytest.raises(AssertionError, match=r"folded into 0, for inputs \[N, features\]"):
+        fused(torch.randn(2, 8, 8))
+
+
+def test_a_single_layer_has_nothing_to_fuse():
+    with pytest.warns(UserWarning, match="nothing was fused in Linear"):
+        fuse(nn.Linear(3, 3).eval())
+
+
+def test_the_result_is_an_ordinary_module():
+    model = sparse(mlp())
+    x = torch.randn(9, 20)
+    want = model(x)
+    fused = fuse(model)
+    for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        torch.testing.assert_close(twin(x), want, rtol=1e-5, atol=1e-5)
+    fresh = fuse(sparse(mlp(), sparsity=0.75))
+    fresh.load_state_dict(fused.state_dict())
+    torch.testing.assert_close(fresh(x), want, rtol=1e-5, atol=1e-5)
+    with pytest.warns(UserWarning, match="nothing was fused"):
+        fuse(fused)

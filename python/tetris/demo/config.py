@@ -118,7 +118,7 @@ _PRESETS: dict[tuple[str, str], dict[str, Any]] = {
     },
     ("cnn", "default"): {
         **_CNN,
-        "train_images": 8000,
+        "train_images": 6000,
         "dense_epochs": 4,
         "tune_epochs": 1,
         "train_batch": 128,

@@ -75,11 +75,11 @@ def legend(outcome: Outcome, config: DemoConfig) -> str:
     epochs = config.dense_epochs + config.tune_epochs
     return (
         f"Accuracy: {seed_word}; every pruned network is fine-tuned for the same "
-        f"{config.tune_epochs} epochs on the same batches, as sparse layers{_norm(config)}. Time: "
-        f"the whole network, {config.latency_batch} images per call, "
+        f"{_epochs(config.tune_epochs)} on the same batches, as sparse layers{_norm(config)}. "
+        f"Time: the whole network, {config.latency_batch} images per call, "
         f"{torch.get_num_threads()} thread(s), candidates in turns, medians; dense is the fastest "
         f"library found ({outcome.dense_library}). narrow: a dense network with as many hidden "
-        f"weights as are left, trained for {epochs} epochs from scratch and run by the same "
+        f"weights as are left, trained for {_epochs(epochs)} from scratch and run by the same "
         f"library. {_dense(config)} dense."
     )
 
@@ -92,6 +92,10 @@ def _norm(config: DemoConfig) -> str:
     if config.train_images is not None:
         text += f" (trained on {config.train_images} images only, to be quick)"
     return text
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'s' * (count != 1)}"
 
 
 def _dense(config: DemoConfig) -> str:

@@ -123,11 +123,20 @@ struct Job {
     args.rows_ahead = 1;
     args.fetch_end = end - begin;
     args.prefetch = std::max(kAheadInputs * blocks.bo, kAheadValues);
-    for (const auto& tile : tiles) {
-      args.src = planes + tile.token;
-      args.dst = results + tile.token;
-      run_tiles(k, &Tile<T>::conv, rows, args, 0, end - begin, tile.nv);
-    }
+    for_full_and_ragged(rows, args, 0, end - begin, [&](TileArgs<T> a) {
+      int nv = 0;
+      std::vector<int> heights;
+      for (const auto& tile : tiles) {
+        if (tile.nv != nv) heights = tile_heights(k, a.block_rows_valid, nv = tile.nv);
+        a.src = planes + tile.token;
+        a.dst = results + tile.token;
+        a.row_offset = 0;
+        for (const int height : heights) {
+          k.tiles[height][nv].conv(a);
+          a.row_offset += height;
+        }
+      }
+    });
   }
 
   LineArgs<T> store_args(int64_t group, const std::vector<Segment>& segments, T* results) const {

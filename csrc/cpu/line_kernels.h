@@ -145,33 +145,46 @@ void store_lines_by_row(const LineArgs<typename V::T>& a) {
   }
 }
 
+// W channels of W pixels; a full block is its own instantiation, without a branch or a mask.
+template <class V, Activation kAct, bool kFull>
+void store_block(const LineArgs<typename V::T>& a, int64_t position, int64_t pixel, int64_t c,
+                 int64_t rows, int64_t cols) {
+  using T = typename V::T;
+  typename V::Reg r[V::W];
+  for (int k = 0; k < V::W; ++k) {
+    const int64_t line = a.line_of && (kFull || k < cols) ? a.line_of[c + k] : c + k;
+    r[k] = kFull || k < cols ? V::load(a.lines + line * a.line_stride + position) : V::zero();
+  }
+  V::transpose(r);
+  const T* const b = a.bias ? a.bias + c : nullptr;
+  const typename V::Reg bias = !b ? V::zero() : kFull ? V::load(b) : V::load_n(b, cols);
+  for (int t = 0; t < V::W; ++t) {
+    if (!kFull && t >= rows) break;
+    const int64_t at = pixel + t * a.step + c;
+    typename V::Reg v = V::add(r[t], bias);
+    if (a.in) v = V::add(v, kFull ? V::load(a.in + at) : V::load_n(a.in + at, cols));
+    v = activate<V>(v, kAct);
+    if (kFull)
+      V::store(a.out + at, v);
+    else
+      V::store_n(a.out + at, v, cols);
+  }
+}
+
 template <class V, Activation kAct>
 void store_lines_transposed(const LineArgs<typename V::T>& a) {
-  using T = typename V::T;
-  using Reg = typename V::Reg;
   for (int64_t s = 0; s < a.segment_count; ++s) {
     const Segment& segment = a.segments[s];
     for (int64_t i = 0; i < segment.count; i += V::W) {
       const int64_t rows = segment.count - i < V::W ? segment.count - i : V::W;
       const int64_t pixel = segment.pixel + i * a.step;
-      for (int64_t c = a.begin; c < a.end; c += V::W) {
-        const int64_t cols = a.end - c < V::W ? a.end - c : V::W;
-        Reg r[V::W];
-        for (int k = 0; k < V::W; ++k)
-          r[k] = k < cols
-                     ? V::load(a.lines + (a.line_of ? a.line_of[c + k] : c + k) * a.line_stride +
-                               segment.line + i)
-                     : V::zero();
-        V::transpose(r);
-        const Reg bias = a.bias ? V::load_n(a.bias + c, cols) : V::zero();
-        for (int t = 0; t < V::W; ++t) {
-          if (t >= rows) break;
-          const int64_t at = pixel + t * a.step + c;
-          Reg v = V::add(r[t], bias);
-          if (a.in) v = V::add(v, V::load_n(a.in + at, cols));
-          V::store_n(a.out + at, activate<V>(v, kAct), cols);
-        }
-      }
+      int64_t c = a.begin;
+      if (rows == V::W)
+        for (; c + V::W <= a.end; c += V::W)
+          store_block<V, kAct, true>(a, segment.line + i, pixel, c, V::W, V::W);
+      for (; c < a.end; c += V::W)
+        store_block<V, kAct, false>(a, segment.line + i, pixel, c, rows,
+                                    a.end - c < V::W ? a.end - c : V::W);
     }
   }
 }

@@ -65,6 +65,15 @@ int tile_rows(const KernelTable<T>& k, int64_t rows, int nv) {
   return r;
 }
 
+// The heights of all tiles of `rows` rows.
+template <class T>
+std::vector<int> tile_heights(const KernelTable<T>& k, int64_t rows, int nv) {
+  std::vector<int> heights;
+  for (int64_t left = rows; left > 0; left -= heights.back())
+    heights.push_back(tile_rows(k, left, nv));
+  return heights;
+}
+
 template <class T>
 TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
   TileArgs<T> a{};

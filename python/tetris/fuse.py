@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from .checks import check_model
-from .folding import DENSE, SPARSE, fold_batch_norm, weight_name
+from .folding import DENSE, fold_batch_norm, weight_name
 from .graph import (
     NORM,
     NOTHING,
@@ -28,6 +28,7 @@ from .graph import (
     writes_to,
 )
 from .nn import SparseLinear
+from .nn.kinds import SPARSE_TYPES as SPARSE
 from .ops import Activation
 from .prune.tree import copy_or_same, hooks_of, replace_modules
 

@@ -16,8 +16,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .folding import DENSE, SPARSE
+from .folding import DENSE
 from .nn import SparseConv1d, SparseConv2d
+from .nn.kinds import SPARSE_TYPES as SPARSE
 from .ops import Activation
 from .prune.tree import hooks_of
 

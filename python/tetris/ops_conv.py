@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .ops_common import Activation, check_activation, check_one_device, check_values
 
@@ -154,7 +155,7 @@ def _like(x: Tensor, size: Sequence[int]) -> Tensor:
         size,
         dtype=x.dtype,
         device=x.device,
-        memory_format=torch._prims_common.suggest_memory_format(x),
+        memory_format=suggest_memory_format(x),
     )
 
 
@@ -177,13 +178,14 @@ def _fake_conv(op, x, values, index, bias, activation, residual, out_channels, s
     check_values(op, values, x)
     check_activation(op, activation)
     y = _like(x, [x.shape[0], out_channels, *size])
-    torch._check(
-        residual is None or residual.shape == y.shape,
-        lambda: (
-            f"tetris::{op}: residual must be shaped like the result "
-            f"(got {list(residual.shape)} and {list(y.shape)})"
-        ),
-    )
+    if residual is not None:
+        torch._check(
+            residual.shape == y.shape,
+            lambda: (
+                f"tetris::{op}: residual must be shaped like the result "
+                f"(got {list(residual.shape)} and {list(y.shape)})"
+            ),
+        )
     return y
 
 
@@ -245,20 +247,21 @@ def _(
     )
 
 
-def _fake_grad_input(
-    grad, values, row_ptr, col_idx, row_perm, col_perm, in_channels, input_size, *settings
-):
-    _check_map("bsconv2d_grad_input", "grad", grad)
-    check_one_device("bsconv2d_grad_input", grad, values, row_ptr, col_idx, row_perm, col_perm)
-    return _like(grad, [grad.shape[0], in_channels, *input_size])
+def _register_gradients(op: str) -> None:
+    """Fake kernels of an op's two gradients."""
 
+    @torch.library.register_fake(f"tetris::{op}_grad_input")
+    def _(grad, values, row_ptr, col_idx, row_perm, col_perm, in_channels, input_size, *settings):
+        _check_map(f"{op}_grad_input", "grad", grad)
+        check_one_device(f"{op}_grad_input", grad, values, row_ptr, col_idx, row_perm, col_perm)
+        return _like(grad, [grad.shape[0], in_channels, *input_size])
 
-def _fake_grad_values(x, grad, row_ptr, col_idx, row_perm, col_perm, block, *settings):
-    _check_map("bsconv2d_grad_values", "x", x)
-    check_one_device("bsconv2d_grad_values", x, grad, row_ptr, col_idx, row_perm, col_perm)
-    return x.new_empty((col_idx.shape[0], block[1], block[0]))
+    @torch.library.register_fake(f"tetris::{op}_grad_values")
+    def _(x, grad, row_ptr, col_idx, row_perm, col_perm, block, *settings):
+        _check_map(f"{op}_grad_values", "x", x)
+        check_one_device(f"{op}_grad_values", x, grad, row_ptr, col_idx, row_perm, col_perm)
+        return x.new_empty((col_idx.shape[0], block[1], block[0]))
 
 
 for _op in ("bsconv2d", "bsconv_transpose2d"):
-    torch.library.register_fake(f"tetris::{_op}_grad_input")(_fake_grad_input)
-    torch.library.register_fake(f"tetris::{_op}_grad_values")(_fake_grad_values)
+    _register_gradients(_op)

@@ -30,12 +30,12 @@ std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups
   return offsets;
 }
 
-// Numbers from one line to the next: room for whole vectors beyond the end, and an odd number of
-// cache lines, so that lines do not fall into the same sets of a cache.
+// Numbers from one line to the next: room for a vector that starts in it, and an odd number of cache
+// lines, so that lines do not fall into the same sets of a cache.
 template <class T>
 int64_t line_stride(const KernelTable<T>& k, int64_t length) {
   constexpr int64_t kLine = 64 / sizeof(T);
-  return (ceil_div(length + 2 * k.width, kLine) | 1) * kLine;
+  return (ceil_div(length + k.width, kLine) | 1) * kLine;
 }
 
 // One group's channels of a map, packed into lines: planes of `channels` lines each.
@@ -256,7 +256,7 @@ template <class T>
 int64_t strip_length(const KernelTable<T>& k, int64_t in_lines, int64_t out_lines,
                      int64_t max_shift, int64_t least) {
   const int64_t elements = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(T));
-  const int64_t fits = (elements - in_lines * (max_shift + 2 * k.width)) / (in_lines + out_lines);
+  const int64_t fits = (elements - in_lines * (max_shift + k.width)) / (in_lines + out_lines);
   return std::max(least, fits / k.width * k.width);
 }
 
@@ -299,10 +299,12 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   const bool by_strips = w.groups * length >= threads * kTilesPerThread * tile;
   job.strips = ceil_div(length, longest);
   if (by_strips && w.groups < threads) job.strips = ceil_div(job.strips, threads) * threads;
-  job.strip = ceil_div(ceil_div(length, job.strips), tile) * tile;
+  const int64_t multiple = job.strips > 1 ? tile : k.width;
+  job.strip = ceil_div(ceil_div(length, job.strips), multiple) * multiple;
   job.strips = ceil_div(length, job.strip);
-  job.in_stride = line_stride(k, job.in_length());
-  job.out_stride = line_stride(k, job.strip);
+  const Panel last = job.tiles(0).back();  // may be wider than what is left
+  job.in_stride = line_stride(k, last.token + last.nv * k.width + lines.max_shift());
+  job.out_stride = line_stride(k, last.token + last.nv * k.width);
   job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
   if (by_strips || threads == 1)
     run_by_strips(job, w.groups,

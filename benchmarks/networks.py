@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 import tetris
-from tetris.nn import SparseLayer
 from tetris.prune.tree import replace_modules
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles
 
@@ -27,7 +27,7 @@ class NetworkGrid:
 
     networks: list[tuple[str, int]]
     sparsities: list[float]
-    block: tuple[int, int]
+    blocks: list[tuple[int, int]]
     threads: list[int]
     compiled: bool
     plan: Plan
@@ -35,7 +35,7 @@ class NetworkGrid:
 
     def steps(self) -> int:
         """How often :func:`run` calls its step."""
-        return len(self.networks) * len(self.threads) * len(self.sparsities)
+        return len(self.networks) * len(self.threads) * len(self.sparsities) * len(self.blocks)
 
 
 def random_sparse(model: nn.Module, block: tuple[int, int], sparsity: float) -> nn.Module:
@@ -81,11 +81,11 @@ def _random_layout(
 def ways(model: nn.Module, x: Tensor, compiled: bool) -> tuple[dict[str, Candidate], list[str]]:
     """Every way to run a network, checked against each other, and what did not work.
 
-    ``eager`` is the model as it is, ``fused`` after :func:`tetris.fuse`, ``compile`` the model
-    (sparse: fused) through torch.compile with frozen weights; each in both memory formats.
+    ``eager`` is the model as it is, ``fused`` after :func:`tetris.fuse`, both in both memory
+    formats; ``compile`` the model through torch.compile with frozen weights, in channels_last, which
+    it would choose itself.
     """
     fused = tetris.fuse(model)
-    sparse = any(isinstance(m, SparseLayer) for m in model.modules())
     found: dict[str, Candidate] = {}
     failed: list[str] = []
     for name, memory_format in FORMATS.items():
@@ -93,9 +93,9 @@ def ways(model: nn.Module, x: Tensor, compiled: bool) -> tuple[dict[str, Candida
         for label, network in {"eager": model, "fused": fused}.items():
             made = _in_format(network, memory_format)
             found[f"{label} {name}"] = lambda made=made, image=image: made(image)
-        if compiled:
+        if compiled and memory_format == torch.channels_last:
             try:
-                made = _in_format(fused if sparse else model, memory_format)
+                made = _in_format(model, memory_format)
                 found[f"compile {name}"] = frozen(made, image)
             except Exception as error:  # a missing compiler, or a part that cannot be compiled
                 failed.append(f"compile {name}: {type(error).__name__}")
@@ -131,9 +131,9 @@ def run(grid: NetworkGrid, step: Step) -> Iterator[Row]:
             look = Plan(sample_s=0.0, budget_s=1.0, min_rounds=2, max_rounds=3)
             first = interleave(dense, look)
             dense = near_best(dense, first)
-            for sparsity in grid.sparsities:
-                pruned = random_sparse(model, grid.block, sparsity)
-                sparse, failed = ways(pruned, x, grid.compiled)
+            for block, sparsity in itertools.product(grid.blocks, grid.sparsities):
+                pruned = random_sparse(model, block, sparsity)
+                sparse, failed = ways(pruned, x, compiled=False)
                 group = {f"dense {n}": c for n, c in dense.items()}
                 group |= {f"sparse {n}": c for n, c in sparse.items()}
                 times = interleave(group, grid.plan)
@@ -141,7 +141,7 @@ def run(grid: NetworkGrid, step: Step) -> Iterator[Row]:
                     "network": network,
                     "batch": batch,
                     "threads": threads,
-                    "block": f"{grid.block[0]}x{grid.block[1]}",
+                    "block": f"{block[0]}x{block[1]}",
                     "sparsity": sparsity,
                     "not_run": "; ".join(
                         [f"dense {f}" for f in dense_failed] + [f"sparse {f}" for f in failed]
@@ -150,7 +150,10 @@ def run(grid: NetworkGrid, step: Step) -> Iterator[Row]:
                 }
                 del pruned, sparse, group
                 gc.collect()
-                step(f"{network}, batch {batch}, {threads} thread(s), {sparsity:.0%}")
+                step(
+                    f"{network}, batch {batch}, {threads} thread(s), {block[0]}x{block[1]}, "
+                    f"{sparsity:.0%}"
+                )
     torch.set_num_threads(before)
 
 

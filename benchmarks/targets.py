@@ -138,6 +138,25 @@ def judge_convolutions(rows: list[dict]) -> list[Verdict]:
     return verdicts
 
 
+def against_conv2d(rows: list[dict]) -> list[dict]:
+    """The same convolutions against the faster memory format of ``F.conv2d`` alone."""
+    result = []
+    for r in rows:
+        dense = {n: ms for n, ms in r["all_dense_ms"].items() if n.startswith("F.conv2d")}
+        best = min(dense, key=dense.__getitem__)
+        speedup = dense[best] / r["sparse_ms"]
+        result.append(
+            {
+                **r,
+                "dense": best,
+                "dense_ms": dense[best],
+                "speedup": speedup,
+                "efficiency": speedup * r["density"],
+            }
+        )
+    return result
+
+
 def _avx2_verdicts(rows: list[dict], threads: int) -> list[Verdict]:
     """Against the peak instead of the dense libraries, block by block."""
     verdicts = []

@@ -82,8 +82,8 @@ def ways(model: nn.Module, x: Tensor, compiled: bool) -> tuple[dict[str, Candida
     """Every way to run a network, checked against each other, and what did not work.
 
     ``eager`` is the model as it is, ``fused`` after :func:`tetris.fuse`, both in both memory
-    formats; ``compile`` the model through torch.compile with frozen weights, in channels_last, which
-    it would choose itself.
+    formats; ``compile`` the model through torch.compile with frozen weights, in channels_last,
+    which it would choose itself.
     """
     fused = tetris.fuse(model)
     found: dict[str, Candidate] = {}

@@ -297,10 +297,20 @@ def test_small_convolution_run_writes_everything(tmp_path):
         assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
         assert len(row["all_dense_ms"]) == 4
         assert row["dense"] in row["all_dense_ms"]
-    (network,) = result["networks"]
+    network, other = result["networks"]
+    assert (network["block"], other["block"]) == ("4x1", "8x8")
     assert network["network"] == "ResNet-18"
     assert sum(way.startswith("sparse") for way in network["all_ms"]) == 4
     text = (tmp_path / "conv.md").read_text()
     assert "2x16x8x8-16k3s1" in text
     assert "## Whole networks" in text
     assert list(tmp_path.glob("conv-speedup-1t.png"))
+
+
+def test_convolutions_are_judged_against_what_torch_calls_too():
+    row = conv_point("8x1", 0.9, map=14)
+    row |= {"sparse_ms": 1.0, "density": 0.1}
+    row |= {"all_dense_ms": {"F.conv2d NCHW": 9.0, "F.conv2d channels_last": 8.0, "oneDNN NCHW": 6}}
+    (other,) = targets.against_conv2d([row])
+    assert (other["dense"], other["speedup"]) == ("F.conv2d channels_last", 8.0)
+    assert other["efficiency"] == pytest.approx(0.8)

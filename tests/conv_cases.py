@@ -286,8 +286,8 @@ def grid() -> list[ConvCase]:
     """Every kind of window, group, block, map and format; the valid ones, in both directions."""
     cases = []
     # Windows, with paddings up to beyond the kernel's reach.
-    for kernel in [(1, 1), (3, 3), (3, 1), (2, 4), (5, 5), (1, 7)]:
-        for stride in [(1, 1), (2, 2), (3, 1), (1, 2), (4, 5)]:
+    for kernel in [(1, 1), (3, 3), (3, 1), (2, 4), (5, 5)]:
+        for stride in [(1, 1), (2, 2), (3, 1), (4, 5)]:
             for padding in [(0, 0), (1, 2), (kernel[0] + 1, kernel[1] + 2)]:
                 cases.append(ConvCase(5, 7, (9, 11), kernel, stride, padding, block=(4, 2)))
     for dilation in [(2, 2), (1, 3), (3, 2), (5, 4)]:

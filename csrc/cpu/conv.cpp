@@ -1,6 +1,8 @@
 #include "cpu/conv.h"
 
 #include <algorithm>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "core/check.h"
@@ -245,6 +247,15 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
   }
 }
 
+// Offsets into the lines of one strip are 32 bits wide. A strip is at least `least` positions long.
+std::string check_reach(int64_t count, int64_t max_shift, int64_t least) {
+  constexpr int64_t kRoom = 128;  // more than line_stride adds
+  if (count <= std::numeric_limits<int32_t>::max() / (max_shift + least + kRoom)) return {};
+  return "input channels times the pixels that the kernel reaches over must be less than 2^31 "
+         "(got " +
+         std::to_string(count) + " and " + std::to_string(max_shift) + ")";
+}
+
 template <class T>
 LineGeometry line_geometry(const ConvShape& shape, bool transposed) {
   if (transposed) return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
@@ -292,6 +303,8 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   job.preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
   job.rows_at_once = job.channels_first() ? ceil_div(kLinesAtOnce, blocks.bo) : blocks.rows;
   const int64_t tile = job.preferred * k.width;
+  error = check_reach(lines.planes() * blocks.in, lines.max_shift(), tile);
+  if (!error.empty()) return error;
   const int64_t longest = strip_length(k, lines.planes() * blocks.in, job.rows_at_once * blocks.bo,
                                        lines.max_shift(), tile);
   const int threads =
@@ -335,8 +348,11 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   const int64_t big_channels = transposed ? out : in, small_channels = transposed ? in : out;
   const int32_t* const big_lines = transposed ? inverse.row : inverse.col;
   const int32_t* const small_lines = transposed ? inverse.col : inverse.row;
-  const int64_t longest = strip_length(k, lines.planes() * big_channels, small_channels,
-                                       lines.max_shift(), 128 / k.width * k.width);
+  const int64_t least = 128 / k.width * k.width;
+  error = check_reach(lines.planes() * big_channels, lines.max_shift(), least);
+  if (!error.empty()) return error;
+  const int64_t longest =
+      strip_length(k, lines.planes() * big_channels, small_channels, lines.max_shift(), least);
   const int64_t strips = ceil_div(lines.length(), longest);
   const int64_t strip = ceil_div(ceil_div(lines.length(), strips), k.width) * k.width;
   const int64_t big_stride = line_stride(k, strip + lines.max_shift());

@@ -183,6 +183,12 @@ Tensor conv_autograd(const char* op, const Tensor& x, const Tensor& values, cons
   const auto act = parse_activation(op, activation);
   Tensor z = ConvFunction::apply(x, values, bias, index, std::move(out_channels), s);
   if (residual) {
+    TORCH_CHECK(residual->device() == x.device() && residual->layout() == at::kStrided, op,
+                ": residual must be a dense tensor on the device of x (got ", residual->layout(),
+                " on ", residual->device(), ")");
+    TORCH_CHECK_TYPE(residual->scalar_type() == x.scalar_type(), op,
+                     ": residual and x must have one type (got ", residual->scalar_type(), " and ",
+                     x.scalar_type(), ")");
     TORCH_CHECK_VALUE(residual->sym_sizes() == z.sym_sizes(), op,
                       ": residual must be shaped like the result (got ", residual->sym_sizes(),
                       " and ", z.sym_sizes(), ")");
@@ -219,6 +225,9 @@ Tensor bsconv_transpose2d_autograd(const Tensor& x, const Tensor& values, const 
 std::vector<int64_t> output_padding_of(const Tensor& big, IntArrayRef small,
                                        IntArrayRef kernel_size, IntArrayRef stride,
                                        IntArrayRef padding, IntArrayRef dilation) {
+  if (big.dim() != 4) return {};  // these the op refuses
+  for (const auto& pair : {small, kernel_size, stride, padding, dilation})
+    if (pair.size() != 2) return {};
   std::vector<int64_t> result;
   for (int i = 0; i < 2; ++i)
     result.push_back(big.size(2 + i) - ((small[i] - 1) * stride[i] - 2 * padding[i] +
@@ -265,7 +274,7 @@ Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& r
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_grad_values(x, grad, index, block, s);
   }
-  if (kTransposed)
+  if (kTransposed && x.dim() == 4)
     s.output_padding =
         output_padding_of(grad, x.sizes().slice(2), kernel_size, stride, padding, dilation);
   return ConvGradValuesFunction::apply(x, grad, index, block.vec(), s);

@@ -2,6 +2,7 @@
 
 #include <c10/util/Exception.h>
 
+#include <algorithm>
 #include <limits>
 
 namespace tetris::ops {
@@ -65,6 +66,23 @@ cpu::ConvShape transposed_shape(const char* op, const ConvArguments& a,
   return {images, axis(a, 0, big[0], small_h), axis(a, 1, big[1], small_w)};
 }
 
+cpu::ConvShape transposed_shape_between(const char* op, const ConvArguments& a, int64_t images,
+                                        at::IntArrayRef small, at::IntArrayRef big) {
+  check_arguments(op, a);
+  for (int i = 0; i < 2; ++i) {
+    // As many pixels as that are never reached, and products of fewer stay in 64 bits.
+    const bool fits = small[i] <= big[i] + 2 * a.padding[i];
+    const int64_t added =
+        fits ? big[i] + 2 * a.padding[i] - (small[i] - 1) * a.stride[i] - reach(a, i) : -1;
+    TORCH_CHECK_VALUE(
+        added >= 0 && added < std::max(a.stride[i], a.dilation[i]), op,
+        ": grad must have the size that the input's gives with an output_padding less "
+        "than stride or dilation (got ",
+        big, " from ", small, ")");
+  }
+  return {images, axis(a, 0, big[0], small[0]), axis(a, 1, big[1], small[1])};
+}
+
 void check_map(const char* op, const char* name, const at::Tensor& x) {
   TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, op, ": ", name,
               " must be a dense tensor on the CPU (got ", x.layout(), " on ", x.device(), ")");
@@ -84,8 +102,8 @@ Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tenso
       out_channels >= 1 && out_channels % a.groups == 0 && in_channels % a.groups == 0, op,
       ": groups must divide the channels (got ", in_channels, " to ", out_channels,
       " channels and groups ", a.groups, ")");
-  const int64_t taps = a.kernel_size[0] * a.kernel_size[1];
-  TORCH_CHECK_VALUE(taps * in_channels < std::numeric_limits<int32_t>::max(), op,
+  const int64_t taps = a.kernel_size[0] * a.kernel_size[1];  // less than 2^48, see check_pair
+  TORCH_CHECK_VALUE(in_channels <= std::numeric_limits<int32_t>::max() / taps, op,
                     ": kernel positions times channels must be less than 2^31 (got kernel_size ",
                     a.kernel_size, " and ", in_channels, " channels)");
   return check_layout(op, row_ptr, col_idx, row_perm, col_perm, out_channels, in_channels,

@@ -18,6 +18,9 @@ cpu::ConvShape conv_shape(const char* op, const ConvArguments& a, int64_t images
 cpu::ConvShape transposed_shape(const char* op, const ConvArguments& a,
                                 at::IntArrayRef output_padding, int64_t images, int64_t small_h,
                                 int64_t small_w);
+// The same given both, each (height, width): what a gradient of a transposed convolution sees.
+cpu::ConvShape transposed_shape_between(const char* op, const ConvArguments& a, int64_t images,
+                                        at::IntArrayRef small, at::IntArrayRef big);
 
 // [N, C, H, W] on the CPU in float32 or float64, with at least one channel and pixel.
 void check_map(const char* op, const char* name, const at::Tensor& x);

@@ -156,14 +156,8 @@ Tensor bsconv_transpose2d_grad_input(const Tensor& grad, const Tensor& values,
       input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 && in_channels >= 1, kOp,
       ": input_size must be two numbers and in_channels one, at least 1 (got ", input_size, " and ",
       in_channels, ")");
-  auto shape = conv_shape(kOp, a, grad.size(0), grad.size(2), grad.size(3));
-  // An output_padding beyond the stride leaves pixels that no input reached: fewer inputs than the
-  // convolution of this size would have.
-  TORCH_CHECK_VALUE(input_size[0] <= shape.y.small && input_size[1] <= shape.x.small, kOp,
-                    ": input_size must be at most what the size of grad gives, ", shape.y.small,
-                    "x", shape.x.small, " (got ", input_size, ")");
-  shape.y.small = input_size[0];
-  shape.x.small = input_size[1];
+  const auto shape =
+      transposed_shape_between(kOp, a, grad.size(0), input_size, grad.sizes().slice(2));
   const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
                                         in_channels, values.size(2), values.size(1));
   return run({kOp, shape, {false, true}, layout}, "grad", grad, values, std::nullopt, std::nullopt,
@@ -180,11 +174,10 @@ Tensor grad_values(const char* op, bool transposed, const Tensor& x, const Tenso
                    grad.scalar_type(), ")");
   TORCH_CHECK_VALUE(block.size() == 2, op, ": block must be two numbers (got ", block, ")");
   const Tensor &big = transposed ? grad : x, &small = transposed ? x : grad;
-  auto shape = conv_shape(op, a, big.size(0), big.size(2), big.size(3));
-  if (transposed && small.size(2) <= shape.y.small && small.size(3) <= shape.x.small) {
-    shape.y.small = small.size(2);  // see bsconv_transpose2d_grad_input
-    shape.x.small = small.size(3);
-  }
+  const auto shape = transposed
+                         ? transposed_shape_between(op, a, big.size(0), small.sizes().slice(2),
+                                                    big.sizes().slice(2))
+                         : conv_shape(op, a, big.size(0), big.size(2), big.size(3));
   check_small(op, transposed ? "x" : "grad", small, shape);
   const auto layout = check_conv_layout(op, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
                                         x.size(1), block[0], block[1]);

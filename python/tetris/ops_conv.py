@@ -180,10 +180,10 @@ def _fake_conv(op, x, values, index, bias, activation, residual, out_channels, s
     y = _like(x, [x.shape[0], out_channels, *size])
     if residual is not None:
         torch._check(
-            residual.shape == y.shape,
+            residual.shape == y.shape and residual.dtype == y.dtype,
             lambda: (
-                f"tetris::{op}: residual must be shaped like the result "
-                f"(got {list(residual.shape)} and {list(y.shape)})"
+                f"tetris::{op}: residual must be shaped like the result and of its type "
+                f"(got {residual.dtype}{list(residual.shape)} and {y.dtype}{list(y.shape)})"
             ),
         )
     return y

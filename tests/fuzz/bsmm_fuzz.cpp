@@ -1,57 +1,20 @@
 // Arbitrary bytes as a layer: the products either name a broken rule or are right, and touch
 // nothing outside their arrays. Which of the two it must be is decided here, independently of
 // core/check.h.
-#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
+#include "bytes.h"
 #include "core/cpu_features.h"
 #include "cpu/bsmm.h"
 #include "cpu/dispatch.h"
-#include "problem.h"
 
 namespace tetris::test {
 namespace {
 
-class Bytes {
- public:
-  Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  uint8_t next() { return at_ < size_ ? data_[at_++] : 0; }
-  int64_t range(int64_t low, int64_t high) { return low + next() % (high - low + 1); }
-  int32_t word() {
-    uint32_t v = 0;
-    for (int i = 0; i < 4; ++i) v = v << 8 | next();
-    return static_cast<int32_t>(v);
-  }
-
- private:
-  const uint8_t* data_;
-  size_t size_, at_ = 0;
-};
-
-bool valid_permutation(const std::vector<int32_t>& p) {
-  std::vector<int32_t> sorted = p;
-  std::sort(sorted.begin(), sorted.end());
-  for (size_t i = 0; i < sorted.size(); ++i)
-    if (sorted[i] != static_cast<int32_t>(i)) return false;
-  return true;
-}
-
 bool valid(const Shape& s, const Index& index) {
-  const int64_t rows = (s.n + s.bo - 1) / s.bo, groups = (s.k + s.bi - 1) / s.bi;
-  int64_t begin = 0;
-  if (index.row_ptr[0] != 0) return false;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t end = index.row_ptr[r + 1];
-    if (end < begin || end > static_cast<int64_t>(index.col_idx.size())) return false;
-    for (int64_t b = begin; b < end; ++b) {
-      if (index.col_idx[b] < 0 || index.col_idx[b] >= groups) return false;
-      if (b > begin && index.col_idx[b] <= index.col_idx[b - 1]) return false;
-    }
-    begin = end;
-  }
-  return begin == static_cast<int64_t>(index.col_idx.size()) && valid_permutation(index.row_perm) &&
-         valid_permutation(index.col_perm);
+  return valid_rows(index, (s.n + s.bo - 1) / s.bo, (s.k + s.bi - 1) / s.bi) &&
+         valid_permutation(index.row_perm) && valid_permutation(index.col_perm);
 }
 
 [[noreturn]] void fail(const Shape& s, const char* what, const std::string& detail) {
@@ -79,19 +42,7 @@ void fuzz(Bytes in) {
   s.density = in.range(0, 10) / 10.0;
   std::mt19937 rng(in.next());
   Index index = random_index(s, rng);
-  // A valid index, then edits: a step from right to wrong is where checks fail.
-  for (int64_t edits = in.range(0, 6); edits > 0; --edits) {
-    std::vector<int32_t>* arrays[] = {&index.row_ptr, &index.col_idx, &index.row_perm,
-                                      &index.col_perm};
-    auto& a = *arrays[in.next() % 4];
-    const int kind = in.next() % 4;
-    if (kind == 3 && &a == &index.col_idx) a.resize(a.size() + in.range(0, 3));
-    if (a.empty()) continue;
-    const size_t at = (in.next() << 8 | in.next()) % a.size();
-    if (kind == 0) a[at] = static_cast<int8_t>(in.next());
-    if (kind == 1) a[at] = in.word();
-    if (kind == 2) std::swap(a[at], a[in.next() % a.size()]);
-  }
+  edit(index, in);
   const bool good = valid(s, index);
   const Place place = flags & 32   ? Place::kHeap
                       : flags & 64 ? Place::kAfterGuard

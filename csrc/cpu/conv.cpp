@@ -32,8 +32,8 @@ std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups
   return offsets;
 }
 
-// Numbers from one line to the next: room for a vector that starts in it, and an odd number of cache
-// lines, so that lines do not fall into the same sets of a cache.
+// Numbers from one line to the next: room for a vector that starts in it, and an odd number of
+// cache lines, so that lines do not fall into the same sets of a cache.
 template <class T>
 int64_t line_stride(const KernelTable<T>& k, int64_t length) {
   constexpr int64_t kLine = 64 / sizeof(T);
@@ -199,7 +199,6 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
       const int64_t group = i / job.strips, s = i % job.strips;
       job.pack(group, s, 0, job.blocks.in, planes);
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
-        if (!job.lines.phase_exists(phase)) continue;
         if (job.channels_first()) {
           job.finish_rows(group, s, phase, 0, rows, planes, results);
         } else {
@@ -223,7 +222,6 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
         job.pack(group, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), planes);
       });
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
-        if (!job.lines.phase_exists(phase)) continue;
         BlockSparseView rows;  // shares of equal work
         rows.out = job.blocks.rows;
         rows.row_ptr = job.blocks.begin[phase] + group * job.blocks.rows;

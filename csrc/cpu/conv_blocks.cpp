@@ -35,15 +35,19 @@ ConvBlocks<T> conv_blocks(const BlockSparseView& w, const T* values, const LineG
     return b;
   }
 
-  // Taps in the order of their phases; a counting sort by (row, tap), which keeps the order of the
-  // columns.
-  std::vector<int64_t> taps(w.taps), rank(w.taps), phase_end(b.phases, 0);
+  // Taps in the order of their phases, those of none last; a counting sort by (row, tap), which
+  // keeps the order of the columns.
+  std::vector<int64_t> taps(w.taps), rank(w.taps), phase(w.taps), phase_end(b.phases, 0);
   std::iota(taps.begin(), taps.end(), 0);
+  for (int64_t tap = 0; tap < w.taps; ++tap) {
+    const int64_t p = lines.phase(tap);
+    phase[tap] = p < 0 ? b.phases : p;
+  }
   std::stable_sort(taps.begin(), taps.end(),
-                   [&](int64_t a, int64_t c) { return lines.phase(a) < lines.phase(c); });
+                   [&](int64_t a, int64_t c) { return phase[a] < phase[c]; });
   for (int64_t r = 0; r < w.taps; ++r) {
     rank[taps[r]] = r;
-    phase_end[lines.phase(taps[r])] = r + 1;
+    if (phase[taps[r]] < b.phases) phase_end[phase[taps[r]]] = r + 1;
   }
   for (int64_t p = 1; p < b.phases; ++p) phase_end[p] = std::max(phase_end[p], phase_end[p - 1]);
 

@@ -79,8 +79,8 @@ LineAxis transposed_axis(const ConvAxis& a) {
   for (int64_t f = 0; f < a.stride; ++f) {
     const int64_t first = std::max<int64_t>(0, ceil_div(a.pad - f, a.stride));
     const int64_t last = floor_div(a.big - 1 + a.pad - f, a.stride);
-    LineAxis::Phase phase{
-        first * a.stride + f - a.pad, a.stride, std::max<int64_t>(0, last - first + 1), {}};
+    if (last < first) continue;  // its taps hit no pixel
+    LineAxis::Phase phase{first * a.stride + f - a.pad, a.stride, last - first + 1, {}};
     for (int k = 0; k < a.kernel; ++k)
       if (k * a.dilation % a.stride == f) {
         phase.taps.push_back(k);
@@ -113,19 +113,14 @@ int64_t LineGeometry::shift(int64_t tap) const {
 
 int64_t LineGeometry::phase(int64_t tap) const {
   const int64_t kw = x_.shift.size();
-  const auto find = [](const LineAxis& axis, int k) {
+  const auto find = [](const LineAxis& axis, int64_t k) {
     for (size_t p = 0; p < axis.phases.size(); ++p)
       for (int t : axis.phases[p].taps)
         if (t == k) return static_cast<int64_t>(p);
-    return int64_t{0};
+    return int64_t{-1};
   };
-  return find(y_, static_cast<int>(tap / kw)) * static_cast<int64_t>(x_.phases.size()) +
-         find(x_, static_cast<int>(tap % kw));
-}
-
-bool LineGeometry::phase_exists(int64_t phase) const {
-  const int64_t nx = x_.phases.size();
-  return y_.phases[phase / nx].count > 0 && x_.phases[phase % nx].count > 0;
+  const int64_t y = find(y_, tap / kw), x = find(x_, tap % kw);
+  return y < 0 || x < 0 ? -1 : y * static_cast<int64_t>(x_.phases.size()) + x;
 }
 
 void LineGeometry::source_segments(int64_t plane, int64_t begin, int64_t end, const MapStrides& map,

@@ -79,8 +79,7 @@ class LineGeometry {
   int64_t taps() const { return static_cast<int64_t>(y_.shift.size() * x_.shift.size()); }
   int64_t plane(int64_t tap) const;
   int64_t shift(int64_t tap) const;
-  int64_t phase(int64_t tap) const;
-  bool phase_exists(int64_t phase) const;  // has output pixels
+  int64_t phase(int64_t tap) const;  // -1: it hits no output pixel
 
   // The source pixels in positions [begin, end) of a plane's line; line counts from `begin`.
   void source_segments(int64_t plane, int64_t begin, int64_t end, const MapStrides& map,

@@ -1,7 +1,8 @@
 """Fills the results of README.md from benchmarks/results.
 
-The speed comes from gemm.json, the curves are its pictures, and the accuracy table is demo.md as
-``tetris demo --out benchmarks/results`` writes it.
+Linear layers come from gemm.json, convolutions and networks from conv.json, training steps from
+training.json; the accuracy tables are what ``tetris demo --full --out benchmarks/results`` and
+``tetris demo --model cnn --out benchmarks/results/cnn`` write.
 
     python -m benchmarks.readme [--check]
 
@@ -15,10 +16,12 @@ import re
 import sys
 from pathlib import Path
 
+from . import training
+from .conv_report import network_table, summary_table
 from .machine import sentence
 from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
-from .targets import geometric_mean, judge
+from .targets import Verdict, against_conv2d, geometric_mean, judge, judge_convolutions
 
 FEW_BLOCKS = ("1x1", "4x1", "16x1", "16x16")  # shown in the table of few tokens
 
@@ -75,12 +78,35 @@ def few_tokens_table(result: dict) -> str:
 
 def targets_sentence(result: dict) -> str:
     """How many of our own targets were met, group by group."""
-    verdicts = judge(result["rows"], result["training"])
+    counts = _counts(judge(result["rows"], result["training"]))
+    return f"Our own targets that were met, one and two threads: {counts}."
+
+
+def _counts(verdicts: list[Verdict]) -> str:
     groups = []
     for what in dict.fromkeys(v.what for v in verdicts):
         some = [v for v in verdicts if v.what == what]
         groups.append(f"{what}: {sum(v.passed for v in some)} of {len(some)}")
-    return f"Our own targets that were met, one and two threads: {'; '.join(groups)}."
+    return "; ".join(groups)
+
+
+def conv_fragments(result: dict) -> dict[str, str]:
+    """The pieces about convolutions and whole networks."""
+    rows = result["rows"]
+    made = {
+        "conv": "\n\n".join(
+            f"Batch {batch}, 1 thread:\n\n{summary_table(rows, 1, batch)}"
+            for batch in ordered(rows, "batch")
+        ),
+        "conv-targets": (
+            "Our own targets that were met, one and two threads, against the fastest route: "
+            f"{_counts(judge_convolutions(rows))}; against `F.conv2d` alone: "
+            f"{_counts(judge_convolutions(against_conv2d(rows)))}."
+        ),
+    }
+    if result["networks"]:
+        made["networks"] = network_table(result["networks"])
+    return made
 
 
 def fragments(result: dict) -> dict[str, str]:
@@ -129,8 +155,13 @@ def main(argv: list[str] | None = None) -> int:
     result = json.loads(args.json.read_text())
     pieces = fragments(result)
     folder = args.json.parent
-    if (folder / "demo.md").exists():
-        pieces["demo"] = (folder / "demo.md").read_text().strip()
+    for name, path in (("demo", "demo.md"), ("demo-cnn", "cnn/demo.md")):
+        if (folder / path).exists():
+            pieces[name] = (folder / path).read_text().strip()
+    if (folder / "conv.json").exists():
+        pieces |= conv_fragments(json.loads((folder / "conv.json").read_text()))
+    if (folder / "training.json").exists():
+        pieces["steps"] = training.table(json.loads((folder / "training.json").read_text())["rows"])
     curves = folder / f"speedup-{result['native_isa']}-1t.png"
     if curves.exists():
         pieces["curves"] = f"![speed-up against sparsity, per shape and block]({curves.as_posix()})"
@@ -139,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         print("up to date" if after == before else "out of date: run python -m benchmarks.readme")
         return int(after != before)
     args.readme.write_text(after)
-    print(f"{args.readme} filled from {args.json}")
+    print(f"{args.readme} filled from {folder}")
     return 0
 
 

@@ -82,25 +82,28 @@ struct Job {
   // Block rows whose results are stored before the next are computed: a few that stay in L1, or all
   // where one pixel's channels lie next to each other.
   int64_t rows_at_once = 1;
-  int64_t strip = 0;   // positions of a strip, whole vectors
+  int64_t strip = 0;   // positions of the longest strip, whole vectors
   int64_t strips = 0;  // per group
   int64_t in_stride = 0, out_stride = 0;
   std::vector<int32_t> offsets;
 
   bool channels_first() const { return out.strides.channel != 1; }
-  int64_t in_length() const { return strip + lines.max_shift(); }
   int64_t in_elements() const { return lines.planes() * blocks.in * in_stride; }
   int64_t out_elements() const { return rows_at_once * blocks.bo * out_stride; }
-  int64_t strip_end(int64_t s) const { return std::min(lines.length(), (s + 1) * strip); }
+  // Strips differ by a vector at most: a short one over would run on narrow tiles.
+  int64_t strip_begin(int64_t s) const {
+    return ceil_div(lines.length(), k.width) * s / strips * k.width;
+  }
+  int64_t strip_end(int64_t s) const { return std::min(lines.length(), strip_begin(s + 1)); }
   std::vector<Panel> tiles(int64_t s) const {
-    const int64_t units = ceil_div(strip_end(s) - s * strip, k.width);
+    const int64_t units = ceil_div(strip_end(s) - strip_begin(s), k.width);
     return cut_panels(k, 0, units, preferred, units * k.width);
   }
 
   void pack(int64_t group, int64_t s, int64_t begin, int64_t end, T* planes) const {
     const int64_t first = group * blocks.in;
     pack_planes(k, lines, x, first, begin, end, slot_of_input ? slot_of_input + first : nullptr,
-                blocks.in, s * strip, in_length(), planes, in_stride);
+                blocks.in, strip_begin(s), strip + lines.max_shift(), planes, in_stride);
   }
 
   // Block rows [begin, end) of a group, for the output pixels of one phase in one strip; the
@@ -161,7 +164,7 @@ struct Job {
   void finish_rows(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
                    const T* planes, T* results) const {
     std::vector<Segment> segments;
-    lines.out_segments(phase, s * strip, strip_end(s), out.strides, segments);
+    lines.out_segments(phase, strip_begin(s), strip_end(s), out.strides, segments);
     const auto tiles_of_strip = tiles(s);
     LineArgs<T> a = store_args(group, segments, results);
     for (int64_t r = begin; r < end; r += rows_at_once) {
@@ -179,7 +182,7 @@ struct Job {
   void store_pixels(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
                     T* results) const {
     std::vector<Segment> segments;
-    lines.out_segments(phase, s * strip, strip_end(s), out.strides, segments);
+    lines.out_segments(phase, strip_begin(s), strip_end(s), out.strides, segments);
     LineArgs<T> a = store_args(group, segments, results);
     a.begin = begin;
     a.end = end;
@@ -310,12 +313,13 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   const bool by_strips = w.groups * length >= threads * kTilesPerThread * tile;
   job.strips = ceil_div(length, longest);
   if (by_strips && w.groups < threads) job.strips = ceil_div(job.strips, threads) * threads;
-  const int64_t multiple = job.strips > 1 ? tile : k.width;
-  job.strip = ceil_div(ceil_div(length, job.strips), multiple) * multiple;
-  job.strips = ceil_div(length, job.strip);
-  const Panel last = job.tiles(0).back();  // may be wider than what is left
-  job.in_stride = line_stride(k, last.token + last.nv * k.width + lines.max_shift());
-  job.out_stride = line_stride(k, last.token + last.nv * k.width);
+  job.strips = std::min(job.strips, ceil_div(length, k.width));
+  const int64_t units = ceil_div(ceil_div(length, k.width), job.strips);
+  job.strip = units * k.width;
+  const Panel last = cut_panels(k, 0, units, job.preferred, job.strip).back();
+  const int64_t widest = last.token + last.nv * k.width;  // a tile may be wider than what is left
+  job.in_stride = line_stride(k, widest + lines.max_shift());
+  job.out_stride = line_stride(k, widest);
   job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
   if (by_strips || threads == 1)
     run_by_strips(job, w.groups,

@@ -55,7 +55,7 @@ struct Vec {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
   }
 
-  static void transpose(Reg (&r)[W]) {
+  __attribute__((always_inline)) static void transpose(Reg (&r)[W]) {
     Reg t[8];
     for (int i = 0; i < 8; i += 4) {
       const Reg a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);

@@ -63,7 +63,7 @@ struct Vec {
   static T sum(Reg a) { return _mm512_reduce_add_ps(a); }
 
   // r[i][j] -> r[j][i]
-  static void transpose(Reg (&r)[W]) {
+  __attribute__((always_inline)) static void transpose(Reg (&r)[W]) {
     Reg t[16];
     for (int i = 0; i < 16; i += 4) {  // 4x4 inside each 128-bit lane
       const Reg a = _mm512_unpacklo_ps(r[i], r[i + 1]), b = _mm512_unpackhi_ps(r[i], r[i + 1]);

@@ -203,3 +203,20 @@ def test_third_order(case):
     got = chain(lambda x, v: layer.conv(x, values=v))
     want = chain(lambda x, v: layer.dense_conv(x, layer.dense(v), layer.bias))
     torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_pixels_that_a_kernel_position_never_reads_do_not_reach_its_gradient(bad, transposed, isa):
+    """The last column of the big map is out of reach of a 3x3 kernel's first column."""
+    settings = ((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    index = (torch.tensor([0, 9]).int(), torch.arange(9).int(), None, None)
+    g = torch.Generator().manual_seed(0)
+    big, small = (torch.randn(2, 1, 5, 6, generator=g) for _ in range(2))
+    big[:, :, :, -1] = bad
+    name = "bsconv_transpose2d" if transposed else "bsconv2d"
+    op = getattr(torch.ops.tetris, f"{name}_grad_values")
+    x, grad = (small, big) if transposed else (big, small)
+    got = op(x, grad, *index, (1, 1), *settings).view(3, 3)
+    assert got[:, 0].isfinite().all()
+    assert not got[:, 1:].isfinite().any()

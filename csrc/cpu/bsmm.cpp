@@ -400,8 +400,18 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
             inputs[n] = input * width;
             offsets[n++] = ((begin + b) * w.bi + j) * w.bo;
           }
-        k.sample({xp, dyp + row * w.bo * width, width, nv, inputs, offsets, n,
-                  std::min(w.bo, w.out - row * w.bo), dvalues, token > 0});
+        SampleArgs<T> a{};
+        a.x = xp;
+        a.dy = dyp + row * w.bo * width;
+        a.dy_stride = width;
+        a.nv = nv;
+        a.inputs = inputs;
+        a.offsets = offsets;
+        a.count = n;
+        a.rows = std::min(w.bo, w.out - row * w.bo);
+        a.dvalues = dvalues;
+        a.accumulate = token > 0;
+        k.sample(a);
       }
     });
   }

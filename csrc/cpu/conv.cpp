@@ -1,13 +1,12 @@
 #include "cpu/conv.h"
 
 #include <algorithm>
-#include <limits>
 #include <string>
 #include <vector>
 
 #include "core/check.h"
-#include "core/cpu_features.h"
 #include "cpu/conv_blocks.h"
+#include "cpu/conv_lines.h"
 #include "cpu/dispatch.h"
 #include "cpu/walk.h"
 
@@ -19,50 +18,6 @@ namespace {
 constexpr int64_t kTilesPerThread = 4;
 // Output lines that are computed before they are stored.
 constexpr int64_t kLinesAtOnce = 8;
-
-// The element offset of each column group's first line: tap by tap, group by group.
-std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups, int64_t bi,
-                                    int64_t channels, int64_t stride) {
-  std::vector<int32_t> offsets(lines.taps() * in_groups);
-  for (int64_t tap = 0; tap < lines.taps(); ++tap) {
-    const int64_t first = lines.plane(tap) * channels * stride + lines.shift(tap);
-    for (int64_t g = 0; g < in_groups; ++g)
-      offsets[tap * in_groups + g] = static_cast<int32_t>(first + g * bi * stride);
-  }
-  return offsets;
-}
-
-// Numbers from one line to the next: room for a vector that starts in it, and an odd number of
-// cache lines, so that lines do not fall into the same sets of a cache.
-template <class T>
-int64_t line_stride(const KernelTable<T>& k, int64_t length) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  return (ceil_div(length + k.width, kLine) | 1) * kLine;
-}
-
-// One group's channels of a map, packed into lines: planes of `channels` lines each.
-template <class T>
-void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<const T> x,
-                 int64_t first_channel, int64_t begin, int64_t end, const int32_t* line_of,
-                 int64_t channels, int64_t position, int64_t length, T* planes, int64_t stride) {
-  std::vector<Segment> segments;
-  for (int64_t p = 0; p < lines.planes(); ++p) {
-    lines.source_segments(p, position, position + length, x.strides, segments);
-    LineArgs<T> a{};
-    a.segments = segments.data();
-    a.segment_count = segments.size();
-    a.begin = begin;
-    a.end = end;
-    a.line_of = line_of;
-    a.lines = planes + p * channels * stride;
-    a.line_stride = stride;
-    a.length = length;
-    a.in = x.data + first_channel * x.strides.channel;
-    a.channel_stride = x.strides.channel;
-    a.step = lines.source_step(x.strides);
-    k.pack_lines(a);
-  }
-}
 
 // One convolution, ready to run.
 template <class T>
@@ -248,30 +203,6 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
   }
 }
 
-// Offsets into the lines of one strip are 32 bits wide. A strip is at least `least` positions long.
-std::string check_reach(int64_t count, int64_t max_shift, int64_t least) {
-  constexpr int64_t kRoom = 128;  // more than line_stride adds
-  if (count <= std::numeric_limits<int32_t>::max() / (max_shift + least + kRoom)) return {};
-  return "input channels times the pixels that the kernel reaches over must be less than 2^31 "
-         "(got " +
-         std::to_string(count) + " and " + std::to_string(max_shift) + ")";
-}
-
-template <class T>
-LineGeometry line_geometry(const ConvShape& shape, bool transposed) {
-  if (transposed) return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
-  return {shape.images, sliding_axis(shape.y), sliding_axis(shape.x)};
-}
-
-// Positions of a strip, whole vectors: its lines take at most half of L2.
-template <class T>
-int64_t strip_length(const KernelTable<T>& k, int64_t in_lines, int64_t out_lines,
-                     int64_t max_shift, int64_t least) {
-  const int64_t elements = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(T));
-  const int64_t fits = (elements - in_lines * (max_shift + k.width)) / (in_lines + out_lines);
-  return std::max(least, fits / k.width * k.width);
-}
-
 }  // namespace
 
 template <class T>
@@ -284,7 +215,7 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   std::string error = check_and_invert(w, &inverse);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty()) return error;
-  const LineGeometry lines = line_geometry<T>(shape, direction.transposed);
+  const LineGeometry lines = line_geometry(shape, direction.transposed);
   if (lines.length() == 0) return {};
 
   const bool swapped = direction.with_layout_transposed;
@@ -331,120 +262,10 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   return {};
 }
 
-template <class T>
-std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, bool transposed,
-                             FeatureMap<const T> big, FeatureMap<const T> small, T* dvalues,
-                             const Parallel& parallel) {
-  const auto& k = kernels<T>();
-  Inverses inverse;
-  std::string error = check_and_invert(w, &inverse);
-  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
-  if (!error.empty()) return error;
-  const LineGeometry lines = line_geometry<T>(shape, /*transposed=*/false);
-  const int64_t out = w.group_out(), in = w.group_in(), in_groups = w.in_groups();
-  if (lines.length() == 0 || out % w.bo != 0 || in % w.bi != 0)
-    std::fill_n(dvalues, w.nnzb * w.bi * w.bo, T(0));  // entries outside the weight stay zero
-  if (lines.length() == 0) return {};
-
-  // Rows of the layout are channels of the small map, columns of the big one, or the reverse.
-  const int64_t big_channels = transposed ? out : in, small_channels = transposed ? in : out;
-  const int32_t* const big_lines = transposed ? inverse.row : inverse.col;
-  const int32_t* const small_lines = transposed ? inverse.col : inverse.row;
-  const int64_t least = 128 / k.width * k.width;
-  error = check_reach(lines.planes() * big_channels, lines.max_shift(), least);
-  if (!error.empty()) return error;
-  const int64_t longest =
-      strip_length(k, lines.planes() * big_channels, small_channels, lines.max_shift(), least);
-  const int64_t strips = ceil_div(lines.length(), longest);
-  const int64_t strip = ceil_div(ceil_div(lines.length(), strips), k.width) * k.width;
-  const int64_t big_stride = line_stride(k, strip + lines.max_shift());
-  const int64_t small_stride = line_stride(k, strip);
-  const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * lines.length());
-  T* const bigs = scratch<T>(ScratchSlot::kX, lines.planes() * big_channels * big_stride);
-  T* const smalls = scratch<T>(ScratchSlot::kY, small_channels * small_stride);
-  const auto offsets = column_offsets(lines, in_groups, w.bi, big_channels, big_stride);
-  const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
-
-  for (int64_t group = 0; group < w.groups; ++group) {
-    BlockSparseView rows;
-    rows.out = w.group_rows();
-    rows.row_ptr = w.row_ptr + group * w.group_rows();
-    const auto bounds = split_rows(rows, threads);
-    for (int64_t s = 0; s * strip < lines.length(); ++s) {
-      const int64_t begin = s * strip, end = std::min(lines.length(), begin + strip);
-      run(parallel, threads, [&](int t) {
-        const int64_t first_big = group * big_channels, first_small = group * small_channels;
-        pack_planes(k, lines, big, first_big, range(big_channels, t), range(big_channels, t + 1),
-                    big_lines ? big_lines + first_big : nullptr, big_channels, begin,
-                    strip + lines.max_shift(), bigs, big_stride);
-        // Zero where there is no pixel: what the big line holds there does not count.
-        std::vector<Segment> segments;
-        lines.out_segments(0, begin, end, small.strides, segments);
-        LineArgs<T> a{};
-        a.segments = segments.data();
-        a.segment_count = segments.size();
-        a.begin = range(small_channels, t);
-        a.end = range(small_channels, t + 1);
-        a.line_of = small_lines ? small_lines + first_small : nullptr;
-        a.lines = smalls;
-        a.line_stride = small_stride;
-        a.length = strip;
-        a.in = small.data + first_small * small.strides.channel;
-        a.channel_stride = small.strides.channel;
-        a.step = lines.out_step(small.strides);
-        k.pack_lines(a);
-      });
-      run(parallel, threads, [&](int t) {
-        for (int64_t row = bounds[t]; row < bounds[t + 1]; ++row) {
-          const int64_t first = rows.row_ptr[row], last = rows.row_ptr[row + 1];
-          int64_t* const at = scratch<int64_t>(ScratchSlot::kLists, 2 * (last - first) * w.bi);
-          int64_t* const inputs = at + (last - first) * w.bi;
-          SampleArgs<T> a{};
-          a.nv = strip / k.width;
-          a.inputs = inputs;
-          a.offsets = at;
-          a.rows = std::min(w.bo, out - row * w.bo);
-          a.dvalues = dvalues;
-          a.accumulate = s > 0;
-          // All blocks of the row at once, or, where the rows are what a tap shifts, tap by tap.
-          for (int64_t b = first; b < last;) {
-            const int64_t tap = w.col_idx[b] / in_groups;
-            a.count = 0;
-            for (; b < last && (!transposed || w.col_idx[b] / in_groups == tap); ++b) {
-              const int64_t g = w.col_idx[b] % in_groups;
-              for (int64_t j = 0; j < w.bi && g * w.bi + j < in; ++j) {
-                inputs[a.count] = transposed ? (g * w.bi + j) * small_stride
-                                             : offsets[w.col_idx[b]] + j * big_stride;
-                at[a.count++] = (b * w.bi + j) * w.bo;
-              }
-            }
-            if (transposed) {
-              a.x = smalls;
-              a.dy = bigs + (lines.plane(tap) * big_channels + row * w.bo) * big_stride +
-                     lines.shift(tap);
-              a.dy_stride = big_stride;
-            } else {
-              a.x = bigs;
-              a.dy = smalls + row * w.bo * small_stride;
-              a.dy_stride = small_stride;
-            }
-            k.sample(a);
-          }
-        }
-      });
-    }
-  }
-  set_last_kernel(k.sample_name);
-  return {};
-}
-
 #define TETRIS_INSTANTIATE(T)                                                                 \
   template std::string convolve<T>(                                                           \
       const BlockSparseView&, const T*, const ConvShape&, ConvDirection, FeatureMap<const T>, \
-      const T*, FeatureMap<const T>, Activation, FeatureMap<T>, const Parallel&);             \
-  template std::string conv_grad_values<T>(const BlockSparseView&, const ConvShape&, bool,    \
-                                           FeatureMap<const T>, FeatureMap<const T>, T*,      \
-                                           const Parallel&);
+      const T*, FeatureMap<const T>, Activation, FeatureMap<T>, const Parallel&);
 TETRIS_INSTANTIATE(float)
 TETRIS_INSTANTIATE(double)
 #undef TETRIS_INSTANTIATE

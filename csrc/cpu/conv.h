@@ -26,7 +26,7 @@ struct FeatureMap {
   MapStrides strides;
 };
 
-// How a layer's blocks are used: `of_transposed` where its input gradient is computed.
+// How a layer's blocks are used; with_layout_transposed gives the gradient of the other direction.
 struct ConvDirection {
   bool transposed;              // from small to big maps
   bool with_layout_transposed;  // rows are the source's channels

@@ -31,7 +31,7 @@ struct TileArgs {
       dst_stride;               // convolution: from input to input, from output row to output row
   int64_t first_row, last_row;  // block rows [first, last)
   int64_t row_offset;           // first row of the tile inside its block
-  int64_t block_rows_valid;     // matvec: rows of these blocks that exist (the last may be ragged)
+  int64_t block_rows_valid;     // rows of these blocks that exist (the last may be ragged)
   const T* src;                 // forward: x panel [in];   grad_input: dy panel [out]
   T* dst;                       // forward: y panel [out];  grad_input: dx panel [in]
   bool accumulate;              // forward: go on from what dst holds (grad_input always does)
@@ -54,6 +54,10 @@ struct SampleArgs {
   int64_t rows;  // valid rows of this block row, at most bo
   T* dvalues;
   bool accumulate;
+  // Convolutions: lanes that are pixels have all bits set, the others none, and what one side holds
+  // there, maybe Inf, is taken for zero. nullptr: all lanes count.
+  const T* mask;
+  bool mask_dy;  // it is the side of dy that is masked, not that of x
 };
 template <class T>
 using SampleFn = void (*)(const SampleArgs<T>&);

@@ -288,7 +288,9 @@ void grad_input_tile(const TileArgs<typename V::T>& a) {
 }
 
 // R rows x U inputs, R * U = W: the W accumulators transpose into one vector of sums.
-template <class V, int R>
+enum class SampleMask { kNone, kX, kDy };
+
+template <class V, int R, SampleMask kMask>
 void sample_rows(const SampleArgs<typename V::T>& a, int64_t r0) {
   using T = typename V::T;
   using Reg = typename V::Reg;
@@ -304,9 +306,13 @@ void sample_rows(const SampleArgs<typename V::T>& a, int64_t r0) {
     for (int i = 0; i < U * R; ++i) acc[i] = V::zero();
     for (int64_t n = 0; n < length; n += V::W) {
       Reg d[R];
-      for (int r = 0; r < R; ++r) d[r] = V::load(dy + r * stride + n);
+      for (int r = 0; r < R; ++r) {
+        d[r] = V::load(dy + r * stride + n);
+        if (kMask == SampleMask::kDy) d[r] = V::keep(d[r], V::load(a.mask + n));
+      }
       for (int u = 0; u < U; ++u) {
-        const Reg xs = V::load(x[u] + n);
+        Reg xs = V::load(x[u] + n);
+        if (kMask == SampleMask::kX) xs = V::keep(xs, V::load(a.mask + n));
         for (int r = 0; r < R; ++r) acc[u * R + r] = V::fma(xs, d[r], acc[u * R + r]);
       }
     }
@@ -323,12 +329,22 @@ void sample_rows(const SampleArgs<typename V::T>& a, int64_t r0) {
   }
 }
 
+template <class V, SampleMask kMask>
+void sample_as(const SampleArgs<typename V::T>& a) {
+  int64_t r = 0;
+  for (; r + 4 <= a.rows; r += 4) sample_rows<V, 4, kMask>(a, r);
+  if (a.rows - r >= 2) sample_rows<V, 2, kMask>(a, r), r += 2;
+  if (r < a.rows) sample_rows<V, 1, kMask>(a, r);
+}
+
 template <class V>
 void sample(const SampleArgs<typename V::T>& a) {
-  int64_t r = 0;
-  for (; r + 4 <= a.rows; r += 4) sample_rows<V, 4>(a, r);
-  if (a.rows - r >= 2) sample_rows<V, 2>(a, r), r += 2;
-  if (r < a.rows) sample_rows<V, 1>(a, r);
+  if (!a.mask)
+    sample_as<V, SampleMask::kNone>(a);
+  else if (a.mask_dy)
+    sample_as<V, SampleMask::kDy>(a);
+  else
+    sample_as<V, SampleMask::kX>(a);
 }
 
 // W tokens x W inputs, transposed in registers. `rows` tokens and `cols` inputs exist; a full block

@@ -44,6 +44,8 @@ struct Vec {
   static Reg if_negative(Reg a, Reg b, Reg c) {
     return _mm256_blendv_ps(c, b, _mm256_cmp_ps(a, zero(), _CMP_LT_OQ));
   }
+  // a where the bits of m are set, 0 where they are not
+  static Reg keep(Reg a, Reg m) { return _mm256_and_ps(a, m); }
   // a[0], a[2], ... b[0], b[2], ...
   static Reg every_second(Reg a, Reg b) {
     const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88));

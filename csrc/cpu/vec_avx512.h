@@ -54,6 +54,8 @@ struct Vec {
   static Reg if_negative(Reg a, Reg b, Reg c) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, zero(), _CMP_LT_OQ), c, b);
   }
+  // a where the bits of m are set, 0 where they are not
+  static Reg keep(Reg a, Reg m) { return _mm512_and_ps(a, m); }
   // a[0], a[2], ... b[0], b[2], ...
   static Reg every_second(Reg a, Reg b) {
     const __m512i even =

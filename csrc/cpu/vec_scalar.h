@@ -86,6 +86,10 @@ struct Vec {
   static Reg if_negative(Reg a, Reg b, Reg c) {
     return map([&](int i) { return a.v[i] < 0 ? b.v[i] : c.v[i]; });
   }
+  // a where the bits of m are set (a NaN, not equal to 0), 0 where they are not
+  static Reg keep(Reg a, Reg m) {
+    return map([&](int i) { return m.v[i] != 0 ? a.v[i] : T(0); });
+  }
   // a[0], a[2], ... b[0], b[2], ...
   static Reg every_second(Reg a, Reg b) {
     return map([&](int i) { return i < W / 2 ? a.v[2 * i] : b.v[2 * i - W]; });

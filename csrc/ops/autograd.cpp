@@ -1,5 +1,6 @@
 #include "ops/autograd.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/relu.h>
@@ -52,6 +53,14 @@ Tensor apply_activation(const Tensor& z, cpu::Activation act) {
       return at::silu(z);
   }
   return z;
+}
+
+Tensor raise(const Tensor& operand) {
+  return at::autocast::cached_cast(at::kFloat, operand, c10::DeviceType::CPU);
+}
+
+OptionalTensor raise(const OptionalTensor& operand) {
+  return operand ? OptionalTensor(raise(*operand)) : std::nullopt;
 }
 
 }  // namespace tetris::ops

@@ -7,7 +7,6 @@
 // so the gradient of each is made of the other two, and double backward needs nothing more. An
 // activation other than none is applied by torch when a gradient is needed: its own formula then
 // holds for every order.
-#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -162,18 +161,13 @@ Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& r
   return GradValuesFunction::apply(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 
-// CPU autocast: there are no bfloat16 kernels, so lower-precision operands are raised to float32
-// and the result is float32, like torch's own ops on autocast's float32 list.
 Tensor bsmm_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
                      const Tensor& col_idx, const OptionalTensor& row_perm,
                      const OptionalTensor& col_perm, const OptionalTensor& bias,
                      c10::SymInt out_features, std::string_view activation) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const auto raise = [](const Tensor& t) {
-    return at::autocast::cached_cast(at::kFloat, t, c10::DeviceType::CPU);
-  };
-  return call_bsmm(raise(x), raise(values), row_ptr, col_idx, row_perm, col_perm,
-                   bias ? OptionalTensor(raise(*bias)) : std::nullopt, out_features, activation);
+  return call_bsmm(raise(x), raise(values), row_ptr, col_idx, row_perm, col_perm, raise(bias),
+                   out_features, activation);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Gradients of the convolution ops, on the pattern of bsmm_autograd.cpp: of the three products of
 // one trilinear form, the gradient of each is made of the other two, for either direction.
-#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/add.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -53,7 +53,6 @@ Tensor call_conv(const Tensor& x, const Tensor& values, const Index& i, Optional
                  activation, residual);
 }
 
-// x: a map of the size that the gradient shall have.
 Tensor call_grad_input(const Tensor& grad, const Tensor& values, const Index& i, SymInt in_channels,
                        c10::SymIntArrayRef input_size, const Settings& s) {
   using Op =
@@ -183,16 +182,8 @@ Tensor conv_autograd(const char* op, const Tensor& x, const Tensor& values, cons
   const auto act = parse_activation(op, activation);
   Tensor z = ConvFunction::apply(x, values, bias, index, std::move(out_channels), s);
   if (residual) {
-    TORCH_CHECK(residual->device() == x.device() && residual->layout() == at::kStrided, op,
-                ": residual must be a dense tensor on the device of x (got ", residual->layout(),
-                " on ", residual->device(), ")");
-    TORCH_CHECK_TYPE(residual->scalar_type() == x.scalar_type(), op,
-                     ": residual and x must have one type (got ", residual->scalar_type(), " and ",
-                     x.scalar_type(), ")");
-    TORCH_CHECK_VALUE(residual->sym_sizes() == z.sym_sizes(), op,
-                      ": residual must be shaped like the result (got ", residual->sym_sizes(),
-                      " and ", z.sym_sizes(), ")");
-    z = z + *residual;
+    check_residual(op, *residual, x, z.sym_sizes());
+    z = at::add(z, *residual);
   }
   return apply_activation(z, act);
 }
@@ -279,12 +270,6 @@ Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& r
         output_padding_of(grad, x.sizes().slice(2), kernel_size, stride, padding, dilation);
   return ConvGradValuesFunction::apply(x, grad, index, block.vec(), s);
 }
-
-// See bsmm_autograd.cpp.
-Tensor raise(const Tensor& t) {
-  return at::autocast::cached_cast(at::kFloat, t, c10::DeviceType::CPU);
-}
-OptionalTensor raise(Optional t) { return t ? OptionalTensor(raise(*t)) : std::nullopt; }
 
 Tensor bsconv2d_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
                          const Tensor& col_idx, Optional row_perm, Optional col_perm, Optional bias,

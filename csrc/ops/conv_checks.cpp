@@ -94,6 +94,19 @@ void check_map(const char* op, const char* name, const at::Tensor& x) {
                     " must have channels and pixels (got shape ", x.sizes(), ")");
 }
 
+void check_residual(const char* op, const at::Tensor& residual, const at::Tensor& x,
+                    c10::SymIntArrayRef result_size) {
+  TORCH_CHECK(residual.device() == x.device() && residual.layout() == at::kStrided, op,
+              ": residual must be a dense tensor on the device of x (got ", residual.layout(),
+              " on ", residual.device(), ")");
+  TORCH_CHECK_TYPE(residual.scalar_type() == x.scalar_type(), op,
+                   ": residual and x must have one type (got ", residual.scalar_type(), " and ",
+                   x.scalar_type(), ")");
+  TORCH_CHECK_VALUE(residual.sym_sizes() == result_size, op,
+                    ": residual must be shaped like the result (got ", residual.sym_sizes(),
+                    " and ", result_size, ")");
+}
+
 Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tensor& row_ptr,
                          const at::Tensor& col_idx, const OptionalTensor& row_perm,
                          const OptionalTensor& col_perm, int64_t out_channels, int64_t in_channels,

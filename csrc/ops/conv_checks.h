@@ -25,6 +25,10 @@ cpu::ConvShape transposed_shape_between(const char* op, const ConvArguments& a, 
 // [N, C, H, W] on the CPU in float32 or float64, with at least one channel and pixel.
 void check_map(const char* op, const char* name, const at::Tensor& x);
 
+// residual: of the type and on the device of x, shaped like the result.
+void check_residual(const char* op, const at::Tensor& residual, const at::Tensor& x,
+                    c10::SymIntArrayRef result_size);
+
 // The layout of a convolution; the block shape comes with the values or the caller.
 Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tensor& row_ptr,
                          const at::Tensor& col_idx, const OptionalTensor& row_perm,

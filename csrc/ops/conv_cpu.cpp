@@ -43,24 +43,14 @@ struct Call {
   const Layout& layout;
 };
 
-Tensor run(const Call& call, const char* x_name, const Tensor& x, const Tensor& values,
-           Optional bias, Optional residual, cpu::Activation act, int64_t out_channels) {
+Tensor run(const Call& call, const Tensor& x, const Tensor& values, Optional bias,
+           Optional residual, cpu::Activation act, int64_t out_channels) {
   const auto& [images, ay, ax] = call.shape;
   const bool big = call.direction.transposed;
   const auto format = x.suggest_memory_format();
   Tensor y = empty_output({images, out_channels, big ? ay.big : ay.small, big ? ax.big : ax.small},
                           x, format);
-  if (residual) {
-    TORCH_CHECK(residual->device().is_cpu() && residual->layout() == at::kStrided, call.op,
-                ": residual must be a dense tensor on the CPU like x (got ", residual->layout(),
-                " on ", residual->device(), ")");
-    TORCH_CHECK_TYPE(residual->scalar_type() == x.scalar_type(), call.op, ": residual and ", x_name,
-                     " must have one type (got ", residual->scalar_type(), " and ", x.scalar_type(),
-                     ")");
-    TORCH_CHECK_VALUE(residual->sizes() == y.sizes(), call.op,
-                      ": residual must be shaped like the result (got ", residual->sizes(), " and ",
-                      y.sizes(), ")");
-  }
+  if (residual) check_residual(call.op, *residual, x, y.sym_sizes());
   const Tensor map = as_map(x, format), v = values.contiguous();
   const Tensor b = bias ? bias->contiguous() : Tensor();
   const Tensor r = residual ? as_map(*residual, format) : Tensor();
@@ -90,8 +80,7 @@ Tensor bsconv2d(const Tensor& x, const Tensor& values, const Tensor& row_ptr, co
   const auto act = parse_activation(kOp, activation);
   const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, out_channels,
                                         x.size(1), values.size(2), values.size(1));
-  return run({kOp, shape, {false, false}, layout}, "x", x, values, bias, residual, act,
-             out_channels);
+  return run({kOp, shape, {false, false}, layout}, x, values, bias, residual, act, out_channels);
 }
 
 Tensor bsconv_transpose2d(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
@@ -109,8 +98,7 @@ Tensor bsconv_transpose2d(const Tensor& x, const Tensor& values, const Tensor& r
   const auto act = parse_activation(kOp, activation);
   const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, out_channels,
                                         x.size(1), values.size(2), values.size(1));
-  return run({kOp, shape, {true, false}, layout}, "x", x, values, bias, residual, act,
-             out_channels);
+  return run({kOp, shape, {true, false}, layout}, x, values, bias, residual, act, out_channels);
 }
 
 // The maps of a gradient op must fit together.
@@ -138,7 +126,7 @@ Tensor bsconv2d_grad_input(const Tensor& grad, const Tensor& values, const Tenso
   check_small(kOp, "grad", grad, shape);
   const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
                                         in_channels, values.size(2), values.size(1));
-  return run({kOp, shape, {true, true}, layout}, "grad", grad, values, std::nullopt, std::nullopt,
+  return run({kOp, shape, {true, true}, layout}, grad, values, std::nullopt, std::nullopt,
              cpu::Activation::kNone, in_channels);
 }
 
@@ -160,7 +148,7 @@ Tensor bsconv_transpose2d_grad_input(const Tensor& grad, const Tensor& values,
       transposed_shape_between(kOp, a, grad.size(0), input_size, grad.sizes().slice(2));
   const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
                                         in_channels, values.size(2), values.size(1));
-  return run({kOp, shape, {false, true}, layout}, "grad", grad, values, std::nullopt, std::nullopt,
+  return run({kOp, shape, {false, true}, layout}, grad, values, std::nullopt, std::nullopt,
              cpu::Activation::kNone, in_channels);
 }
 

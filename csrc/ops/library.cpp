@@ -35,6 +35,7 @@ TORCH_LIBRARY(tetris, m) {
       "Tensor? col_perm, Tensor? bias, SymInt out_channels, int[2] kernel_size, int[2] stride, "
       "int[2] padding, int[2] dilation, int groups, str activation=\"none\", "
       "Tensor? residual=None) -> Tensor");
+  // its gradients, as above: dx of the size given, dvalues on the stored blocks
   m.def(
       "bsconv2d_grad_input(Tensor grad, Tensor values, Tensor row_ptr, Tensor col_idx, "
       "Tensor? row_perm, Tensor? col_perm, SymInt in_channels, SymInt[2] input_size, "
@@ -49,7 +50,7 @@ TORCH_LIBRARY(tetris, m) {
       "Tensor? row_perm, Tensor? col_perm, Tensor? bias, SymInt out_channels, int[2] kernel_size, "
       "int[2] stride, int[2] padding, int[2] output_padding, int[2] dilation, int groups, "
       "str activation=\"none\", Tensor? residual=None) -> Tensor");
-  m.def(
+  m.def(  // as for bsconv2d
       "bsconv_transpose2d_grad_input(Tensor grad, Tensor values, Tensor row_ptr, Tensor col_idx, "
       "Tensor? row_perm, Tensor? col_perm, SymInt in_channels, SymInt[2] input_size, "
       "int[2] kernel_size, int[2] stride, int[2] padding, int[2] dilation, int groups) -> Tensor");

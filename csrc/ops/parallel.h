@@ -1,7 +1,7 @@
 // torch's threads for the kernels, which know no torch.
 #pragma once
 
-#include "cpu/bsmm.h"
+#include "cpu/parallel.h"
 
 namespace tetris::ops {
 

@@ -260,6 +260,13 @@ def _register_gradients(op: str) -> None:
     def _(x, grad, row_ptr, col_idx, row_perm, col_perm, block, *settings):
         _check_map(f"{op}_grad_values", "x", x)
         check_one_device(f"{op}_grad_values", x, grad, row_ptr, col_idx, row_perm, col_perm)
+        torch._check(
+            x.dtype == grad.dtype,
+            lambda: (
+                f"tetris::{op}_grad_values: x and grad must have one type "
+                f"(got {x.dtype} and {grad.dtype})"
+            ),
+        )
         return x.new_empty((col_idx.shape[0], block[1], block[0]))
 
 

@@ -1,0 +1,82 @@
+// Lines of a convolution in memory: how long, where, and packed from a map.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "core/cpu_features.h"
+#include "cpu/conv.h"
+#include "cpu/walk.h"
+
+namespace tetris::cpu {
+
+// The element offset of each column group's first line: tap by tap, group by group.
+inline std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in_groups, int64_t bi,
+                                           int64_t channels, int64_t stride) {
+  std::vector<int32_t> offsets(lines.taps() * in_groups);
+  for (int64_t tap = 0; tap < lines.taps(); ++tap) {
+    const int64_t first = lines.plane(tap) * channels * stride + lines.shift(tap);
+    for (int64_t g = 0; g < in_groups; ++g)
+      offsets[tap * in_groups + g] = static_cast<int32_t>(first + g * bi * stride);
+  }
+  return offsets;
+}
+
+// Numbers from one line to the next: room for a vector that starts in it, and an odd number of
+// cache lines, so that lines do not fall into the same sets of a cache.
+template <class T>
+int64_t line_stride(const KernelTable<T>& k, int64_t length) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  return (ceil_div(length + k.width, kLine) | 1) * kLine;
+}
+
+// Offsets into the lines of one strip are 32 bits wide. A strip is at least `least` positions long.
+inline std::string check_reach(int64_t count, int64_t max_shift, int64_t least) {
+  constexpr int64_t kRoom = 128;  // more than line_stride adds
+  if (count <= std::numeric_limits<int32_t>::max() / (max_shift + least + kRoom)) return {};
+  return "input channels times the pixels that the kernel reaches over must be less than 2^31 "
+         "(got " +
+         std::to_string(count) + " and " + std::to_string(max_shift) + ")";
+}
+
+// One group's channels of a map, packed into lines: planes of `channels` lines each.
+template <class T>
+void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<const T> x,
+                 int64_t first_channel, int64_t begin, int64_t end, const int32_t* line_of,
+                 int64_t channels, int64_t position, int64_t length, T* planes, int64_t stride) {
+  std::vector<Segment> segments;
+  for (int64_t p = 0; p < lines.planes(); ++p) {
+    lines.source_segments(p, position, position + length, x.strides, segments);
+    LineArgs<T> a{};
+    a.segments = segments.data();
+    a.segment_count = segments.size();
+    a.begin = begin;
+    a.end = end;
+    a.line_of = line_of;
+    a.lines = planes + p * channels * stride;
+    a.line_stride = stride;
+    a.length = length;
+    a.in = x.data + first_channel * x.strides.channel;
+    a.channel_stride = x.strides.channel;
+    a.step = lines.source_step(x.strides);
+    k.pack_lines(a);
+  }
+}
+
+inline LineGeometry line_geometry(const ConvShape& shape, bool transposed) {
+  if (transposed) return {shape.images, transposed_axis(shape.y), transposed_axis(shape.x)};
+  return {shape.images, sliding_axis(shape.y), sliding_axis(shape.x)};
+}
+
+// Positions of a strip, whole vectors: its lines take at most half of L2.
+template <class T>
+int64_t strip_length(const KernelTable<T>& k, int64_t in_lines, int64_t out_lines,
+                     int64_t max_shift, int64_t least) {
+  const int64_t elements = l2_cache_bytes() / 2 / static_cast<int64_t>(sizeof(T));
+  const int64_t fits = (elements - in_lines * (max_shift + k.width)) / (in_lines + out_lines);
+  return std::max(least, fits / k.width * k.width);
+}
+
+}  // namespace tetris::cpu

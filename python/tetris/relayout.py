@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -43,7 +43,8 @@ def relayout(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: the layout differs in more than its blocks, fill does not fit, or a state of an
-            optimizer cannot follow (Adafactor's factors, LBFGS). Nothing is changed then.
+            optimizer cannot follow (Adafactor's factors, lists of tensors, all that LBFGS keeps).
+            Nothing is changed then.
 
     Example:
         >>> kept = sparse.layout.block_mask()
@@ -170,20 +171,38 @@ def check_optimizers(
 def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
     """Raise ValueError unless all that optimizers keep of a Parameter can move with its blocks."""
     for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        # Its history is of all Parameters in one vector, kept under the first of them.
+        if isinstance(optimizer, torch.optim.LBFGS) and holds(optimizer, parameter):
+            raise ValueError(
+                f"{where}: {kind} keeps vectors over all its parameters, which cannot follow "
+                "blocks; use SGD or Adam"
+            )
         for name, state in optimizer.state.get(parameter, {}).items():
-            parts = state if isinstance(state, (list, tuple)) else [state]
-            for part in parts:
-                if isinstance(part, Tensor) and part.dim() and part.shape != parameter.shape:
+            if isinstance(state, Tensor) and state.shape == parameter.shape:
+                continue
+            for part in _tensors(state):
+                if part.dim():
+                    inside = "" if part is state else f" in a {type(state).__name__}"
                     raise ValueError(
-                        f"{where}: {type(optimizer).__name__} keeps {name!r} of shape "
-                        f"{list(part.shape)}, which cannot follow blocks: states must be scalars "
-                        f"or shaped like the parameter, {list(parameter.shape)}; use SGD or Adam"
+                        f"{where}: {kind} keeps {name!r} of shape {list(part.shape)}{inside}, "
+                        "which cannot follow blocks: states must be scalars or tensors shaped "
+                        f"like the parameter, {list(parameter.shape)}; use SGD or Adam"
                     )
 
 
 def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
     """Whether an optimizer updates a Parameter."""
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])
+
+
+def _tensors(state: object) -> list[Tensor]:
+    """The tensors of a state, in containers too."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    return [t for part in state for t in _tensors(part)] if isinstance(state, (list, tuple)) else []
 
 
 def _check_same(where: str, old: BlockLayout, new: BlockLayout) -> None:

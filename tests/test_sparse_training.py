@@ -476,6 +476,46 @@ def test_resuming_equals_not_stopping(regrow):
         assert torch.equal(a, b)
 
 
+def test_rolling_back_to_a_state_of_dense_layers():
+    model = mlp()
+    layers, parameters = list(model), list(model.parameters())
+    optimizer = torch.optim.Adam(parameters, 0.01)
+    pruner = sparse_pruner(model, optimizer, sparsity=0.8, schedule=Cubic(2, 6))
+    train(model, pruner, optimizer, 2)
+    assert list(model) == layers
+    saved = copy.deepcopy((pruner.state_dict(), model.state_dict(), optimizer.state_dict()))
+    losses = train(model, pruner, optimizer, 6, seed=5)
+    layouts = pruner.layouts()
+    assert isinstance(model[0], SparseLinear)
+
+    pruner.load_state_dict(saved[0])
+    assert list(model) == layers
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    state = optimizer.state[parameters[0]]["exp_avg"]
+    assert state.shape == model[0].weight.shape
+    model.load_state_dict(saved[1])
+    optimizer.load_state_dict(saved[2])
+    assert pruner.sparsity == 0.0
+    assert train(model, pruner, optimizer, 6, seed=5) == losses
+    assert pruner.layouts() == layouts
+
+
+def test_a_sparse_layer_that_stores_everything_is_saved_as_sparse():
+    model, again = mlp(), mlp()
+    pruner = sparse_pruner(model, (), sparsity=0.5)
+    layout = pruner.layouts()["0"]
+    every = torch.ones(layout.block_grid, dtype=torch.bool)
+    order = layout.row_perm, layout.col_perm
+    whole = BlockLayout.from_block_mask(every, layout.block, 32, 16, *order)
+    tetris.relayout(model[0], whole)
+    other = sparse_pruner(again, (), sparsity=0.5, schedule=Cubic(2, 6))
+    assert isinstance(again[0], nn.Linear)
+    other.load_state_dict(pruner.state_dict())
+    assert isinstance(again[0], SparseLinear)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again[0].values, model[0].values)
+
+
 def test_states_of_the_other_execution_are_refused():
     masked, sparse = TetrisPruner(mlp(), **FAST), sparse_pruner(mlp(), ())
     with pytest.raises(ValueError, match="execution='masked', this one has 'sparse'"):

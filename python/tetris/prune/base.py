@@ -321,8 +321,8 @@ class BlockPruner:
         Load the model's and the optimizer's state too: this one holds no weights. Optimizers number
         Parameters in the model's order, which masking changes: make the optimizer after the
         pruner in both programs, or before it in both. With ``execution="sparse"`` this comes first:
-        it makes those layers sparse that were, and the model's and the optimizer's state then find
-        the shapes they know.
+        it makes those layers sparse that were, and those dense that were, and the model's and the
+        optimizer's state then find the shapes they know.
 
         Raises:
             ValueError: the state is of other layers, blocks, shapes or execution; nothing is
@@ -355,7 +355,7 @@ class BlockPruner:
                     f"and {tuple(saved['block'])} in the state; make the pruner with the same block"
                 )
             layouts[name] = mask.saved_layout(saved)
-        self._set(layouts, loading=True)
+        self._set(layouts, saved=layers)
         self.steps = int(state["steps"])
         self._targets = dict(state["targets"])
         self._reached = None if state["reached"] is None else dict(state["reached"])
@@ -547,16 +547,20 @@ class BlockPruner:
             sums = layout.blocking.sums(weights.double(), rows, cols).float().flatten()
         return sums.to(layout.device)
 
-    def _set(self, layouts: Mapping[str, BlockLayout], *, loading: bool = False) -> None:
-        """Let the layers keep what layouts say."""
+    def _set(
+        self, layouts: Mapping[str, BlockLayout], *, saved: Mapping[str, Any] | None = None
+    ) -> None:
+        """Let the layers keep what layouts say, and be dense or sparse as they were saved."""
+        dense = {n: bool(layer["dense"]) for n, layer in (saved or {}).items() if "dense" in layer}
+        trained = self.steps > 0 and saved is None
         for name, layout in layouts.items():
             mask = self._masks[name]
-            if isinstance(mask, StoredBlocks) and layout != mask.layout():
-                mask.check(self._name, self._optimizers, trained=self.steps > 0 and not loading)
+            if isinstance(mask, StoredBlocks) and mask.changes(layout, dense.get(name)):
+                mask.check(self._name, self._optimizers, trained)
         for name, layout in layouts.items():
             mask = self._masks[name]
             if isinstance(mask, StoredBlocks):
-                mask.set(layout, self._optimizers)
+                mask.set(layout, self._optimizers, dense.get(name))
             else:
                 mask.set(layout)
 

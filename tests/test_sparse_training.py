@@ -234,6 +234,33 @@ def test_remove_brings_the_dense_layers_back():
     model(x).sum().backward()
 
 
+def test_remove_refuses_states_that_cannot_follow_before_it_changes_a_layer():
+    model = mlp()
+    sgd = torch.optim.SGD(model[0].parameters(), 0.05, momentum=0.9)
+    pruner = sparse_pruner(model, sgd, sparsity=0.75)
+    factored = torch.optim.Adafactor(model[2].parameters())
+    pruner.attach(factored)
+    model(torch.ones(3, 16, dtype=torch.float64)).sum().backward()
+    sgd.step()
+    factored.step()
+    layers = list(model)
+    with pytest.raises(ValueError, match=r"TetrisPruner.remove: layer '2': Adafactor keeps"):
+        pruner.remove()
+    assert list(model) == layers
+    assert sgd.state[model[0].values]["momentum_buffer"].shape == model[0].values.shape
+    factored.state.clear()
+    assert pruner.remove() is model
+    assert isinstance(model[2], nn.Linear)
+
+
+def test_remove_keeps_hooks_of_layers_that_are_dense_still():
+    model = mlp()
+    pruner = sparse_pruner(model, (), sparsity=0.8, schedule=Cubic(2, 6))
+    model[0].register_forward_hook(lambda *a: None)
+    assert pruner.remove() is model
+    assert len(model[0]._forward_hooks) == 1
+
+
 def test_optimizers_can_be_attached_later_and_are_missed():
     model = mlp()
     pruner = sparse_pruner(model, (), sparsity=0.8, schedule=Cubic(0, 4))

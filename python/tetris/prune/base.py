@@ -288,8 +288,16 @@ class BlockPruner:
         return target
 
     def remove(self) -> nn.Module:
-        """Make the model an ordinary dense one again, with the masked weights; end the pruner."""
+        """Make the model an ordinary dense one again, with the masked weights; end the pruner.
+
+        Raises:
+            ValueError: an optimizer's states cannot follow the stored blocks; nothing is changed
+                then.
+        """
         self._check_attached("remove")
+        for mask in self._masks.values():
+            if isinstance(mask, StoredBlocks) and isinstance(mask.module, SparseLayer):
+                mask.check(f"{self._name}.remove", self._optimizers, trained=False)
         for name, mask in self._masks.items():
             if isinstance(mask, StoredBlocks):
                 mask.unset(self._optimizers)

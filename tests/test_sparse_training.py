@@ -474,6 +474,22 @@ def test_the_watch_lasts_one_step_and_copies_are_free_of_it():
     assert not model[0]._forward_hooks
 
 
+def test_the_watch_goes_on_after_a_copy_that_failed():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = sparse_pruner(model, optimizer, sparsity=0.7, regrow=Regrow(0.3, every=1))
+
+    class Uncopied(nn.Identity):
+        def __deepcopy__(self, memo):
+            raise MemoryError
+
+    model.append(Uncopied())
+    with pytest.raises(MemoryError):
+        pruner.finalize()
+    assert len(model[0]._forward_hooks) == 1
+    train(model, pruner, optimizer, 1)
+
+
 @pytest.mark.parametrize("regrow", [None, Regrow(0.3, every=3, by="random")])
 def test_resuming_equals_not_stopping(regrow):
     def make(model):

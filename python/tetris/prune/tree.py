@@ -16,12 +16,12 @@ from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, sparse_type
 from .options import LayerOptions, LayerOverride
 
-#: Convolutions with fewer input channels in a group stay dense. For each output value a dense layer
-#: does ``channels * kernel positions`` multiplications, 32 a cycle on AVX-512: five cycles for 16
-#: channels and a 3x3 kernel, less than one for the 3 channels of a picture or the one of a
-#: depthwise layer. Copying the input and writing the output take most of a cycle however few
-#: weights are left. An estimate, not a measurement. Such layers also hold few weights, and lose
-#: accuracy first.
+#: Convolutions with fewer input channels in a group stay dense: they are expected not to win. For
+#: each output value a dense layer does ``channels * kernel positions`` multiplications, 32 a cycle
+#: on AVX-512: five cycles for 16 channels and a 3x3 kernel, less than one for the 3 channels of a
+#: picture or the one of a depthwise layer. Copying the input and writing the output should take
+#: most of a cycle however few weights are left. An estimate, not a measurement. Such layers also
+#: hold few weights, and tend to lose accuracy first.
 LEAST_CHANNELS = 16
 
 Selector = str | type | nn.Module
@@ -248,7 +248,7 @@ def _too_thin(module: DenseLayer) -> str | None:
         return None
     what = f"{channels} input channel{'s' * (channels != 1)}" + " per group" * (groups > 1)
     return (
-        f"{what}, too few to win anything (fewer than {LEAST_CHANNELS}); name it in include to "
+        f"{what} (fewer than {LEAST_CHANNELS}), expected not to win; name it in include to "
         "prune it all the same"
     )
 

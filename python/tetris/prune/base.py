@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 from ..checks import check_sparsity, check_weight, describe
 from ..layout import BlockLayout
 from ..layout_search import select_blocks, shares
+from ..modules import copy_or_same, replace_modules
 from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
-from ..relayout import check_optimizers, layout_of_keys
+from ..parameters import check_optimizers
+from ..relayout import layout_of_keys
 from .allocate import Scored, allocate, scored
 from .masks import BlockMask
 from .options import LayerOptions, LayerOverride, shows_settings
@@ -28,14 +30,7 @@ from .saliency import check_importance
 from .schedule import Schedule, as_schedule
 from .select import Units, keep_heaviest
 from .stored import StoredBlocks
-from .tree import (
-    Selector,
-    check_hooks,
-    copy_or_same,
-    layer_options,
-    replace_modules,
-    select_layers,
-)
+from .tree import Selector, check_hooks, layer_options, select_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

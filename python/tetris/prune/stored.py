@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layout import BlockLayout
+from ..modules import replace_modules
 from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DenseLayer, oriented, sparse_type
-from ..relayout import check_states, holds, move_parameter, relayout
-from .tree import check_hooks, replace_modules
+from ..parameters import check_states, holds, move_parameter
+from ..relayout import relayout
+from .tree import check_hooks
 
 _INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
 

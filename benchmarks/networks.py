@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import tetris
-from tetris.prune.tree import replace_modules
+from tetris.modules import replace_modules
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles
 
 from .convolutions import FORMATS

@@ -193,6 +193,39 @@ def test_what_cannot_follow_is_refused_and_nothing_changes():
     assert module.layout == layout
 
 
+def test_lbfgs_is_refused_wherever_its_state_is():
+    """It keeps everything under its first parameter, which is not the values here."""
+    module, first = sparse_of(layout_of(0)), nn.Linear(19, 19).double()
+    optimizer = torch.optim.LBFGS([*first.parameters(), *module.parameters()], max_iter=2)
+
+    def loss():
+        optimizer.zero_grad()
+        value = module(first(torch.ones(2, 19, dtype=torch.float64))).square().mean()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    assert module.values not in optimizer.state
+    with pytest.raises(ValueError, match="relayout: LBFGS keeps vectors over all its parameters"):
+        relayout(module, layout_of(1), optimizers=optimizer)
+    assert module.layout == layout_of(0)
+    relayout(module, layout_of(1), optimizers=torch.optim.LBFGS(first.parameters()))
+
+
+@pytest.mark.parametrize(
+    "container", [list, tuple, lambda t: {"last": t[0]}], ids=["list", "tuple", "dict"]
+)
+def test_states_within_containers_are_refused_unless_scalars(container):
+    module = sparse_of(layout_of(0))
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    optimizer.state[module.values]["steps"] = container([torch.tensor(3.0)])
+    relayout(module, layout_of(1), optimizers=optimizer)
+    optimizer.state[module.values]["past"] = container([torch.zeros_like(module.values)])
+    with pytest.raises(ValueError, match=r"SGD keeps 'past' of shape .* in a .*cannot follow"):
+        relayout(module, layout_of(2), optimizers=optimizer)
+    assert module.layout == layout_of(1)
+
+
 def test_an_optimizer_of_other_parameters_is_left_alone():
     module = sparse_of(layout_of(0))
     other = nn.Linear(3, 3)

@@ -234,6 +234,33 @@ def test_remove_brings_the_dense_layers_back():
     model(x).sum().backward()
 
 
+def test_remove_refuses_states_that_cannot_follow_before_it_changes_a_layer():
+    model = mlp()
+    sgd = torch.optim.SGD(model[0].parameters(), 0.05, momentum=0.9)
+    pruner = sparse_pruner(model, sgd, sparsity=0.75)
+    factored = torch.optim.Adafactor(model[2].parameters())
+    pruner.attach(factored)
+    model(torch.ones(3, 16, dtype=torch.float64)).sum().backward()
+    sgd.step()
+    factored.step()
+    layers = list(model)
+    with pytest.raises(ValueError, match=r"TetrisPruner.remove: layer '2': Adafactor keeps"):
+        pruner.remove()
+    assert list(model) == layers
+    assert sgd.state[model[0].values]["momentum_buffer"].shape == model[0].values.shape
+    factored.state.clear()
+    assert pruner.remove() is model
+    assert isinstance(model[2], nn.Linear)
+
+
+def test_remove_keeps_hooks_of_layers_that_are_dense_still():
+    model = mlp()
+    pruner = sparse_pruner(model, (), sparsity=0.8, schedule=Cubic(2, 6))
+    model[0].register_forward_hook(lambda *a: None)
+    assert pruner.remove() is model
+    assert len(model[0]._forward_hooks) == 1
+
+
 def test_optimizers_can_be_attached_later_and_are_missed():
     model = mlp()
     pruner = sparse_pruner(model, (), sparsity=0.8, schedule=Cubic(0, 4))
@@ -447,6 +474,22 @@ def test_the_watch_lasts_one_step_and_copies_are_free_of_it():
     assert not model[0]._forward_hooks
 
 
+def test_the_watch_goes_on_after_a_copy_that_failed():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = sparse_pruner(model, optimizer, sparsity=0.7, regrow=Regrow(0.3, every=1))
+
+    class Uncopied(nn.Identity):
+        def __deepcopy__(self, memo):
+            raise MemoryError
+
+    model.append(Uncopied())
+    with pytest.raises(MemoryError):
+        pruner.finalize()
+    assert len(model[0]._forward_hooks) == 1
+    train(model, pruner, optimizer, 1)
+
+
 @pytest.mark.parametrize("regrow", [None, Regrow(0.3, every=3, by="random")])
 def test_resuming_equals_not_stopping(regrow):
     def make(model):
@@ -474,6 +517,46 @@ def test_resuming_equals_not_stopping(regrow):
     assert pruner2.layouts() == pruner.layouts()
     for a, b in zip(again.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_rolling_back_to_a_state_of_dense_layers():
+    model = mlp()
+    layers, parameters = list(model), list(model.parameters())
+    optimizer = torch.optim.Adam(parameters, 0.01)
+    pruner = sparse_pruner(model, optimizer, sparsity=0.8, schedule=Cubic(2, 6))
+    train(model, pruner, optimizer, 2)
+    assert list(model) == layers
+    saved = copy.deepcopy((pruner.state_dict(), model.state_dict(), optimizer.state_dict()))
+    losses = train(model, pruner, optimizer, 6, seed=5)
+    layouts = pruner.layouts()
+    assert isinstance(model[0], SparseLinear)
+
+    pruner.load_state_dict(saved[0])
+    assert list(model) == layers
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    state = optimizer.state[parameters[0]]["exp_avg"]
+    assert state.shape == model[0].weight.shape
+    model.load_state_dict(saved[1])
+    optimizer.load_state_dict(saved[2])
+    assert pruner.sparsity == 0.0
+    assert train(model, pruner, optimizer, 6, seed=5) == losses
+    assert pruner.layouts() == layouts
+
+
+def test_a_sparse_layer_that_stores_everything_is_saved_as_sparse():
+    model, again = mlp(), mlp()
+    pruner = sparse_pruner(model, (), sparsity=0.5)
+    layout = pruner.layouts()["0"]
+    every = torch.ones(layout.block_grid, dtype=torch.bool)
+    order = layout.row_perm, layout.col_perm
+    whole = BlockLayout.from_block_mask(every, layout.block, 32, 16, *order)
+    tetris.relayout(model[0], whole)
+    other = sparse_pruner(again, (), sparsity=0.5, schedule=Cubic(2, 6))
+    assert isinstance(again[0], nn.Linear)
+    other.load_state_dict(pruner.state_dict())
+    assert isinstance(again[0], SparseLinear)
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again[0].values, model[0].values)
 
 
 def test_states_of_the_other_execution_are_refused():

@@ -34,6 +34,12 @@ def kind(value: object) -> str:
     return f"{'an' if name[0].lower() in 'aeiou' or name.startswith('nd') else 'a'} {name}"
 
 
+def listed(items: Iterable[object], word: str = "and") -> str:
+    """Two or more items as a sentence has them."""
+    *most, last = map(str, items)
+    return f"{', '.join(most)} {word} {last}"
+
+
 def check_block(where: str, block: Iterable[int]) -> tuple[int, int]:
     """Return a block shape as a pair of ints, or raise ValueError."""
     pair = tuple(block) if isinstance(block, Iterable) and not isinstance(block, str) else ()

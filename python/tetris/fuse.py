@@ -27,10 +27,10 @@ from .graph import (
     trace,
     writes_to,
 )
+from .modules import copy_or_same, hooks_of, replace_modules
 from .nn import SparseLinear
 from .nn.kinds import SPARSE_TYPES as SPARSE
 from .ops import Activation
-from .prune.tree import copy_or_same, hooks_of, replace_modules
 
 _WHERE = "tetris.fuse"
 

@@ -17,10 +17,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .folding import DENSE
+from .modules import hooks_of
 from .nn import SparseConv1d, SparseConv2d
 from .nn.kinds import SPARSE_TYPES as SPARSE
 from .ops import Activation
-from .prune.tree import hooks_of
 
 TAKES_RESIDUAL = (SparseConv1d, SparseConv2d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TAKES_RESIDUAL)

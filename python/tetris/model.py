@@ -9,20 +9,14 @@ from typing import TYPE_CHECKING, Literal, cast, overload
 from torch import nn
 
 from .checks import check_model, check_weight
+from .modules import copy_or_same, replace_modules
 from .nn.base import SparseLayer, make_dense, make_sparse
 from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport
 from .prune.saliency import check_importance, layer_saliency
-from .prune.tree import (
-    Selector,
-    check_hooks,
-    copy_or_same,
-    layer_options,
-    replace_modules,
-    select_layers,
-)
+from .prune.tree import Selector, check_hooks, layer_options, select_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from .checks import describe
 from .layout import BlockLayout
+from .parameters import check_optimizers, check_states, move_parameter
 
 _SAME = ("block", "out_features", "in_features", "kernel_size", "groups", "row_perm", "col_perm")
 
@@ -43,7 +44,8 @@ def relayout(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: the layout differs in more than its blocks, fill does not fit, or a state of an
-            optimizer cannot follow (Adafactor's factors, LBFGS). Nothing is changed then.
+            optimizer cannot follow (Adafactor's factors, lists of tensors, all that LBFGS keeps).
+            Nothing is changed then.
 
     Example:
         >>> kept = sparse.layout.block_mask()
@@ -117,73 +119,6 @@ def find_blocks(old: BlockLayout, new: BlockLayout) -> tuple[Tensor, Tensor]:
         return position, torch.zeros_like(want, dtype=torch.bool)
     position.clamp_(max=have.numel() - 1)
     return position, have[position] == want
-
-
-def move_parameter(
-    parameter: nn.Parameter, move: Callable[[Tensor], Tensor], optimizers: Iterable[Optimizer]
-) -> None:
-    """Replace numbers, gradient and optimizers' states of a Parameter by ``move`` of each.
-
-    The Parameter stays the same object, of another shape. :func:`check_states` tells beforehand
-    whether this works.
-    """
-    shape, grad = parameter.shape, parameter.grad
-    parameter.grad = None
-    replace_data(parameter, move(parameter.data))
-    if grad is not None:
-        parameter.grad = move(grad)
-    for optimizer in optimizers:
-        for name, state in optimizer.state.get(parameter, {}).items():
-            if isinstance(state, Tensor) and state.shape == shape:
-                optimizer.state[parameter][name] = move(state)
-
-
-def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
-    """Give a Parameter other numbers, perhaps of another shape."""
-    # NOTE: a graph that is still alive, such as that of the last loss, keeps the node that
-    # accumulates this gradient, and with it the old shape. Only another type makes torch drop it.
-    other = torch.float64 if parameter.dtype != torch.float64 else torch.float32
-    parameter.data = parameter.data.new_empty(0, dtype=other)
-    parameter.data = data
-
-
-def check_optimizers(
-    where: str, optimizers: Optimizer | Iterable[Optimizer]
-) -> tuple[Optimizer, ...]:
-    """The optimizers of an argument that may be one or several."""
-    found = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
-    if not isinstance(found, Iterable):
-        raise TypeError(
-            f"{where}: optimizers must be torch.optim.Optimizer, one or several "
-            f"(got {describe(found)})"
-        )
-    found = tuple(found)
-    for optimizer in found:
-        if not isinstance(optimizer, Optimizer):
-            raise TypeError(
-                f"{where}: optimizers must be torch.optim.Optimizer, one or several "
-                f"(got {describe(optimizer)} among them)"
-            )
-    return found
-
-
-def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
-    """Raise ValueError unless all that optimizers keep of a Parameter can move with its blocks."""
-    for optimizer in optimizers:
-        for name, state in optimizer.state.get(parameter, {}).items():
-            parts = state if isinstance(state, (list, tuple)) else [state]
-            for part in parts:
-                if isinstance(part, Tensor) and part.dim() and part.shape != parameter.shape:
-                    raise ValueError(
-                        f"{where}: {type(optimizer).__name__} keeps {name!r} of shape "
-                        f"{list(part.shape)}, which cannot follow blocks: states must be scalars "
-                        f"or shaped like the parameter, {list(parameter.shape)}; use SGD or Adam"
-                    )
-
-
-def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
-    """Whether an optimizer updates a Parameter."""
-    return any(p is parameter for group in optimizer.param_groups for p in group["params"])
 
 
 def _check_same(where: str, old: BlockLayout, new: BlockLayout) -> None:

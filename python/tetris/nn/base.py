@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..blocking import Blocking
-from ..checks import DTYPES, check_keywords, check_weight, describe
+from ..checks import DTYPES, check_keywords, check_weight, describe, listed
 from ..importance import Importance, saliency_of
 from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
 from ..ops import Activation
-from ..relayout import replace_data
+from ..parameters import replace_data
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -337,8 +337,8 @@ class SparseLayer(nn.Module, Generic[Dense]):
             names, sizes = zip(*self.sizes.items(), strict=True)
             if state.tolist() != list(sizes):
                 raise ValueError(
-                    f"{_listed(names)} must be those of the state "
-                    f"(got {_listed(sizes)}, the state has {_listed(state.tolist())})"
+                    f"{listed(names)} must be those of the state "
+                    f"(got {listed(sizes)}, the state has {listed(state.tolist())})"
                 )
 
     def _check_state(self, found: Mapping[str, Any]) -> None:
@@ -436,11 +436,6 @@ def _copy(bias: object) -> nn.Parameter | None:
     if not isinstance(bias, Tensor):
         return None
     return nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
-
-
-def _listed(items: object) -> str:
-    *most, last = map(str, items)  # type: ignore[call-overload]
-    return f"{', '.join(most)} and {last}"
 
 
 def _check_layout(where: str, layout: object) -> None:

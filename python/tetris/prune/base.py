@@ -15,9 +15,11 @@ from torch.optim import Optimizer
 from ..checks import check_sparsity, check_weight, describe
 from ..layout import BlockLayout
 from ..layout_search import select_blocks, shares
+from ..modules import copy_or_same, replace_modules
 from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
-from ..relayout import check_optimizers, layout_of_keys
+from ..parameters import check_optimizers
+from ..relayout import layout_of_keys
 from .allocate import Scored, allocate, scored
 from .masks import BlockMask
 from .options import LayerOptions, LayerOverride, shows_settings
@@ -28,14 +30,7 @@ from .saliency import check_importance
 from .schedule import Schedule, as_schedule
 from .select import Units, keep_heaviest
 from .stored import StoredBlocks
-from .tree import (
-    Selector,
-    check_hooks,
-    copy_or_same,
-    layer_options,
-    replace_modules,
-    select_layers,
-)
+from .tree import Selector, check_hooks, layer_options, select_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -288,8 +283,16 @@ class BlockPruner:
         return target
 
     def remove(self) -> nn.Module:
-        """Make the model an ordinary dense one again, with the masked weights; end the pruner."""
+        """Make the model an ordinary dense one again, with the masked weights; end the pruner.
+
+        Raises:
+            ValueError: an optimizer's states cannot follow the stored blocks; nothing is changed
+                then.
+        """
         self._check_attached("remove")
+        for mask in self._masks.values():
+            if isinstance(mask, StoredBlocks) and isinstance(mask.module, SparseLayer):
+                mask.check(f"{self._name}.remove", self._optimizers, trained=False)
         for name, mask in self._masks.items():
             if isinstance(mask, StoredBlocks):
                 mask.unset(self._optimizers)
@@ -321,8 +324,8 @@ class BlockPruner:
         Load the model's and the optimizer's state too: this one holds no weights. Optimizers number
         Parameters in the model's order, which masking changes: make the optimizer after the
         pruner in both programs, or before it in both. With ``execution="sparse"`` this comes first:
-        it makes those layers sparse that were, and the model's and the optimizer's state then find
-        the shapes they know.
+        it makes those layers sparse that were, and those dense that were, and the model's and the
+        optimizer's state then find the shapes they know.
 
         Raises:
             ValueError: the state is of other layers, blocks, shapes or execution; nothing is
@@ -355,7 +358,7 @@ class BlockPruner:
                     f"and {tuple(saved['block'])} in the state; make the pruner with the same block"
                 )
             layouts[name] = mask.saved_layout(saved)
-        self._set(layouts, loading=True)
+        self._set(layouts, saved=layers)
         self.steps = int(state["steps"])
         self._targets = dict(state["targets"])
         self._reached = None if state["reached"] is None else dict(state["reached"])
@@ -547,16 +550,20 @@ class BlockPruner:
             sums = layout.blocking.sums(weights.double(), rows, cols).float().flatten()
         return sums.to(layout.device)
 
-    def _set(self, layouts: Mapping[str, BlockLayout], *, loading: bool = False) -> None:
-        """Let the layers keep what layouts say."""
+    def _set(
+        self, layouts: Mapping[str, BlockLayout], *, saved: Mapping[str, Any] | None = None
+    ) -> None:
+        """Let the layers keep what layouts say, and be dense or sparse as they were saved."""
+        dense = {n: bool(layer["dense"]) for n, layer in (saved or {}).items() if "dense" in layer}
+        trained = self.steps > 0 and saved is None
         for name, layout in layouts.items():
             mask = self._masks[name]
-            if isinstance(mask, StoredBlocks) and layout != mask.layout():
-                mask.check(self._name, self._optimizers, trained=self.steps > 0 and not loading)
+            if isinstance(mask, StoredBlocks) and mask.changes(layout, dense.get(name)):
+                mask.check(self._name, self._optimizers, trained)
         for name, layout in layouts.items():
             mask = self._masks[name]
             if isinstance(mask, StoredBlocks):
-                mask.set(layout, self._optimizers)
+                mask.set(layout, self._optimizers, dense.get(name))
             else:
                 mask.set(layout)
 

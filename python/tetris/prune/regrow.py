@@ -109,9 +109,11 @@ class Regrowth:
         """No hooks on the layers meanwhile, for copies to be free of them."""
         for _, watch in self._watches.values():
             watch.stop()
-        yield
-        for layer, watch in self._watches.values():
-            watch.start(layer)
+        try:
+            yield
+        finally:
+            for layer, watch in self._watches.values():
+                watch.start(layer)
 
     def stop(self) -> None:
         """Watch nothing."""

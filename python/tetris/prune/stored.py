@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layout import BlockLayout
+from ..modules import replace_modules
 from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DenseLayer, oriented, sparse_type
-from ..relayout import check_states, holds, move_parameter, relayout
-from .tree import check_hooks, replace_modules
+from ..parameters import check_states, holds, move_parameter
+from ..relayout import relayout
+from .tree import check_hooks
 
 _INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
 
@@ -53,10 +55,14 @@ class StoredBlocks:
         return self.module.layout if isinstance(self.module, SparseLayer) else self._whole
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The index tensors of the layout; a permutation that is the identity is left out."""
+        """Whether the layer is dense, and the index tensors of the layout.
+
+        A permutation that is the identity is left out.
+        """
         layout = self.layout()
         found = {name: getattr(layout, name) for name in _INDEX}
-        return {name: index for name, index in found.items() if index is not None}
+        found["dense"] = torch.tensor(self.module is self.dense)
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def saved_layout(self, saved: Mapping[str, Any]) -> BlockLayout:
         """The layout that a saved state of this layer stands for."""
@@ -81,14 +87,30 @@ class StoredBlocks:
                 "pruner.attach(optimizer)"
             )
 
-    def set(self, layout: BlockLayout, optimizers: tuple[Optimizer, ...]) -> None:
-        """Store what a layout of the same block and features says."""
-        if isinstance(self.module, SparseLayer):
+    def changes(self, layout: BlockLayout, dense: bool | None = None) -> bool:
+        """Whether :meth:`set` would change the Parameter."""
+        if self._becomes_dense(layout, dense):
+            return self.module is not self.dense
+        return self.module is self.dense or layout != self.layout()
+
+    def set(
+        self, layout: BlockLayout, optimizers: tuple[Optimizer, ...], dense: bool | None = None
+    ) -> None:
+        """Store what a layout of the same block and features says.
+
+        Args:
+            layout: What to store.
+            optimizers: Whose states follow.
+            dense: Whether the layer is dense then, as a saved state says. None: a sparse one stays
+                sparse, a dense one stays dense until something is removed.
+        """
+        if self._becomes_dense(layout, dense):
+            self.unset(optimizers)
+            self._whole = layout
+        elif isinstance(self.module, SparseLayer):
             if layout != self.layout():
                 self._change(layout, optimizers)
-            return
-        self._whole = layout
-        if layout.density < 1.0:
+        else:
             self._move(lambda w: layout.pack(oriented(self.dense, w)), optimizers)
             bias: Any = self.dense.bias
             sparse = make_sparse(
@@ -103,6 +125,11 @@ class StoredBlocks:
             self._move(lambda v: oriented(self.dense, unpack(v)).contiguous(), optimizers)
             self.dense.train(self.module.training)
             self._replace(self.dense)
+
+    def _becomes_dense(self, layout: BlockLayout, dense: bool | None) -> bool:
+        if dense is None:
+            return self.module is self.dense and layout.density == 1.0
+        return dense
 
     def _change(self, layout: BlockLayout, optimizers: tuple[Optimizer, ...]) -> None:
         old = self.layout()

@@ -1,27 +1,26 @@
-"""Finding the layers of a model that may become sparse, and exchanging them."""
+"""Finding the layers of a model that may become sparse."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from ..checks import check_model, describe
+from ..checks import check_model, describe, listed
+from ..modules import hooks_of
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, sparse_type
 from .options import LayerOptions, LayerOverride
 
-#: Convolutions with fewer input channels in a group stay dense. For each output value a dense layer
-#: does ``channels * kernel positions`` multiplications, 32 a cycle on AVX-512: five cycles for 16
-#: channels and a 3x3 kernel, less than one for the 3 channels of a picture or the one of a
-#: depthwise layer. Copying the input and writing the output take most of a cycle however few
-#: weights are left. An estimate, not a measurement. Such layers also hold few weights, and lose
-#: accuracy first.
+#: Convolutions with fewer input channels in a group stay dense: they are expected not to win. For
+#: each output value a dense layer does ``channels * kernel positions`` multiplications, 32 a cycle
+#: on AVX-512: five cycles for 16 channels and a 3x3 kernel, less than one for the 3 channels of a
+#: picture or the one of a depthwise layer. Copying the input and writing the output should take
+#: most of a cycle however few weights are left. An estimate, not a measurement. Such layers also
+#: hold few weights, and tend to lose accuracy first.
 LEAST_CHANNELS = 16
 
 Selector = str | type | nn.Module
@@ -108,9 +107,10 @@ def select_layers(
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in result.skipped.items())
         if not reasons and any(isinstance(m, SparseLayer) for m in model.modules()):
             reasons = "its layers are sparse already: tetris.densify(model) first"
+        known = listed((f"nn.{t.__name__}" for t in DENSE_TYPES), "or")
         raise ValueError(
             f"{where}: no layer to prune in {type(model).__name__} "
-            f"({reasons or f'it has no {_listed(DENSE_TYPES)}'})"
+            f"({reasons or f'it has no {known}'})"
         )
     for name, layer in result.layers.items():
         if layer.weight.is_meta:
@@ -159,27 +159,6 @@ def layer_options(
     return options, fixed
 
 
-def copy_or_same(model: nn.Module, inplace: bool) -> nn.Module:
-    """The model to change: itself, or a deep copy."""
-    return model if inplace else copy.deepcopy(model)
-
-
-def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
-    """Put modules in place of others, under every name these have.
-
-    Returns:
-        The model; if its root is replaced, the new root.
-    """
-    by_id = {id(model.get_submodule(name)): module for name, module in new.items()}
-    for parent in list(model.modules()):
-        for name, child in list(parent._modules.items()):
-            if child is not None and id(child) in by_id:
-                parent._modules[name] = by_id[id(child)]
-    model = by_id.get(id(model), model)
-    _set_fast_paths(model)
-    return model
-
-
 def check_hooks(where: str, name: str, module: nn.Module) -> None:
     """Raise if replacing a module would lose hooks."""
     if found := hooks_of(module):
@@ -187,12 +166,6 @@ def check_hooks(where: str, name: str, module: nn.Module) -> None:
             f"{where}: layer {name!r} has {found}, which its sparse replacement would "
             "not have; remove them and register them on the result, or exclude the layer"
         )
-
-
-def hooks_of(module: nn.Module) -> str:
-    """The kinds of hooks a module has, or an empty string."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return ", ".join(kind.strip("_") for kind in kinds if getattr(module, kind, None))
 
 
 class _Tree:
@@ -248,14 +221,9 @@ def _too_thin(module: DenseLayer) -> str | None:
         return None
     what = f"{channels} input channel{'s' * (channels != 1)}" + " per group" * (groups > 1)
     return (
-        f"{what}, too few to win anything (fewer than {LEAST_CHANNELS}); name it in include to "
+        f"{what} (fewer than {LEAST_CHANNELS}), expected not to win; name it in include to "
         "prune it all the same"
     )
-
-
-def _listed(types: tuple[type, ...]) -> str:
-    *most, last = (f"nn.{t.__name__}" for t in types)
-    return f"{', '.join(most)} or {last}"
 
 
 def _test(where: str, argument: str, selector: Selector) -> Callable[[str, nn.Module], bool]:
@@ -298,24 +266,3 @@ def _find_ties(where: str, model: nn.Module, selection: Selection) -> None:
             group.append(selected[id(other)])
         if group[0] == name:
             selection.tied[name] = group
-
-
-def _set_fast_paths(model: nn.Module) -> None:
-    """Keep torch's fused encoder layer from reading weights that are gone.
-
-    In inference nn.TransformerEncoderLayer passes ``linear1.weight`` to a fused kernel, unless its
-    activation is none that the kernel knows; 0 says so, and the layer then calls its submodules.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoderLayer):
-            sparse = any(isinstance(m, SparseLayer) for m in (module.linear1, module.linear2))
-            module.activation_relu_or_gelu = 0 if sparse else _activation_code(module.activation)
-        elif isinstance(module, nn.TransformerEncoder):
-            if any(isinstance(m, SparseLayer) for m in module.modules()):
-                module.use_nested_tensor = False
-
-
-def _activation_code(activation: object) -> int:
-    if activation is F.relu or isinstance(activation, nn.ReLU):
-        return 1
-    return 2 if activation is F.gelu or isinstance(activation, nn.GELU) else 0

@@ -1,0 +1,59 @@
+"""Models as trees of modules: copying them, exchanging modules, seeing their hooks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+from torch import nn
+from torch.nn import functional as F
+
+from .nn.base import SparseLayer
+
+
+def copy_or_same(model: nn.Module, inplace: bool) -> nn.Module:
+    """The model to change: itself, or a deep copy."""
+    return model if inplace else copy.deepcopy(model)
+
+
+def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:
+    """Put modules in place of others, under every name these have.
+
+    Returns:
+        The model; if its root is replaced, the new root.
+    """
+    by_id = {id(model.get_submodule(name)): module for name, module in new.items()}
+    for parent in list(model.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and id(child) in by_id:
+                parent._modules[name] = by_id[id(child)]
+    model = by_id.get(id(model), model)
+    _set_fast_paths(model)
+    return model
+
+
+def hooks_of(module: nn.Module) -> str:
+    """The kinds of hooks a module has, or an empty string."""
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return ", ".join(kind.strip("_") for kind in kinds if getattr(module, kind, None))
+
+
+def _set_fast_paths(model: nn.Module) -> None:
+    """Keep torch's fused encoder layer from reading weights that are gone.
+
+    In inference nn.TransformerEncoderLayer passes ``linear1.weight`` to a fused kernel, unless its
+    activation is none that the kernel knows; 0 says so, and the layer then calls its submodules.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer):
+            sparse = any(isinstance(m, SparseLayer) for m in (module.linear1, module.linear2))
+            module.activation_relu_or_gelu = 0 if sparse else _activation_code(module.activation)
+        elif isinstance(module, nn.TransformerEncoder):
+            if any(isinstance(m, SparseLayer) for m in module.modules()):
+                module.use_nested_tensor = False
+
+
+def _activation_code(activation: object) -> int:
+    if activation is F.relu or isinstance(activation, nn.ReLU):
+        return 1
+    return 2 if activation is F.gelu or isinstance(activation, nn.GELU) else 0

@@ -1,0 +1,96 @@
+"""Giving a Parameter other contents while it stays the same object, and optimizers hold it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .checks import describe
+
+
+def check_optimizers(
+    where: str, optimizers: Optimizer | Iterable[Optimizer]
+) -> tuple[Optimizer, ...]:
+    """The optimizers of an argument that may be one or several."""
+    found = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
+    if not isinstance(found, Iterable):
+        raise TypeError(
+            f"{where}: optimizers must be torch.optim.Optimizer, one or several "
+            f"(got {describe(found)})"
+        )
+    found = tuple(found)
+    for optimizer in found:
+        if not isinstance(optimizer, Optimizer):
+            raise TypeError(
+                f"{where}: optimizers must be torch.optim.Optimizer, one or several "
+                f"(got {describe(optimizer)} among them)"
+            )
+    return found
+
+
+def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optimizer]) -> None:
+    """Raise ValueError unless all that optimizers keep of a Parameter can move with its blocks."""
+    for optimizer in optimizers:
+        kind = type(optimizer).__name__
+        # Its history is of all Parameters in one vector, kept under the first of them.
+        if isinstance(optimizer, torch.optim.LBFGS) and holds(optimizer, parameter):
+            raise ValueError(
+                f"{where}: {kind} keeps vectors over all its parameters, which cannot follow "
+                "blocks; use SGD or Adam"
+            )
+        for name, state in optimizer.state.get(parameter, {}).items():
+            if isinstance(state, Tensor) and state.shape == parameter.shape:
+                continue
+            for part in _tensors(state):
+                if part.dim():
+                    inside = "" if part is state else f" in a {type(state).__name__}"
+                    raise ValueError(
+                        f"{where}: {kind} keeps {name!r} of shape {list(part.shape)}{inside}, "
+                        "which cannot follow blocks: states must be scalars or tensors shaped "
+                        f"like the parameter, {list(parameter.shape)}; use SGD or Adam"
+                    )
+
+
+def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
+    """Whether an optimizer updates a Parameter."""
+    return any(p is parameter for group in optimizer.param_groups for p in group["params"])
+
+
+def move_parameter(
+    parameter: nn.Parameter, move: Callable[[Tensor], Tensor], optimizers: Iterable[Optimizer]
+) -> None:
+    """Replace numbers, gradient and optimizers' states of a Parameter by ``move`` of each.
+
+    The Parameter stays the same object, of another shape. :func:`check_states` tells beforehand
+    whether this works.
+    """
+    shape, grad = parameter.shape, parameter.grad
+    parameter.grad = None
+    replace_data(parameter, move(parameter.data))
+    if grad is not None:
+        parameter.grad = move(grad)
+    for optimizer in optimizers:
+        for name, state in optimizer.state.get(parameter, {}).items():
+            if isinstance(state, Tensor) and state.shape == shape:
+                optimizer.state[parameter][name] = move(state)
+
+
+def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
+    """Give a Parameter other numbers, perhaps of another shape."""
+    # NOTE: a graph that is still alive, such as that of the last loss, keeps the node that
+    # accumulates this gradient, and with it the old shape. Only another type makes torch drop it.
+    other = torch.float64 if parameter.dtype != torch.float64 else torch.float32
+    parameter.data = parameter.data.new_empty(0, dtype=other)
+    parameter.data = data
+
+
+def _tensors(state: object) -> list[Tensor]:
+    """The tensors of a state, in containers too."""
+    if isinstance(state, Tensor):
+        return [state]
+    if isinstance(state, Mapping):
+        state = list(state.values())
+    return [t for part in state for t in _tensors(part)] if isinstance(state, (list, tuple)) else []

@@ -323,6 +323,53 @@ def test_residuals_that_are_not_safe(forward, stride, reason):
     assert any(reason in r for r in report.kept.values())
 
 
+class Doubled(tetris.SparseConv2d):
+    """Takes no residual."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Single(tetris.SparseConv2d):
+    """Has another shape than its settings say."""
+
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
+class Overwriting(tetris.SparseConv2d):
+    def forward(self, x):
+        y = super().forward(x)
+        x.mul_(2)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("kind", "forward", "fused"),
+    [
+        (Doubled, lambda m, x: m.a(x) + x, []),
+        (Single, lambda m, x: m.b(x) + m.a(x), []),
+        (Overwriting, lambda m, x: _overwritten_by(m, x + 0), []),
+        (Doubled, lambda m, x: F.relu(m.b(F.silu(m.a(x)))), ["b"]),
+    ],
+)
+def test_nothing_is_assumed_of_subclasses(kind, forward, fused):
+    model, x = sparse(Add(forward), include=["a", "b"]), torch.randn(2, 16, 6, 5)
+    model.a.__class__ = kind
+    want = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "nothing was fused"
+        result, report = fuse(model, return_report=True)
+    torch.testing.assert_close(result(x), want, rtol=1e-5, atol=1e-5)
+    assert [f.name for f in report.fused] == fused
+
+
+def _overwritten_by(m, x):
+    y, other = m.b(x), F.silu(x)
+    m.a(x)
+    return y + other
+
+
 def test_batch_norm_behind_a_residual_stays():
     class Net(nn.Module):
         def __init__(self):

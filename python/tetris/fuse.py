@@ -320,7 +320,7 @@ class _Fuser:
         """Let a sparse convolution add what is added to its output."""
         reasons = []
         for source, other in (addends, addends[::-1]):
-            if source.op != "call_module" or not isinstance(self._module(source), TAKES_RESIDUAL):
+            if source.op != "call_module" or type(self._module(source)) not in TAKES_RESIDUAL:
                 continue
             reason = self._residual_conflict(node, source, other)
             if reason is None:

@@ -61,7 +61,11 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module stays one call in the graph."""
+        """Whether a module stays one call in the graph.
+
+        Subclasses of sparse layers too, whose checks of real tensors cannot be traced; nothing
+        is assumed of what they compute.
+        """
         return isinstance(m, SPARSE) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -122,7 +126,9 @@ def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 def writes_to(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """The value whose memory a node overwrites."""
     if node.op == "call_module":
-        inplace = getattr(modules[str(node.target)], "inplace", False)
+        module = modules[str(node.target)]
+        unknown = isinstance(module, SPARSE) and type(module) not in SPARSE  # may write, too
+        inplace = unknown or getattr(module, "inplace", False)
     elif node.op == "call_method":
         inplace = str(node.target).endswith("_") and not str(node.target).endswith("__")
     elif node.op == "call_function":
@@ -148,7 +154,7 @@ class Memory:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.origins: dict[fx.Node, set[fx.Node]] = {}
         for node in graph.nodes:
-            fresh = node.op == "call_module" and isinstance(modules[str(node.target)], _FRESH)
+            fresh = node.op == "call_module" and type(modules[str(node.target)]) in _FRESH
             self.origins[node] = {node}
             if not fresh:
                 self.origins[node].update(*(self.origins[n] for n in node.all_input_nodes))
@@ -215,7 +221,7 @@ def _shape(
     if node.op != "call_module":
         return None
     module = modules[str(node.target)]
-    if isinstance(module, (*NORM, *_SAME_SHAPE)):
+    if type(module) in (*NORM, *_SAME_SHAPE):
         return first
     window = _window(module)
     if window is None:
@@ -227,9 +233,9 @@ def _shape(
 
 def _window(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
     """(stride, extra) per spatial dimension of a convolution or max pooling."""
-    if isinstance(module, tuple(_MAX_POOL)):
-        dims = _MAX_POOL[type(module)] if type(module) in _MAX_POOL and not module.ceil_mode else 0
-    elif isinstance(module, _CONVOLUTIONS):
+    if type(module) in _MAX_POOL:
+        dims = 0 if module.ceil_mode else _MAX_POOL[type(module)]
+    elif type(module) in _CONVOLUTIONS:
         dims = len(module.kernel_size)
     else:
         dims = 0

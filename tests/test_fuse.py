@@ -396,6 +396,44 @@ def _overwritten(m, x):
     return y + x
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: operator.iadd(x, 1),
+        lambda x: operator.isub(x, 1),
+        lambda x: operator.imul(x, 3),
+        lambda x: operator.itruediv(x, 3),
+        lambda x: operator.ifloordiv(x, 3),
+        lambda x: operator.imod(x, 3),
+        lambda x: operator.ipow(x, 2),
+    ],
+)
+def test_in_place_operators_change_the_value_itself(change):
+    def forward(m, x):
+        y = alias = x + 0
+        y = change(y)
+        return F.relu(m.a(alias)) + y.sum()
+
+    check(sparse(Add(forward), include=["a", "b"]), torch.randn(2, 16, 6, 5))
+
+
+@pytest.mark.parametrize(
+    "change", [operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift]
+)
+def test_in_place_operators_of_integers(change):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x, index):
+            y = alias = index + 0
+            y = change(y, 1)
+            return F.relu(self.fc(x)) + alias
+
+    check(sparse(Net()), torch.randn(3, 8), torch.arange(24).view(3, 8))
+
+
 def _into(x, y):
     x += y
     return x

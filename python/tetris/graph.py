@@ -31,26 +31,36 @@ _MAX_POOL = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 _FRESH = (*DENSE, *SPARSE, *NORM, *_MAX_POOL)  # their output shares no memory with their input
 _SAME_SHAPE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh)
 _ADD = (operator.add, torch.add, operator.iadd)
+_INPLACE = (
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+    operator.ipow,
+    operator.iand,
+    operator.ior,
+    operator.ixor,
+    operator.ilshift,
+    operator.irshift,
+)  # all that tensors compute in place: x @= y makes a new tensor
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
 
 
 class _Proxy(fx.Proxy):
     """A value while tracing; plain proxies forget that ``x += y`` changes x itself."""
 
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.iadd, other)
 
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.isub, other)
-
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.imul, other)
-
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.itruediv, other)
-
-    def _inplace(self, function: Callable[..., object], other: object) -> fx.Proxy:
+def _record_inplace(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def method(self: fx.Proxy, other: object) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _function in _INPLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _record_inplace(_function))
 
 
 class Tracer(fx.Tracer):

@@ -604,6 +604,25 @@ def test_a_folded_linear_layer_refuses_sequences():
         fused(torch.randn(2, 8, 8))
 
 
+@pytest.mark.parametrize("convert", [lambda model: model, sparse])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_a_folded_convolution_refuses_unbatched_sequences(kind, convert):
+    model = nn.Sequential(kind(16, 8, 1), nn.BatchNorm1d(8))
+    if kind is nn.Conv1d:
+        model = convert(model)
+    fused = fuse(randomize(model))
+    with pytest.raises(AssertionError, match=r"folded into 0, for inputs \[N, channels, L\]"):
+        fused(torch.randn(16, 8))
+
+
+def test_batch_norm_of_another_axis_stays():
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm1d(8)))  # takes [C, H, W]
+    with pytest.warns(UserWarning, match="channels along another axis than a BatchNorm1d"):
+        fused = fuse(model)
+    x = torch.randn(3, 8, 5)
+    torch.testing.assert_close(fused(x), model(x))
+
+
 def test_a_single_layer_has_nothing_to_fuse():
     with pytest.warns(UserWarning, match="nothing was fused in Linear"):
         fuse(nn.Linear(3, 3).eval())

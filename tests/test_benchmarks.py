@@ -337,3 +337,42 @@ def test_torchs_convolution_is_timed_even_if_far_behind(monkeypatch):
         "speedup": 9.0,  # the median of 9, 9 and 3, not of the times
         "efficiency": 9.0 * row["density"],
     }
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ([], "benchmarks/results"),
+        (["--quick"], "build/benchmarks"),
+        (["--models", "mlp"], "build/benchmarks"),
+        (["--optimizer", "adam"], "build/benchmarks"),
+        (["--threads", "2"], "build/benchmarks"),
+        (["--no-compile"], "build/benchmarks"),
+        (["--quick", "--out", "here"], "here"),
+    ],
+)
+def test_only_all_training_steps_replace_the_published_ones(words, folder):
+    assert training.output_folder(training.parser().parse_args(words)) == Path(folder)
+
+
+def test_every_result_names_its_machine_and_command():
+    about = {"command": "python -m benchmarks.x"}
+    about["machine"] = {"cpu": "a CPU", "cores": 2, "caches": {}, "versions": {}}
+    row = {"model": "mlp", "sparsity": 0.9, "block": "8x8", "ms": {}, "speedup": 3.5}
+    row |= {"speedup_iqr": [3.0, 4.0], "threads": 2, "optimizer": "sgd"}
+    told = readme.steps_fragments({"rows": [row], **about})["steps-machine"]
+    assert told.startswith("Measured on: a CPU, 2 cores")
+    assert told.endswith("Command: `python -m benchmarks.x`, 2 threads, optimizer sgd.")
+    told = readme.conv_fragments({"rows": [], "networks": [], **about})["conv-machine"]
+    assert told.endswith("Command: `python -m benchmarks.x`.")
+
+
+def test_empty_sections_fail_the_check(small_run, tmp_path, capsys):
+    page = tmp_path / "README.md"
+    words = ["--json", str(small_run / "gemm.json"), "--readme", str(page)]
+    page.write_text("<!-- machine -->\n<!-- /machine -->\n")
+    assert readme.main(words) == 0
+    assert readme.main([*words, "--check"]) == 0
+    page.write_text(page.read_text() + "<!-- steps -->\n<!-- /steps -->\n")
+    assert readme.main([*words, "--check"]) == 1
+    assert "nothing measured for steps" in capsys.readouterr().out

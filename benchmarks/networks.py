@@ -110,7 +110,7 @@ def ways(model: nn.Module, x: Tensor, compiled: bool) -> tuple[dict[str, Candida
 
 
 def _in_format(model: nn.Module, memory_format: torch.memory_format) -> nn.Module:
-    """A model with dense weights in a memory format; the others are shared."""
+    """A model in a memory format: itself, or a copy, since ``to`` changes its argument."""
     if memory_format == torch.contiguous_format:
         return model
     return copy.deepcopy(model).to(memory_format=memory_format)  # type: ignore[call-overload]

@@ -7,7 +7,7 @@ training.json; the accuracy tables are what ``tetris demo --full --out benchmark
     python -m benchmarks.readme [--check]
 
 Text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is replaced. ``--check`` changes nothing
-and fails if the file would change.
+and fails if the file would change, or if a section is empty.
 """
 
 import argparse
@@ -90,10 +90,27 @@ def _counts(verdicts: list[Verdict]) -> str:
     return "; ".join(groups)
 
 
+def measured_on(result: dict, *settings: str) -> str:
+    """Machine, command and what else the figures depend on."""
+    also = f", {', '.join(settings)}" if settings else ""
+    return f"Measured on: {sentence(result['machine'])}. Command: `{result['command']}`{also}."
+
+
+def steps_fragments(result: dict) -> dict[str, str]:
+    """The pieces about whole training steps."""
+    first = result["rows"][0]
+    threads = f"{first['threads']} thread{'s' * (first['threads'] > 1)}"
+    return {
+        "steps": training.table(result["rows"]),
+        "steps-machine": measured_on(result, threads, f"optimizer {first['optimizer']}"),
+    }
+
+
 def conv_fragments(result: dict) -> dict[str, str]:
     """The pieces about convolutions and whole networks."""
     rows = result["rows"]
     made = {
+        "conv-machine": measured_on(result),
         "conv": "\n\n".join(
             f"Batch {batch}, 1 thread:\n\n{summary_table(rows, 1, batch)}"
             for batch in ordered(rows, "batch")
@@ -113,7 +130,7 @@ def fragments(result: dict) -> dict[str, str]:
     """Every generated piece by name."""
     threads = sorted({r["threads"] for r in result["rows"]})
     made = {
-        "machine": f"Measured on: {sentence(result['machine'])}. Command: `{result['command']}`.",
+        "machine": measured_on(result),
         "results": "\n\n".join(
             f"{count} thread{'s' * (count > 1)}:\n\n{headline(result, count)}" for count in threads
         ),
@@ -135,6 +152,11 @@ def fill(text: str, pieces: dict[str, str]) -> str:
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         text = re.sub(pattern, lambda m, piece=piece: f"{m[1]}{piece}\n{m[2]}", text, flags=re.S)
     return text
+
+
+def empty_sections(text: str) -> list[str]:
+    """Names of the sections that have nothing between their markers."""
+    return re.findall(r"<!-- ([\w-]+) -->\s*<!-- /\1 -->", text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -161,12 +183,15 @@ def main(argv: list[str] | None = None) -> int:
     if (folder / "conv.json").exists():
         pieces |= conv_fragments(json.loads((folder / "conv.json").read_text()))
     if (folder / "training.json").exists():
-        pieces["steps"] = training.table(json.loads((folder / "training.json").read_text())["rows"])
+        pieces |= steps_fragments(json.loads((folder / "training.json").read_text()))
     curves = folder / f"speedup-{result['native_isa']}-1t.png"
     if curves.exists():
         pieces["curves"] = f"![speed-up against sparsity, per shape and block]({curves.as_posix()})"
     after = fill(before, pieces)
     if args.check:
+        if empty := empty_sections(after):
+            print(f"nothing measured for {', '.join(empty)}: see HACKING.md, How to measure")
+            return 1
         print("up to date" if after == before else "out of date: run python -m benchmarks.readme")
         return int(after != before)
     args.readme.write_text(after)

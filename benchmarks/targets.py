@@ -34,6 +34,9 @@ CONV_TARGETS = (  # class of layer, batches (None: all), blocks, {band: efficien
     ("stride 2", None, ("8x1", "16x1"), {"50-75 %": 0.7, "90 %": 0.7}),
 )
 NETWORK_TARGETS = {("VGG-16", 0.9): 6.0, ("ResNet-50", 0.8): 3.0}  # speed-up, batch 1
+STEP_TARGET = 3.0  # times the dense step, whole training steps
+STEP_SPARSITY = 0.9
+STEP_BLOCKS = ("8x8", "16x16")
 
 
 @dataclass(frozen=True)
@@ -140,21 +143,18 @@ def judge_convolutions(rows: list[dict]) -> list[Verdict]:
 
 def against_conv2d(rows: list[dict]) -> list[dict]:
     """The same convolutions against the faster memory format of ``F.conv2d`` alone."""
-    result = []
-    for r in rows:
-        dense = {n: ms for n, ms in r["all_dense_ms"].items() if n.startswith("F.conv2d")}
-        best = min(dense, key=dense.__getitem__)
-        speedup = dense[best] / r["sparse_ms"]
-        result.append(
-            {
-                **r,
-                "dense": best,
-                "dense_ms": dense[best],
-                "speedup": speedup,
-                "efficiency": speedup * r["density"],
-            }
-        )
-    return result
+    return [{**r, **r["conv2d"]} for r in rows]
+
+
+def judge_steps(rows: list[dict]) -> list[str]:
+    """One sentence per whole training step that has a target."""
+    return [
+        f"{row['model']} {row['block']} at {100 * STEP_SPARSITY:g} %: {row['speedup']:.2f}x the "
+        f"dense step, target {STEP_TARGET:g}x: "
+        f"{'met' if row['speedup'] >= STEP_TARGET else 'missed'}"
+        for row in rows
+        if row["block"] in STEP_BLOCKS and abs(row["sparsity"] - STEP_SPARSITY) < 1e-9
+    ]
 
 
 def _avx2_verdicts(rows: list[dict], threads: int) -> list[Verdict]:

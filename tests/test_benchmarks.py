@@ -10,7 +10,7 @@ import tetris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import conv, conv_report, gemm, readme, report, targets, training
+from benchmarks import conv, conv_report, conv_sweep, gemm, readme, report, targets, training
 from benchmarks.convolutions import ConvShape, SparseConv, dense_convolutions, layers_of
 from benchmarks.layers import Shape, SparseLayer, dense_candidates, parse_block
 from benchmarks.models import MODELS
@@ -297,6 +297,7 @@ def test_small_convolution_run_writes_everything(tmp_path):
         assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
         assert len(row["all_dense_ms"]) == 4
         assert row["dense"] in row["all_dense_ms"]
+        assert row["conv2d"]["dense"].startswith("F.conv2d")
     network, other = result["networks"]
     assert (network["block"], other["block"]) == ("4x1", "8x8")
     assert network["network"] == "ResNet-18"
@@ -309,8 +310,69 @@ def test_small_convolution_run_writes_everything(tmp_path):
 
 def test_convolutions_are_judged_against_what_torch_calls_too():
     row = conv_point("8x1", 0.9, map=14)
-    row |= {"sparse_ms": 1.0, "density": 0.1}
-    row |= {"all_dense_ms": {"F.conv2d NCHW": 9.0, "F.conv2d channels_last": 8.0, "oneDNN NCHW": 6}}
-    (other,) = targets.against_conv2d([row])
-    assert (other["dense"], other["speedup"]) == ("F.conv2d channels_last", 8.0)
-    assert other["efficiency"] == pytest.approx(0.8)
+    paired = {"dense": "F.conv2d NCHW", "dense_ms": 9.0, "speedup": 7.5, "efficiency": 0.75}
+    (other,) = targets.against_conv2d([{**row, "conv2d": paired}])
+    assert other == {**row, "conv2d": paired} | paired
+
+
+def test_torchs_convolution_is_timed_even_if_far_behind(monkeypatch):
+    shape = ConvShape.parse("1x8x6x6-8k1s1")
+    routes = ["F.conv2d NCHW", "F.conv2d channels_last", "oneDNN NCHW"]
+    turns = []
+
+    def interleave(group, plan):
+        turns.append(list(group))
+        seconds = dict(zip(routes, ([9.0, 90.0, 9.0], [70.0] * 3, [1.0] * 3), strict=True))
+        return {n: np.asarray(seconds.get(n, [1.0, 10.0, 3.0])) for n in group}
+
+    monkeypatch.setattr(conv_sweep, "dense_convolutions", lambda *_: dict.fromkeys(routes, list))
+    monkeypatch.setattr(conv_sweep, "interleave", interleave)
+    grid = conv_sweep.ConvGrid({shape: []}, [(4, 1)], [0.5], [1], Plan())
+    (row,) = conv_sweep.run(grid, lambda name: None)
+    assert turns[1] == ["oneDNN NCHW", "F.conv2d NCHW", "4x1"]
+    assert row["dense"] == "oneDNN NCHW"
+    assert row["conv2d"] == {
+        "dense": "F.conv2d NCHW",
+        "dense_ms": 9000.0,
+        "speedup": 9.0,  # the median of 9, 9 and 3, not of the times
+        "efficiency": 9.0 * row["density"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ([], "benchmarks/results"),
+        (["--quick"], "build/benchmarks"),
+        (["--models", "mlp"], "build/benchmarks"),
+        (["--optimizer", "adam"], "build/benchmarks"),
+        (["--threads", "2"], "build/benchmarks"),
+        (["--no-compile"], "build/benchmarks"),
+        (["--quick", "--out", "here"], "here"),
+    ],
+)
+def test_only_all_training_steps_replace_the_published_ones(words, folder):
+    assert training.output_folder(training.parser().parse_args(words)) == Path(folder)
+
+
+def test_every_result_names_its_machine_and_command():
+    about = {"command": "python -m benchmarks.x"}
+    about["machine"] = {"cpu": "a CPU", "cores": 2, "caches": {}, "versions": {}}
+    row = {"model": "mlp", "sparsity": 0.9, "block": "8x8", "ms": {}, "speedup": 3.5}
+    row |= {"speedup_iqr": [3.0, 4.0], "threads": 2, "optimizer": "sgd"}
+    told = readme.steps_fragments({"rows": [row], **about})["steps-machine"]
+    assert told.startswith("Measured on: a CPU, 2 cores")
+    assert told.endswith("Command: `python -m benchmarks.x`, 2 threads, optimizer sgd.")
+    told = readme.conv_fragments({"rows": [], "networks": [], **about})["conv-machine"]
+    assert told.endswith("Command: `python -m benchmarks.x`.")
+
+
+def test_empty_sections_fail_the_check(small_run, tmp_path, capsys):
+    page = tmp_path / "README.md"
+    words = ["--json", str(small_run / "gemm.json"), "--readme", str(page)]
+    page.write_text("<!-- machine -->\n<!-- /machine -->\n")
+    assert readme.main(words) == 0
+    assert readme.main([*words, "--check"]) == 0
+    page.write_text(page.read_text() + "<!-- steps -->\n<!-- /steps -->\n")
+    assert readme.main([*words, "--check"]) == 1
+    assert "nothing measured for steps" in capsys.readouterr().out

@@ -323,6 +323,53 @@ def test_residuals_that_are_not_safe(forward, stride, reason):
     assert any(reason in r for r in report.kept.values())
 
 
+class Doubled(tetris.SparseConv2d):
+    """Takes no residual."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Single(tetris.SparseConv2d):
+    """Has another shape than its settings say."""
+
+    def forward(self, x):
+        return super().forward(x)[:, :1]
+
+
+class Overwriting(tetris.SparseConv2d):
+    def forward(self, x):
+        y = super().forward(x)
+        x.mul_(2)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("kind", "forward", "fused"),
+    [
+        (Doubled, lambda m, x: m.a(x) + x, []),
+        (Single, lambda m, x: m.b(x) + m.a(x), []),
+        (Overwriting, lambda m, x: _overwritten_by(m, x + 0), []),
+        (Doubled, lambda m, x: F.relu(m.b(F.silu(m.a(x)))), ["b"]),
+    ],
+)
+def test_nothing_is_assumed_of_subclasses(kind, forward, fused):
+    model, x = sparse(Add(forward), include=["a", "b"]), torch.randn(2, 16, 6, 5)
+    model.a.__class__ = kind
+    want = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "nothing was fused"
+        result, report = fuse(model, return_report=True)
+    torch.testing.assert_close(result(x), want, rtol=1e-5, atol=1e-5)
+    assert [f.name for f in report.fused] == fused
+
+
+def _overwritten_by(m, x):
+    y, other = m.b(x), F.silu(x)
+    m.a(x)
+    return y + other
+
+
 def test_batch_norm_behind_a_residual_stays():
     class Net(nn.Module):
         def __init__(self):
@@ -347,6 +394,44 @@ def _overwritten(m, x):
     y = m.a(x)
     x.mul_(2)
     return y + x
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: operator.iadd(x, 1),
+        lambda x: operator.isub(x, 1),
+        lambda x: operator.imul(x, 3),
+        lambda x: operator.itruediv(x, 3),
+        lambda x: operator.ifloordiv(x, 3),
+        lambda x: operator.imod(x, 3),
+        lambda x: operator.ipow(x, 2),
+    ],
+)
+def test_in_place_operators_change_the_value_itself(change):
+    def forward(m, x):
+        y = alias = x + 0
+        y = change(y)
+        return F.relu(m.a(alias)) + y.sum()
+
+    check(sparse(Add(forward), include=["a", "b"]), torch.randn(2, 16, 6, 5))
+
+
+@pytest.mark.parametrize(
+    "change", [operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift]
+)
+def test_in_place_operators_of_integers(change):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(8, 8)
+
+        def forward(self, x, index):
+            y = alias = index + 0
+            y = change(y, 1)
+            return F.relu(self.fc(x)) + alias
+
+    check(sparse(Net()), torch.randn(3, 8), torch.arange(24).view(3, 8))
 
 
 def _into(x, y):
@@ -517,6 +602,25 @@ def test_a_folded_linear_layer_refuses_sequences():
     fused = fuse(randomize(nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))))
     with pytest.raises(AssertionError, match=r"folded into 0, for inputs \[N, features\]"):
         fused(torch.randn(2, 8, 8))
+
+
+@pytest.mark.parametrize("convert", [lambda model: model, sparse])
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.ConvTranspose1d])
+def test_a_folded_convolution_refuses_unbatched_sequences(kind, convert):
+    model = nn.Sequential(kind(16, 8, 1), nn.BatchNorm1d(8))
+    if kind is nn.Conv1d:
+        model = convert(model)
+    fused = fuse(randomize(model))
+    with pytest.raises(AssertionError, match=r"folded into 0, for inputs \[N, channels, L\]"):
+        fused(torch.randn(16, 8))
+
+
+def test_batch_norm_of_another_axis_stays():
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm1d(8)))  # takes [C, H, W]
+    with pytest.warns(UserWarning, match="channels along another axis than a BatchNorm1d"):
+        fused = fuse(model)
+    x = torch.randn(3, 8, 5)
+    torch.testing.assert_close(fused(x), model(x))
 
 
 def test_a_single_layer_has_nothing_to_fuse():

@@ -211,6 +211,14 @@ def _chains(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, fx
         yield from _chains(child, f"{prefix}{name}.")
 
 
+def _spatial_dims(layer: nn.Module) -> int:
+    """0 of a linear layer, 1 to 3 of a convolution."""
+    if isinstance(layer, (nn.Linear, SparseLinear)):
+        return 0
+    assert isinstance(layer.kernel_size, tuple)
+    return len(layer.kernel_size)
+
+
 class _Fuser:
     """Rewrites one graph.
 
@@ -295,24 +303,29 @@ class _Fuser:
             return f"the {key} of {name} is not a Parameter of the layer (weight_norm, prune?)"
         if str(source.target) in self.read_directly:
             return f"the parameters of {name} are read elsewhere in forward"
-        if isinstance(layer, (nn.Linear, SparseLinear)):
-            self._require_matrix(source)
+        dims = _spatial_dims(layer)
+        if type(norm) is not NORM[max(dims - 1, 0)]:
+            return f"{name} has its channels along another axis than a {type(norm).__name__}"
+        if dims < 2:  # the other batch norms take one number of dimensions only
+            axes = "[N, channels, L]" if dims else "[N, features]"
+            self._require_dims(source, dims + 2, axes)
         fold_batch_norm(layer, norm)
         self._layer(source).batch_norm.append(self.prefix + str(node.target))
         self._replace(node, source)
         return None
 
-    def _require_matrix(self, node: fx.Node) -> None:
-        """Let the graph refuse [N, L, features], where batch norm normalizes L, not the features.
+    def _require_dims(self, node: fx.Node, count: int, axes: str) -> None:
+        """Let the graph refuse inputs of which nn.BatchNorm1d would normalize another axis.
 
-        It could be applied before only with L equal to the features.
+        It normalizes axis 1: L of [N, L, features], and L of what a convolution makes of
+        [channels, L]. It could be applied before only with L equal to the features.
         """
         with self.graph.inserting_before(node):
             dims = self.graph.call_method("dim", (node.all_input_nodes[0],))
-            two = self.graph.call_function(operator.eq, (dims, 2))
+            right = self.graph.call_function(operator.eq, (dims, count))
             layer = self.prefix + str(node.target)
-            message = f"{_WHERE}: batch norm was folded into {layer}, for inputs [N, features]"
-            self.graph.call_function(torch._assert, (two, message))
+            message = f"{_WHERE}: batch norm was folded into {layer}, for inputs {axes}"
+            self.graph.call_function(torch._assert, (right, message))
 
     # -- residual and activation ----------------------------------------------------------------
 
@@ -320,7 +333,7 @@ class _Fuser:
         """Let a sparse convolution add what is added to its output."""
         reasons = []
         for source, other in (addends, addends[::-1]):
-            if source.op != "call_module" or not isinstance(self._module(source), TAKES_RESIDUAL):
+            if source.op != "call_module" or type(self._module(source)) not in TAKES_RESIDUAL:
                 continue
             reason = self._residual_conflict(node, source, other)
             if reason is None:

@@ -31,26 +31,36 @@ _MAX_POOL = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
 _FRESH = (*DENSE, *SPARSE, *NORM, *_MAX_POOL)  # their output shares no memory with their input
 _SAME_SHAPE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh)
 _ADD = (operator.add, torch.add, operator.iadd)
+_INPLACE = (
+    operator.iadd,
+    operator.isub,
+    operator.imul,
+    operator.itruediv,
+    operator.ifloordiv,
+    operator.imod,
+    operator.ipow,
+    operator.iand,
+    operator.ior,
+    operator.ixor,
+    operator.ilshift,
+    operator.irshift,
+)  # all that tensors compute in place: x @= y makes a new tensor
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
 
 
 class _Proxy(fx.Proxy):
     """A value while tracing; plain proxies forget that ``x += y`` changes x itself."""
 
-    def __iadd__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.iadd, other)
 
-    def __isub__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.isub, other)
-
-    def __imul__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.imul, other)
-
-    def __itruediv__(self, other: object) -> fx.Proxy:
-        return self._inplace(operator.itruediv, other)
-
-    def _inplace(self, function: Callable[..., object], other: object) -> fx.Proxy:
+def _record_inplace(function: Callable[..., object]) -> Callable[[fx.Proxy, object], fx.Proxy]:
+    def method(self: fx.Proxy, other: object) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _function in _INPLACE:
+    setattr(_Proxy, f"__{_function.__name__}__", _record_inplace(_function))
 
 
 class Tracer(fx.Tracer):
@@ -61,7 +71,11 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module stays one call in the graph."""
+        """Whether a module stays one call in the graph.
+
+        Subclasses of sparse layers too, whose checks of real tensors cannot be traced; nothing
+        is assumed of what they compute.
+        """
         return isinstance(m, SPARSE) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -122,7 +136,9 @@ def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 def writes_to(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
     """The value whose memory a node overwrites."""
     if node.op == "call_module":
-        inplace = getattr(modules[str(node.target)], "inplace", False)
+        module = modules[str(node.target)]
+        unknown = isinstance(module, SPARSE) and type(module) not in SPARSE  # may write, too
+        inplace = unknown or getattr(module, "inplace", False)
     elif node.op == "call_method":
         inplace = str(node.target).endswith("_") and not str(node.target).endswith("__")
     elif node.op == "call_function":
@@ -148,7 +164,7 @@ class Memory:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.origins: dict[fx.Node, set[fx.Node]] = {}
         for node in graph.nodes:
-            fresh = node.op == "call_module" and isinstance(modules[str(node.target)], _FRESH)
+            fresh = node.op == "call_module" and type(modules[str(node.target)]) in _FRESH
             self.origins[node] = {node}
             if not fresh:
                 self.origins[node].update(*(self.origins[n] for n in node.all_input_nodes))
@@ -215,7 +231,7 @@ def _shape(
     if node.op != "call_module":
         return None
     module = modules[str(node.target)]
-    if isinstance(module, (*NORM, *_SAME_SHAPE)):
+    if type(module) in (*NORM, *_SAME_SHAPE):
         return first
     window = _window(module)
     if window is None:
@@ -227,9 +243,9 @@ def _shape(
 
 def _window(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
     """(stride, extra) per spatial dimension of a convolution or max pooling."""
-    if isinstance(module, tuple(_MAX_POOL)):
-        dims = _MAX_POOL[type(module)] if type(module) in _MAX_POOL and not module.ceil_mode else 0
-    elif isinstance(module, _CONVOLUTIONS):
+    if type(module) in _MAX_POOL:
+        dims = 0 if module.ceil_mode else _MAX_POOL[type(module)]
+    elif type(module) in _CONVOLUTIONS:
         dims = len(module.kernel_size)
     else:
         dims = 0

@@ -25,10 +25,10 @@ struct ConvBlocks {
   std::vector<const int32_t*> cuts;  // what begin and end point into
 };
 
-// As they are where the layout's order serves; otherwise reordered into the calling thread's scratch
-// memory, on one thread: 0.6 ns a value for 8x8 blocks, 1.4 ns for 8x1. A product uses each value for
-// every pixel: reordering is 1 % of its time at 8 images of 28x28, half of it at one image of 7x7.
-// Keeping the copy with the layout would mean knowing when values change.
+// As they are where the layout's order serves; otherwise reordered into the calling thread's
+// scratch memory, on one thread: 0.6 ns a value for 8x8 blocks, 1.4 ns for 8x1. A product uses each
+// value for every pixel: reordering is 1 % of its time at 8 images of 28x28, half of it at one
+// image of 7x7. Keeping the copy with the layout would mean knowing when values change.
 template <class T>
 ConvBlocks<T> conv_blocks(const BlockSparseView& w, const T* values, const LineGeometry& lines,
                           bool transposed);

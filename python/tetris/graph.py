@@ -10,7 +10,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx, nn
@@ -246,11 +246,12 @@ def _window(module: nn.Module) -> tuple[tuple[int, int], ...] | None:
     if type(module) in _MAX_POOL:
         dims = 0 if module.ceil_mode else _MAX_POOL[type(module)]
     elif type(module) in _CONVOLUTIONS:
-        dims = len(module.kernel_size)
+        dims = len(cast(Any, module).kernel_size)
     else:
         dims = 0
     if dims == 0:
         return None
+    module = cast(Any, module)  # one of several types that share these attributes
     if module.padding == "same":
         return ((1, 0),) * dims
     given = 0 if module.padding == "valid" else module.padding

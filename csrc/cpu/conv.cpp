@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "cpu/conv_blocks.h"
 #include "cpu/conv_lines.h"
 #include "cpu/dispatch.h"
@@ -168,17 +169,24 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
   });
 }
 
-// Too few pixels for that: all threads work on each strip, split by channels and block rows.
+// Too few pixels for that: all threads work on each strip, split by block rows.
+//
+// Each packs the strip for itself: that takes microseconds, as long as it takes to wait for the
+// others, and lines that another core has just written take longer to fetch. A strip that L2 would
+// not hold is packed together and shared, and so is one that several phases read.
 template <class T>
 void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
-  T* const planes = scratch<T>(ScratchSlot::kX, job.in_elements());
+  const bool share = job.blocks.phases > 1 ||
+                     job.in_elements() * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2;
+  T* const shared = share ? scratch<T>(ScratchSlot::kX, job.in_elements()) : nullptr;
   T* const all = job.channels_first() ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
   const auto range = [&](int64_t n, int t) { return share_begin(n, job.k.width, t, threads); };
   for (int64_t group = 0; group < groups; ++group) {
     for (int64_t s = 0; s < job.strips; ++s) {
-      run(parallel, threads, [&](int t) {
-        job.pack(group, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), planes);
-      });
+      if (share)
+        run(parallel, threads, [&](int t) {
+          job.pack(group, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), shared);
+        });
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
         BlockSparseView rows;  // shares of equal work
         rows.out = job.blocks.rows;
@@ -186,6 +194,11 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
         const auto bounds = split_rows(rows, threads);
         run(parallel, threads, [&](int t) {
           const int64_t begin = bounds[t], end = bounds[t + 1];
+          T* planes = shared;
+          if (!share) {
+            planes = scratch<T>(ScratchSlot::kX, job.in_elements());
+            job.pack(group, s, 0, job.blocks.in, planes);
+          }
           if (job.channels_first())
             job.finish_rows(group, s, phase, begin, end, planes,
                             scratch<T>(ScratchSlot::kY, job.out_elements()));

@@ -1,8 +1,8 @@
 """Fills the results of README.md from benchmarks/results.
 
 Linear layers come from gemm.json, convolutions and networks from conv.json, training steps from
-training.json; the accuracy tables are what ``tetris demo --full --out benchmarks/results`` and
-``tetris demo --model cnn --out benchmarks/results/cnn`` write.
+training.json, and the accuracy table is demo.md as ``tetris demo --full --out benchmarks/results``
+writes it.
 
     python -m benchmarks.readme [--check]
 
@@ -177,9 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     result = json.loads(args.json.read_text())
     pieces = fragments(result)
     folder = args.json.parent
-    for name, path in (("demo", "demo.md"), ("demo-cnn", "cnn/demo.md")):
-        if (folder / path).exists():
-            pieces[name] = (folder / path).read_text().strip()
+    if (folder / "demo.md").exists():
+        pieces["demo"] = (folder / "demo.md").read_text().strip()
     if (folder / "conv.json").exists():
         pieces |= conv_fragments(json.loads((folder / "conv.json").read_text()))
     if (folder / "training.json").exists():

@@ -17,6 +17,8 @@ namespace {
 // Strips of the lines shorter than this many tiles per thread are not worth cutting: block rows are
 // split instead.
 constexpr int64_t kTilesPerThread = 4;
+// More threads than these pack a strip together.
+constexpr int kPackAlone = 4;
 // Output lines that are computed before they are stored.
 constexpr int64_t kLinesAtOnce = 8;
 
@@ -173,10 +175,10 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
 //
 // Each packs the strip for itself: that takes microseconds, as long as it takes to wait for the
 // others, and lines that another core has just written take longer to fetch. A strip that L2 would
-// not hold is packed together and shared, and so is one that several phases read.
+// not hold is packed together and shared, and so is one that several phases or many threads read.
 template <class T>
 void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
-  const bool share = job.blocks.phases > 1 ||
+  const bool share = job.blocks.phases > 1 || threads > kPackAlone ||
                      job.in_elements() * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2;
   T* const shared = share ? scratch<T>(ScratchSlot::kX, job.in_elements()) : nullptr;
   T* const all = job.channels_first() ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());

@@ -28,7 +28,9 @@ ConvBlocks<T> conv_blocks(const BlockSparseView& w, const T* values, const LineG
   b.rows = transposed ? w.in_groups() : w.group_rows();
   b.in_groups = transposed ? w.group_rows() : w.in_groups();
   b.phases = lines.phases();
-  if (!transposed && b.phases == 1) {
+  bool as_stored = !transposed && b.phases == 1;
+  for (int64_t tap = 0; as_stored && tap < w.taps; ++tap) as_stored = lines.phase(tap) == 0;
+  if (as_stored) {
     b.values = values;
     b.col_idx = w.col_idx;
     set_cuts<T>(b, {w.row_ptr, w.row_ptr + 1});

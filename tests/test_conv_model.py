@@ -108,7 +108,7 @@ def test_patterns_and_types_do_not_name_thin_layers(include):
     sparse = sparsify(cnn(), include=include, **FAST)
     assert type(sparse[0]) is type(sparse[5]) is nn.Conv2d
     assert isinstance(sparse[2], SparseConv2d)
-    with pytest.raises(ValueError, match="0: 3 input .*; 5: 1 input .* name it in include to"):
+    with pytest.raises(ValueError, match="0: 3 input .*; 5: 1 input .* include it by its own name"):
         sparsify(cnn(), include="[05]", **FAST)
 
 

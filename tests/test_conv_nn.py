@@ -474,3 +474,39 @@ def test_repr_says_what_matters():
     assert "dilation" not in text
     text = repr(sparse_of(make(nn.ConvTranspose2d, stride=2, output_padding=1)))
     assert "output_padding=(1, 1)" in text
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+def test_residuals_of_another_kind_or_number_of_dimensions_are_refused(kind):
+    dense = make(kind)
+    sparse, x = sparse_of(dense), inputs(dense)
+    y = sparse(x)
+    assert torch.equal(sparse(x[0], residual=y[0]), sparse(x[:1], residual=y[:1])[0])
+    for wrong in (y, 1.0):
+        with pytest.raises(TypeError, match="residual must be a tensor shaped like the result"):
+            sparse(x[0], residual=wrong)
+
+
+def test_a_residual_in_place_of_an_output_size_is_explained():
+    dense = make(nn.ConvTranspose2d)
+    sparse, x = sparse_of(dense), inputs(dense)
+    with pytest.raises(TypeError, match="a residual goes by name: residual="):
+        sparse(x, sparse(x))
+
+
+def test_settings_of_a_search_beside_a_layout_are_refused():
+    dense = make(nn.Conv2d)
+    layout = sparse_of(dense).layout
+    with pytest.raises(ValueError, match="block and sweeps would only matter to a search"):
+        SparseConv2d.from_dense(dense, layout=layout, block=(8, 8), sweeps=1)
+
+
+def test_other_blocks_under_the_same_permutations():
+    layout = sparse_of(make(nn.Conv2d)).layout
+    kept = layout.block_mask()
+    assert layout.with_blocks(kept) == layout
+    kept[0] = True
+    more = layout.with_blocks(kept)
+    assert torch.equal(more.block_mask(), kept)
+    assert torch.equal(more.row_perm, layout.row_perm)
+    assert more.kernel_size == layout.kernel_size

@@ -268,6 +268,28 @@ class BlockLayout:
             groups,
         )
 
+    def with_blocks(self, block_mask: Tensor) -> BlockLayout:
+        """The layout with other blocks stored, under the same sizes and permutations.
+
+        Args:
+            block_mask: bool, shaped like :meth:`block_mask`, True is stored.
+
+        Example:
+            >>> kept = layout.block_mask()
+            >>> kept[0] = True                      # all blocks of the first block row
+            >>> more = layout.with_blocks(kept)
+        """
+        return BlockLayout.from_block_mask(
+            block_mask,
+            self.block,
+            self.out_features,
+            self.in_features,
+            self.row_perm,
+            self.col_perm,
+            kernel_size=self.kernel_size,
+            groups=self.groups,
+        )
+
     # -- numbers ------------------------------------------------------------------------------
 
     @property

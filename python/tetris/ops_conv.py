@@ -43,7 +43,8 @@ def bsconv2d(
         col_perm: int32[in] or None.
         bias: [out] or None, the type of x.
         out_channels: out.
-        kernel_size: (kh, kw).
+        kernel_size: (kh, kw), that of the layout: the index does not tell, so another one computes
+            something else.
         stride: (vertical, horizontal), as are padding (zeros, on both sides) and dilation.
         padding: See stride.
         dilation: See stride.

@@ -50,8 +50,7 @@ def relayout(
     Example:
         >>> kept = sparse.layout.block_mask()
         >>> kept[0] = True                          # store all blocks of the first block row
-        >>> layout = tetris.BlockLayout.from_block_mask(kept, (8, 8), 512, 512)
-        >>> tetris.relayout(sparse, layout, optimizers=optimizer)
+        >>> tetris.relayout(sparse, sparse.layout.with_blocks(kept), optimizers=optimizer)
     """
     where = "tetris.relayout"
     if not isinstance(module, nn.Module):

@@ -201,6 +201,14 @@ class SparseLayer(nn.Module, Generic[Dense]):
             layout, _ = search_layout(where, saliency, block, sparsity, groups=groups, **search)
         else:
             _check_layout(where, layout)
+            given = [*search] + ["importance"] * (importance is not None)
+            if block not in ((4, 1), layout.block):
+                given = ["block", *given]
+            if given:
+                raise ValueError(
+                    f"{where}: {listed(given)} would only matter to a search; layout= says what is "
+                    "stored"
+                )
         return make_sparse(cls, module, layout, bias=_copy(module.bias), activation=activation)
 
     def to_dense(self) -> Dense:

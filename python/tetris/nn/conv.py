@@ -76,6 +76,18 @@ class SparseConv(SparseLayer[_Dense]):
             x = x.unsqueeze(0)
         return x if len(self.kernel_size) == 2 else x.unsqueeze(2)
 
+    def _residual(self, residual: Tensor | None, x: Tensor) -> Tensor | None:
+        """[N, C, H, W] of a residual, which has the dimensions of the input."""
+        if residual is None:
+            return None
+        if not isinstance(residual, Tensor) or residual.dim() != x.dim():
+            got = f"shape {list(residual.shape)}" if isinstance(residual, Tensor) else ""
+            raise TypeError(
+                f"{type(self).__name__}: residual must be a tensor shaped like the result, "
+                f"{x.dim()}-dimensional like x (got {got or describe(residual)})"
+            )
+        return self._images(residual)
+
     def _as_input(self, y: Tensor, x: Tensor) -> Tensor:
         """[N, C, H, W] with the dimensions of an input."""
         if len(self.kernel_size) == 1:
@@ -103,7 +115,7 @@ def pair(sizes: tuple[int, ...], beside: int) -> tuple[int, ...]:
     return sizes if len(sizes) == 2 else (beside, *sizes)
 
 
-class _Forward(SparseConv[_Dense]):
+class SparseConvNd(SparseConv[_Dense]):
     """Convolutions that are not transposed."""
 
     settings = (
@@ -171,7 +183,7 @@ class _Forward(SparseConv[_Dense]):
             pair(self.dilation, 1),
             self.groups,
             self.activation,
-            None if residual is None else self._images(residual),
+            self._residual(residual, x),
         )
         return self._as_input(y, x)
 
@@ -212,7 +224,7 @@ class _Forward(SparseConv[_Dense]):
         return [size for both in pairs for size in both], (0,) * len(self.kernel_size)
 
 
-class SparseConv2d(_Forward[nn.Conv2d]):
+class SparseConv2d(SparseConvNd[nn.Conv2d]):
     """Convolution with a block-sparse weight, ``y = activation(conv2d(x, W) + bias + residual)``.
 
     Blocks are bo output channels by bi input channels at single kernel positions; the layout is
@@ -255,7 +267,7 @@ class SparseConv2d(_Forward[nn.Conv2d]):
     dense_type = nn.Conv2d
 
 
-class SparseConv1d(_Forward[nn.Conv1d]):
+class SparseConv1d(SparseConvNd[nn.Conv1d]):
     """Convolution along one dimension with a block-sparse weight.
 
     As :class:`tetris.SparseConv2d`, for x of [N, C, L] or [C, L], and computed as a convolution of

@@ -133,7 +133,7 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
             self.dilation,
             self.groups,
             self.activation,
-            None if residual is None else self._images(residual),
+            self._residual(residual, x),
         )
         return self._as_input(y, x)
 
@@ -153,6 +153,11 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
 
     def _spare(self, x: Tensor, output_size: Sequence[int]) -> list[int]:
         """The output padding that gives a result of this size."""
+        if isinstance(output_size, Tensor):
+            raise TypeError(
+                "SparseConvTranspose2d: output_size must be sizes such as (16, 16) (got a tensor "
+                f"of shape {list(output_size.shape)}; a residual goes by name: residual=)"
+            )
         if len(output_size) not in (2, x.dim()):
             raise ValueError(
                 f"SparseConvTranspose2d: output_size must be (H, W) or {x.dim()} sizes "

@@ -13,6 +13,7 @@ from ..checks import check_model, describe, listed
 from ..modules import hooks_of
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, sparse_type
+from .masks import BlockMask
 from .options import LayerOptions, LayerOverride
 
 #: Convolutions with fewer input channels in a group stay dense: they are expected not to win. For
@@ -85,7 +86,11 @@ def select_layers(
         elif id(module) in inside_attention:
             result.skipped[name] = "nn.MultiheadAttention uses the weight itself, not the layer"
         elif parametrize.is_parametrized(module):
-            result.skipped[name] = "parametrized: remove the parametrizations first"
+            result.skipped[name] = (
+                "masked by a pruner: its finalize() or remove() comes first"
+                if any(isinstance(m, BlockMask) for m in module.modules())
+                else "parametrized: remove the parametrizations first"
+            )
         elif not isinstance(module, DenseLayer):
             result.skipped[name] = f"there is no sparse {type(module).__name__}"
         elif type(module) not in types:
@@ -96,7 +101,10 @@ def select_layers(
                 else f"a {type(module).__name__}, which types= leaves out"
             )
         elif not isinstance(weight := module._parameters.get("weight"), nn.Parameter):
-            result.skipped[name] = "weight is not a Parameter of the layer (weight_norm, prune?)"
+            result.skipped[name] = (
+                "weight is not a Parameter of the layer: undo weight_norm or prune first "
+                "(torch.nn.utils.remove_weight_norm, prune.remove)"
+            )
         elif not weight.is_floating_point() or weight.numel() == 0:
             result.skipped[name] = f"weight is {weight.dtype}{list(weight.shape)}"
         elif id(module) not in named and (reason := _too_thin(module)):
@@ -221,8 +229,8 @@ def _too_thin(module: DenseLayer) -> str | None:
         return None
     what = f"{channels} input channel{'s' * (channels != 1)}" + " per group" * (groups > 1)
     return (
-        f"{what} (fewer than {LEAST_CHANNELS}), expected not to win; name it in include to "
-        "prune it all the same"
+        f"{what} (fewer than {LEAST_CHANNELS}), expected not to win; to prune it all the same, "
+        "include it by its own name or as a module"
     )
 
 

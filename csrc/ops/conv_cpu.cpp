@@ -109,25 +109,34 @@ void check_small(const char* op, const char* name, const Tensor& x, const cpu::C
       "], which the other map's size gives (got shape ", x.sizes(), ")");
 }
 
+Tensor grad_input(const char* op, bool transposed, const Tensor& grad, const Tensor& values,
+                  const Tensor& row_ptr, const Tensor& col_idx, Optional row_perm,
+                  Optional col_perm, int64_t in_channels, IntArrayRef input_size,
+                  const ConvArguments& a) {
+  check_map(op, "grad", grad);
+  check_values(op, grad, "grad", values, col_idx);
+  TORCH_CHECK_VALUE(
+      input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 && in_channels >= 1, op,
+      ": input_size must be two numbers and in_channels one, at least 1 (got ", input_size, " and ",
+      in_channels, ")");
+  const auto shape =
+      transposed ? transposed_shape_between(op, a, grad.size(0), input_size, grad.sizes().slice(2))
+                 : conv_shape(op, a, grad.size(0), input_size[0], input_size[1]);
+  if (!transposed) check_small(op, "grad", grad, shape);
+  const auto layout = check_conv_layout(op, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
+                                        in_channels, values.size(2), values.size(1));
+  return run({op, shape, {!transposed, true}, layout}, grad, values, std::nullopt, std::nullopt,
+             cpu::Activation::kNone, in_channels);
+}
+
 Tensor bsconv2d_grad_input(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,
                            const Tensor& col_idx, Optional row_perm, Optional col_perm,
                            int64_t in_channels, IntArrayRef input_size, IntArrayRef kernel_size,
                            IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                            int64_t groups) {
-  constexpr const char* kOp = "tetris::bsconv2d_grad_input";
-  const ConvArguments a{kernel_size, stride, padding, dilation, groups};
-  check_map(kOp, "grad", grad);
-  check_values(kOp, grad, "grad", values, col_idx);
-  TORCH_CHECK_VALUE(
-      input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 && in_channels >= 1, kOp,
-      ": input_size must be two numbers and in_channels one, at least 1 (got ", input_size, " and ",
-      in_channels, ")");
-  const auto shape = conv_shape(kOp, a, grad.size(0), input_size[0], input_size[1]);
-  check_small(kOp, "grad", grad, shape);
-  const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
-                                        in_channels, values.size(2), values.size(1));
-  return run({kOp, shape, {true, true}, layout}, grad, values, std::nullopt, std::nullopt,
-             cpu::Activation::kNone, in_channels);
+  return grad_input("tetris::bsconv2d_grad_input", false, grad, values, row_ptr, col_idx, row_perm,
+                    col_perm, in_channels, input_size,
+                    {kernel_size, stride, padding, dilation, groups});
 }
 
 Tensor bsconv_transpose2d_grad_input(const Tensor& grad, const Tensor& values,
@@ -136,20 +145,9 @@ Tensor bsconv_transpose2d_grad_input(const Tensor& grad, const Tensor& values,
                                      IntArrayRef input_size, IntArrayRef kernel_size,
                                      IntArrayRef stride, IntArrayRef padding, IntArrayRef dilation,
                                      int64_t groups) {
-  constexpr const char* kOp = "tetris::bsconv_transpose2d_grad_input";
-  const ConvArguments a{kernel_size, stride, padding, dilation, groups};
-  check_map(kOp, "grad", grad);
-  check_values(kOp, grad, "grad", values, col_idx);
-  TORCH_CHECK_VALUE(
-      input_size.size() == 2 && input_size[0] >= 1 && input_size[1] >= 1 && in_channels >= 1, kOp,
-      ": input_size must be two numbers and in_channels one, at least 1 (got ", input_size, " and ",
-      in_channels, ")");
-  const auto shape =
-      transposed_shape_between(kOp, a, grad.size(0), input_size, grad.sizes().slice(2));
-  const auto layout = check_conv_layout(kOp, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
-                                        in_channels, values.size(2), values.size(1));
-  return run({kOp, shape, {false, true}, layout}, grad, values, std::nullopt, std::nullopt,
-             cpu::Activation::kNone, in_channels);
+  return grad_input("tetris::bsconv_transpose2d_grad_input", true, grad, values, row_ptr, col_idx,
+                    row_perm, col_perm, in_channels, input_size,
+                    {kernel_size, stride, padding, dilation, groups});
 }
 
 Tensor grad_values(const char* op, bool transposed, const Tensor& x, const Tensor& grad,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, cast, overload
 
@@ -14,8 +13,9 @@ from .nn.base import SparseLayer, make_dense, make_sparse
 from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.plan import Scope, plan_layers
-from .prune.report import LayerReport, SparsifyReport
+from .prune.report import LayerReport, SparsifyReport, warn_of_shortfall
 from .prune.saliency import check_importance, layer_saliency
+from .prune.target import Target, budgeted
 from .prune.tree import Selector, check_hooks, layer_options, select_layers
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class SparsifyArguments(LayerOverride, total=False):
     exclude: Selector | Iterable[Selector] | None
     overrides: Mapping[str, LayerOverride] | None
     scope: Scope
+    target: Target | None
     types: tuple[type[nn.Module], ...]
     inplace: bool
     progress: bool
@@ -57,6 +58,7 @@ def sparsify(
     exclude: Selector | Iterable[Selector] | None = None,
     overrides: Mapping[str, LayerOverride] | None = None,
     scope: Scope = "layer",
+    target: Target | None = None,
     types: tuple[type[nn.Module], ...] = DENSE_TYPES,
     inplace: bool = False,
     progress: bool = False,
@@ -84,6 +86,8 @@ def sparsify(
         scope: ``"layer"``: each layer has this sparsity. ``"global"``: all layers together have it;
             blocks compete by saliency per number, so that layers with larger weights keep more.
             Layers whose sparsity an override sets stay out of the competition.
+        target: What is to be left, in place of ``sparsity``: :class:`tetris.prune.Parameters` or
+            :class:`tetris.prune.Flops`, of all layers whose sparsity no override sets.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.
         inplace: Change the model itself; otherwise a deep copy.
         progress: Show a progress bar per layer.
@@ -135,6 +139,9 @@ def sparsify(
             f"{where}: a model that is one layer cannot be replaced in place; use inplace=False"
         )
     options, fixed = layer_options(where, model, selection, default, overrides)
+    budget, default, options = budgeted(
+        where, target, model, selection, default, options, fixed, "sparsity" in settings
+    )
     for name, layer in selection.layers.items():
         check_hooks(where, name, layer)
         check_weight(f"{where}: layer {name!r}", layer.weight)
@@ -155,15 +162,16 @@ def sparsify(
         default.sparsity,
         progress,
         {n: groups_of(selection.layers[n]) for n in saliency},
+        {} if budget is None else budget.costs,
     )
 
-    target = copy_or_same(model, inplace)
+    result = copy_or_same(model, inplace)
     new: dict[str, nn.Module] = {}
     reports = []
     for first, group in selection.tied.items():
         values = None
         for name in group:
-            layer = target.get_submodule(name)
+            layer = result.get_submodule(name)
             assert isinstance(layer, DenseLayer)
             sparse = make_sparse(
                 sparse_type(layer),
@@ -177,36 +185,19 @@ def sparsify(
             reports.append(
                 LayerReport.of(name, plans[first].layout, saliency[first], plans[first].search)
             )
-    target = replace_modules(target, new)
+    result = replace_modules(result, new)
     if scope == "layer":
-        _warn_of_shortfall(where, reports, {n: options[n].sparsity for n in selection.layers})
+        warn_of_shortfall(
+            where,
+            {r.name: r.block_sparsity for r in reports},
+            {n: options[n].sparsity for n in selection.layers},
+            stacklevel=2,
+        )
     if not return_report:
-        return target
+        return result
     order = list(selection.layers)
     reports.sort(key=lambda r: order.index(r.name))
-    return target, SparsifyReport(tuple(reports), selection.skipped)
-
-
-def _warn_of_shortfall(
-    where: str, reports: list[LayerReport], asked: dict[str, float], tolerance: float = 0.02
-) -> None:
-    """Say which layers store more blocks than asked for; whole blocks and the floor are why."""
-    short = [r for r in reports if r.block_sparsity < asked[r.name] - tolerance]
-    if all(asked[r.name] == 1.0 for r in short) and short:
-        warnings.warn(
-            f"{where}: sparsity=1.0 asks to remove every block; each block row keeps its best one "
-            "(for one percent of the weights left, pass 0.99)",
-            stacklevel=3,
-        )
-    elif short:
-        worst = max(short, key=lambda r: asked[r.name] - r.block_sparsity)
-        warnings.warn(
-            f"{where}: {len(short)} of {len(reports)} layers keep more blocks than asked for, "
-            f"e.g. {worst.name!r} is {worst.block_sparsity:.1%} sparse instead of "
-            f"{asked[worst.name]:.1%}: a layer keeps whole blocks, and one in each block row "
-            "(use smaller blocks, or allow_empty_rows=True)",
-            stacklevel=3,
-        )
+    return result, SparsifyReport(tuple(reports), selection.skipped)
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:

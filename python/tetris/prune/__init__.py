@@ -6,14 +6,18 @@ when masks change. :class:`BlockPruner` does the rest, in this order::
     saliency -> layout search -> block masks -> schedule -> finalize() -> model with sparse layers
 """
 
-from .base import BlockPruner as BlockPruner
+from .block_pruner import BlockPruner as BlockPruner
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
+from .pruner import Pruner as Pruner
 from .regrow import Regrow as Regrow
 from .report import LayerReport as LayerReport
 from .report import SparsifyReport as SparsifyReport
 from .schedule import Cubic as Cubic
 from .schedule import OneShot as OneShot
 from .schedule import Schedule as Schedule
+from .target import Flops as Flops
+from .target import Parameters as Parameters
+from .target import Target as Target
 from .tetris import TetrisPruner as TetrisPruner

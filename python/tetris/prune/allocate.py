@@ -19,13 +19,14 @@ class Scored:
     Attributes:
         sums: [G, C], saliency of what is kept or removed as one: blocks, or with ``tie_kernel``
             the blocks of all kernel positions together; [n] of the stored ones, with ``stored``.
-        area: Numbers that one takes, bo * bi times the positions it spans.
+        cost: Of one, in the unit of the budget: the numbers it takes, bo * bi times the positions
+            it spans, times what a number costs.
         keep_rows: Every block row keeps its best block.
         stored: Where the blocks are that sums are of, if not all of a layer are rated.
     """
 
     sums: Tensor
-    area: int
+    cost: float
     keep_rows: bool
     stored: Units | None = None
 
@@ -51,13 +52,15 @@ def scored(
     *,
     tie_kernel: bool,
     keep_rows: bool,
+    cost: float = 1.0,
 ) -> Scored:
-    """Block sums of a layer under given permutations."""
-    sums, area = blocking.sums(saliency, row_perm, col_perm), blocking.block[0] * blocking.block[1]
+    """Block sums of a layer under given permutations; ``cost`` is that of one number."""
+    sums = blocking.sums(saliency, row_perm, col_perm)
+    cost *= blocking.block[0] * blocking.block[1]
     if tie_kernel:
         sums = sums.unflatten(1, (blocking.positions, -1)).sum(1)
-        area *= blocking.positions
-    return Scored(sums, area, keep_rows)
+        cost *= blocking.positions
+    return Scored(sums, cost, keep_rows)
 
 
 def l1_order(saliency: Tensor, blocking: Blocking) -> tuple[Tensor, Tensor]:
@@ -73,29 +76,29 @@ def _descending(norms: Tensor) -> Tensor:
 
 
 def allocate(layers: Mapping[str, Scored], sparsity: float) -> dict[str, float]:
-    """Sparsity of each layer such that all together store ``1 - sparsity`` of their numbers.
+    """Sparsity of each layer such that all together keep ``1 - sparsity`` of their cost.
 
-    Blocks of all layers are ranked by saliency per number; the best are kept until the budget is
+    Blocks of all layers are ranked by saliency per cost; the best are kept until the budget is
     used up. The best block of each block row comes first where ``keep_rows`` asks for it, counted
     in the budget (if the budget is smaller, these blocks win).
 
     Returns:
         name -> sparsity such that ``floor(sparsity * blocks)`` is the number of removed blocks.
     """
-    scores, areas, floor = [], [], []
+    scores, costs, floor = [], [], []
     for layer in layers.values():
-        score = layer.sums.double() / layer.area
+        score = layer.sums.double() / layer.cost
         best = layer.best() if layer.keep_rows else torch.zeros_like(score, dtype=torch.bool)
         scores.append(score.flatten())
         floor.append(best.flatten())
-        areas.append(torch.full((score.numel(),), layer.area))
-    score, area, first = torch.cat(scores), torch.cat(areas), torch.cat(floor)
+        costs.append(torch.full((score.numel(),), layer.cost, dtype=torch.float64))
+    score, cost, first = torch.cat(scores), torch.cat(costs), torch.cat(floor)
     score = torch.where(first, torch.inf, score)
     order = score.argsort(descending=True, stable=True)
-    total = sum(layer.area * layer.blocks for layer in layers.values())
+    total = sum(layer.cost * layer.blocks for layer in layers.values())
     budget = (1.0 - sparsity) * total * (1.0 + 1e-12)
     keep = torch.zeros_like(first)
-    keep[order] = area[order].cumsum(0) <= budget
+    keep[order] = cost[order].cumsum(0) <= budget
     keep |= first
     result = {}
     for (name, layer), kept in zip(

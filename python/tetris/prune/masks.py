@@ -1,4 +1,4 @@
-"""The mask of one layer while it trains."""
+"""One layer that trains with a masked weight."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 from ..blocking import Blocking, swap_channels
 from ..layout import BlockLayout
+from ..nn.kinds import DenseLayer
 
 
 class BlockMask(nn.Module):
@@ -107,3 +110,83 @@ class BlockMask(nn.Module):
             f"block={self.block[0]}x{self.block[1]}, "
             f"blocks={int(self.block_mask.sum())}/{self.block_mask.numel()}"
         )
+
+
+class MaskedWeight:
+    """A layer that is as it was until something is kept, and masked from then on.
+
+    Attributes:
+        module: The layer.
+        block: (bo, bi).
+    """
+
+    def __init__(self, layer: DenseLayer, layout: BlockLayout) -> None:
+        self.module = layer
+        self.block = layout.block
+        self._whole = layout  # while there is no mask
+        self._mask: BlockMask | None = None
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The Parameter behind the weight."""
+        if self._mask is None:
+            return self.module.weight  # type: ignore[return-value]
+        return self.module.parametrizations.weight.original  # type: ignore[union-attr,return-value]
+
+    def layout(self) -> BlockLayout:
+        """What is kept."""
+        return self._whole if self._mask is None else self._mask.layout()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Whether there is no mask, and the mask."""
+        mask = {} if self._mask is None else dict(self._mask.named_buffers())
+        return {"dense": torch.tensor(self._mask is None), **mask}
+
+    def saved_layout(self, saved: Mapping[str, Tensor]) -> BlockLayout:
+        """The layout that a saved state of this layer stands for."""
+        if "block_mask" not in saved:
+            return self._whole
+        return BlockMask(self._whole).saved_layout(saved)
+
+    def changes(self, layout: BlockLayout, dense: bool | None = None) -> bool:
+        """Whether :meth:`set` might change something."""
+        return True
+
+    def check(self, where: str, optimizers: tuple[Optimizer, ...], trained: bool) -> None:
+        """Raise unless the layer can be changed: it always can."""
+
+    def check_unset(self, where: str, optimizers: tuple[Optimizer, ...]) -> None:
+        """Raise unless the layer can be dense again: it always can."""
+
+    @torch.no_grad()
+    def set(
+        self,
+        layout: BlockLayout,
+        optimizers: tuple[Optimizer, ...] = (),
+        dense: bool | None = None,
+    ) -> None:
+        """Keep what a layout of the same block and sizes says; with ``dense``, have no mask."""
+        if dense:
+            self.unset()
+        elif self._mask is None:
+            layout = layout.to(self.module.weight.device)
+            mask = BlockMask(layout, transposed=isinstance(self.module, nn.ConvTranspose2d))
+            parametrize.register_parametrization(self.module, "weight", mask)
+            self._mask = mask
+        else:
+            self._mask.set(layout)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Zero the masked numbers of the Parameter, which optimizers have moved."""
+        if self._mask is not None:
+            self.parameter.masked_fill_(~self._mask.element_mask(), 0.0)
+
+    def unset(self, optimizers: tuple[Optimizer, ...] = (), *, masked: bool = True) -> None:
+        """End the parametrization, with the masked weight or the original one."""
+        if self._mask is None:
+            return
+        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=masked)
+        bias = self.module._parameters.pop("bias")  # the weight comes first, as optimizers count
+        self.module._parameters["bias"] = bias
+        self._mask = None

@@ -44,6 +44,7 @@ def plan_layers(
     sparsity: float,
     progress: bool,
     groups: Mapping[str, int],
+    costs: Mapping[str, float] | None = None,
 ) -> dict[str, Plan]:
     """Search a layout for every layer.
 
@@ -56,6 +57,7 @@ def plan_layers(
         sparsity: Of all layers together, with scope ``global``.
         progress: Show progress bars.
         groups: name -> groups of a convolution, 1 of a linear layer.
+        costs: name -> cost of one weight, with scope ``global``; 1 where nothing is said.
     """
     if scope not in ("layer", "global"):
         raise ValueError(f"{where}: scope must be 'layer' or 'global' (got {scope!r})")
@@ -73,6 +75,7 @@ def plan_layers(
                 *(l1_order(saliency[name], blocking) if sort else (None, None)),
                 tie_kernel=o.tie_kernel,
                 keep_rows=not o.allow_empty_rows,
+                cost=(costs or {}).get(name, 1.0),
             )
         for name, own in allocate(scores, sparsity).items():
             options[name] = replace(options[name], sparsity=own)

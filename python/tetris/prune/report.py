@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -130,3 +131,38 @@ class SparsifyReport:
         lines.append(f"{'all':{width}}  {self.sparsity:.1%} of these weights removed")
         lines += [f"dense: {name or '(root)'}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
+
+
+def warn_of_shortfall(
+    where: str,
+    reached: Mapping[str, float],
+    asked: Mapping[str, float],
+    *,
+    stacklevel: int,
+    tolerance: float = 0.02,
+) -> None:
+    """Say which layers store more blocks than asked for; whole blocks and the floor are why.
+
+    Args:
+        where: Function named in messages.
+        reached: name -> removed share of the blocks.
+        asked: name -> share that was to be removed.
+        stacklevel: As for :func:`warnings.warn`, counted from the caller.
+        tolerance: What is not worth a word.
+    """
+    short = {n: s for n, s in asked.items() if reached[n] < s - tolerance}
+    if all(s == 1.0 for s in short.values()) and short:
+        warnings.warn(
+            f"{where}: sparsity=1.0 asks to remove every block; each block row keeps its best one "
+            "(for one percent of the weights left, pass 0.99)",
+            stacklevel=stacklevel + 1,
+        )
+    elif short:
+        worst = max(short, key=lambda n: asked[n] - reached[n])
+        warnings.warn(
+            f"{where}: {len(short)} of {len(reached)} layers keep more blocks than asked for, "
+            f"e.g. {worst!r} is {reached[worst]:.1%} sparse instead of "
+            f"{asked[worst]:.1%}: a layer keeps whole blocks, and one in each block row "
+            "(use smaller blocks, or allow_empty_rows=True)",
+            stacklevel=stacklevel + 1,
+        )

@@ -93,6 +93,14 @@ class StoredBlocks:
             return self.module is not self.dense
         return self.module is self.dense or layout != self.layout()
 
+    def check_unset(self, where: str, optimizers: tuple[Optimizer, ...]) -> None:
+        """Raise unless :meth:`unset` can do its work."""
+        if isinstance(self.module, SparseLayer):
+            self.check(where, optimizers, trained=False)
+
+    def apply(self) -> None:
+        """Nothing: what is removed has no numbers."""
+
     def set(
         self, layout: BlockLayout, optimizers: tuple[Optimizer, ...], dense: bool | None = None
     ) -> None:

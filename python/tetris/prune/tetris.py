@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer
-from .base import BlockPruner
+from .block_pruner import BlockPruner
 from .saliency import layer_saliency
 
 
@@ -28,6 +28,7 @@ class TetrisPruner(BlockPruner):
         types: Exact types to prune.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.
+        target: What is to be left in place of ``sparsity``: :class:`Parameters` or :class:`Flops`.
         search_every_update: Search anew whenever masks change; off, the permutations of the dense
             model stay.
         execution: ``"masked"``: a dense step with masked weights; ``"sparse"``: on stored blocks,
@@ -78,4 +79,4 @@ class TetrisPruner(BlockPruner):
 
     def saliency(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
         """Importance of each weight, in the shape of ``layer.weight`` or ``layer.values``."""
-        return layer_saliency(self._name, name, layer, self._layer_options[name].importance)
+        return layer_saliency(self.name, name, layer, self.layer_options[name].importance)

@@ -1,0 +1,344 @@
+"""Pruning by a saliency and a schedule."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..checks import check_sparsity
+from ..layout import BlockLayout
+from ..layout_search import select_blocks, shares
+from ..nn.base import SparseLayer
+from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
+from ..relayout import layout_of_keys
+from .allocate import Scored, allocate, scored
+from .masks import MaskedWeight
+from .options import LayerOptions, LayerOverride, shows_settings
+from .plan import Scope
+from .pruner import Execution, Pruner
+from .regrow import Regrow, Regrowth
+from .report import warn_of_shortfall
+from .schedule import Schedule, as_schedule
+from .select import Units, keep_heaviest
+from .target import Target
+from .tree import Selector
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class BlockPruner(Pruner):
+    """Removes the blocks that are worth least, as a schedule says.
+
+    A method overrides :meth:`saliency`. Permutations are searched once, when the pruner is made, at
+    the final sparsity; masks are chosen under them from then on.
+
+    Args:
+        model: The model; this and the rest as for :class:`Pruner`.
+        options: Settings of the layers, in place of ``settings``.
+        schedule: ``"one_shot"``, :class:`Cubic`, or ``f(step, final sparsity) -> sparsity``.
+        include: Layers to prune.
+        exclude: Layers to leave alone.
+        types: Exact types to prune.
+        overrides: Settings for some layers.
+        scope: ``"layer"`` or ``"global"``.
+        target: What is to be left, in place of ``sparsity``.
+        search_every_update: Search the permutations anew whenever masks change. A refresh may
+            bring removed blocks back, with zero weights. Not on stored blocks, which do not tell.
+        execution: ``"masked"``, or ``"sparse"`` to train on stored blocks.
+        optimizers: Whose states follow the stored blocks, one or several.
+        regrow: Exchange stored blocks for others while training, see :class:`Regrow`; with
+            ``execution="sparse"``.
+        progress: Show progress bars during searches.
+        **settings: ``sparsity``, ``block`` and the other fields of :class:`LayerOptions`.
+    """
+
+    @shows_settings
+    def __init__(
+        self,
+        model: nn.Module,
+        options: LayerOptions | None = None,
+        *,
+        schedule: Literal["one_shot"] | Schedule = "one_shot",
+        include: Selector | Iterable[Selector] | None = None,
+        exclude: Selector | Iterable[Selector] | None = None,
+        types: tuple[type[nn.Module], ...] = DENSE_TYPES,
+        overrides: Mapping[str, LayerOverride] | None = None,
+        scope: Scope = "layer",
+        target: Target | None = None,
+        search_every_update: bool = False,
+        execution: Execution = "masked",
+        optimizers: Optimizer | Iterable[Optimizer] = (),
+        regrow: Regrow | None = None,
+        progress: bool = False,
+        **settings: Unpack[LayerOverride],
+    ) -> None:
+        self.schedule = as_schedule(self.name, schedule)
+        self.search_every_update = search_every_update
+        self.regrow = regrow
+        self._regrowth = Regrowth(self.name, regrow)
+        super().__init__(
+            model,
+            options,
+            include=include,
+            exclude=exclude,
+            types=types,
+            overrides=overrides,
+            scope=scope,
+            target=target,
+            execution=execution,
+            optimizers=optimizers,
+            progress=progress,
+            **settings,
+        )
+        plans = self.search(self._saliencies())
+        self._targets = {n: p.options.sparsity for n, p in plans.items()}
+        self._reached: dict[str, float] | None = None
+        warn_of_shortfall(
+            self.name,
+            {n: p.layout.sparsity for n, p in plans.items()},
+            self._targets if scope == "layer" else {},
+            stacklevel=2,
+        )
+        try:
+            self._set({n: _whole(p.layout) for n, p in plans.items()})
+            self.update()
+        except BaseException:
+            for mask in self._masks.values():
+                if isinstance(mask, MaskedWeight):  # nothing has been zeroed yet
+                    mask.unset(masked=False)
+            raise
+        self._apply()
+        self._regrowth.watch(self.steps + 1, self.modules())
+
+    # -- what a method overrides --------------------------------------------------------------
+
+    @abstractmethod
+    def saliency(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
+        """Worth of each weight of a layer: shaped like it, float32, non-negative, on the CPU.
+
+        ``layer.weight`` is the masked weight. A layer that trains on stored blocks is a sparse
+        one: the result is shaped like ``layer.values`` then, [nnzb, bi, bo].
+        """
+
+    def update(self) -> None:
+        """Choose the masks that hold after ``self.steps`` steps, if they differ from now."""
+        sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
+        if sparsity == self._reached and not self._regrowth.share(self.steps):
+            return
+        if self._reached is None and sparsity == self._targets:
+            layouts = {n: p.layout for n, p in self._plans.items()}
+        elif self.execution == "sparse":
+            layouts = self._choose_stored(sparsity)
+        else:
+            layouts = self._choose(sparsity)
+        self._set(layouts)
+        self._reached = sparsity
+
+    # -- the loop, and the end ----------------------------------------------------------------
+
+    def step(self) -> None:
+        """Call after each ``optimizer.step()``: follow the schedule, drop or zero what goes.
+
+        Raises:
+            RuntimeError: blocks change, and no optimizer that was passed or attached holds them;
+                blocks are to be regrown by gradient, and no backward pass has gone through a layer.
+        """
+        super().step()
+        self._regrowth.watch(self.steps + 1, self.modules())
+
+    def finalize(self, *, inplace: bool = False) -> nn.Module:
+        """Return the model with sparse layers; see :meth:`Pruner.finalize`."""
+        self._check_attached("finalize")
+        reached = self.sparsity
+        result = super().finalize(inplace=inplace)
+        if self._reached != self._targets:
+            now, end = reached, _mean(self._targets)
+            warnings.warn(
+                f"{self.name}.finalize: the schedule has not ended ({self.steps} steps, {now:.1%} "
+                f"of blocks removed, {end:.1%} planned)",
+                stacklevel=2,
+            )
+        return result
+
+    def extra_state(self) -> dict[str, Any]:
+        """Sparsities, and where the random choices are."""
+        return {
+            "targets": dict(self._targets),
+            "reached": None if self._reached is None else dict(self._reached),
+            "generator": self._regrowth.generator.get_state(),
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take sparsities and the generator back."""
+        self._targets = dict(state["targets"])
+        self._reached = None if state["reached"] is None else dict(state["reached"])
+        self._regrowth.generator.set_state(state["generator"])
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a pruner stopped; see :meth:`Pruner.load_state_dict`."""
+        super().load_state_dict(state)
+        self._regrowth.watch(self.steps + 1, self.modules())
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _check_execution(self) -> None:
+        super()._check_execution()
+        where = self.name
+        if self.execution == "masked":
+            if self.regrow is not None:
+                raise ValueError(f"{where}: regrow needs execution='sparse' (got 'masked')")
+            return
+        if self.search_every_update:
+            raise ValueError(
+                f"{where}: search_every_update needs the whole weights, which execution='sparse' "
+                "does not have; use execution='masked'"
+            )
+        balanced = next((name for name, o in self.layer_options.items() if o.balanced), None)
+        if self.regrow is not None and balanced is not None:
+            raise ValueError(
+                f"{where}: regrow chooses blocks wherever they are, which balanced=True forbids "
+                f"(layer {balanced!r}); leave one of them out"
+            )
+
+    def _copying(self) -> AbstractContextManager[None]:
+        return self._regrowth.paused()
+
+    def _end(self) -> None:
+        self._regrowth.stop()
+        super()._end()
+
+    def _scheduled(self, final: float) -> float:
+        return min(
+            final, check_sparsity(f"{self.name}: schedule", self.schedule(self.steps, final))
+        )
+
+    def _saliencies(self) -> dict[str, Tensor]:
+        """Worth of each weight, in the shape of the dense layers' weights."""
+        return {n: self.saliency(n, layer) for n, layer in self.layers.items()}
+
+    def _choose(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
+        """Layouts of given sparsities, under the present permutations or newly searched ones."""
+        together = self._scheduled(self.options.sparsity)
+        if self.search_every_update:
+            plans = self.search(self._saliencies(), sparsity, together)
+            return {name: plan.layout for name, plan in plans.items()}
+        saliency = {n: oriented(self.layers[n], s) for n, s in self._saliencies().items()}
+        old = self.layouts()
+        if self.scope == "global":
+            scores = {
+                n: scored(
+                    saliency[n],
+                    old[n].blocking,
+                    old[n].row_perm,
+                    old[n].col_perm,
+                    tie_kernel=o.tie_kernel,
+                    keep_rows=not o.allow_empty_rows,
+                    cost=self._costs().get(n, 1.0),
+                )
+                for n, o in self.layer_options.items()
+                if n not in self._fixed
+            }
+            sparsity = {**sparsity, **(allocate(scores, together) if scores else {})}
+        result = {}
+        for name, layout in old.items():
+            o = self.layer_options[name]
+            blocks = select_blocks(
+                saliency[name],
+                layout.blocking,
+                sparsity[name],
+                layout.row_perm,
+                layout.col_perm,
+                balanced=o.balanced,
+                allow_empty_rows=o.allow_empty_rows,
+                tie_kernel=o.tie_kernel,
+            )
+            result[name] = layout.with_blocks(blocks.to(layout.device))
+        return result
+
+    @torch.no_grad()
+    def _choose_stored(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
+        """Layouts of given sparsities, chosen from stored blocks, and from others to exchange."""
+        layouts, modules = self.layouts(), self.modules()
+        tied = {
+            n: layout.blocking.positions if self.layer_options[n].tie_kernel else 1
+            for n, layout in layouts.items()
+        }
+        units = {name: Units.of(layout, tied[name]) for name, layout in layouts.items()}
+        scores = {
+            n: u.sums(self._stored_scores(n, layouts[n]), layouts[n]) for n, u in units.items()
+        }
+        if self.scope == "global":
+            rated = {
+                n: Scored(
+                    scores[n],
+                    o.block[0] * o.block[1] * tied[n] * self._costs().get(n, 1.0),
+                    not o.allow_empty_rows,
+                    units[n],
+                )
+                for n, o in self.layer_options.items()
+                if n not in self._fixed
+            }
+            together = self._scheduled(self.options.sparsity)
+            sparsity = {**sparsity, **(allocate(rated, together) if rated else {})}
+        result = {}
+        for name, layout in layouts.items():
+            parts = units[name].split(layout.groups)
+            rates = scores[name].split([len(part.keys) for part in parts])
+            removed = math.floor(sparsity[name] * units[name].total)
+            may_grow = isinstance(modules[name], SparseLayer)
+            keys = []
+            for part, rate, own in zip(parts, rates, shares(removed, layout.groups), strict=True):
+                kept = min(part.total - own, len(part.keys))
+                keys.append(part.blocks(self._exchanged(name, part, rate, kept, may_grow)))
+            result[name] = layout_of_keys(layout, torch.cat(keys))
+        return result
+
+    def _exchanged(
+        self, name: str, units: Units, scores: Tensor, kept: int, may_grow: bool
+    ) -> Tensor:
+        """Keys of as many units as are kept: of what stays, and of what comes back."""
+        share = self._regrowth.share(self.steps) if may_grow else 0.0
+        exchanged = min(round(share * kept), units.total - len(units.keys))
+        options = self.layer_options[name]
+        keep = keep_heaviest(
+            scores,
+            units,
+            kept - exchanged,
+            balanced=options.balanced,
+            allow_empty_rows=options.allow_empty_rows,
+        )
+        keys = units.keys[keep]
+        if not exchanged or len(keys) >= kept:
+            return keys
+        grown = self._regrowth.grow(name, units, kept - len(keys))
+        return torch.cat([keys, grown]).sort().values
+
+    def _stored_scores(self, name: str, layout: BlockLayout) -> Tensor:
+        """[nnzb], saliency of each stored block, as the masked pruner sums it."""
+        layer = self.modules()[name]
+        saliency = self.saliency(name, layer)
+        if isinstance(layer, SparseLayer):
+            sums = saliency.sum((1, 2), dtype=torch.float64).float()
+        else:
+            weights, rows, cols = oriented(layer, saliency), layout.row_perm, layout.col_perm
+            sums = layout.blocking.sums(weights.double(), rows, cols).float().flatten()
+        return sums.to(layout.device)
+
+
+def _whole(layout: BlockLayout) -> BlockLayout:
+    """The layout that stores all blocks, in the order of another."""
+    return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))
+
+
+def _mean(values: Mapping[str, float]) -> float:
+    return sum(values.values()) / len(values)

@@ -28,7 +28,7 @@ def plot_layout(
         path: File to write; the ending chooses the format.
         weight: The dense weight; kept weights are then coloured by magnitude.
     """
-    figure_class = _matplotlib_figure()
+    figure_class = matplotlib_figure("BlockLayout.plot")
     bo, bi = layout.block
     kept = layout.mask().float()
     shade = kept
@@ -99,11 +99,12 @@ def _draw(axes: Any, image: Tensor, title: str, x_label: str, y_label: str) -> N
     axes.tick_params(labelsize=7)
 
 
-def _matplotlib_figure() -> Any:
+def matplotlib_figure(where: str) -> Any:
+    """The ``Figure`` of matplotlib, which needs no display; ``where`` is named where it lacks."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "BlockLayout.plot needs matplotlib, which is an extra: pip install 'tetris[plot]'"
+            f"{where} needs matplotlib, which is an extra: pip install 'tetris[plot]'"
         ) from error
     return Figure

@@ -137,6 +137,45 @@ def prepacked_conv2d(
     return call
 
 
+def prepacked_chain(layers: Sequence[nn.Module], x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Layers behind each other, the dense ones among them by oneDNN with ReLU fused.
+
+    Args:
+        layers: In the order of the forward pass, in eval mode; batch norm should be folded. Others
+            than ``nn.Linear`` and zero-padded ``nn.Conv2d``, sparse ones for example, run as they
+            are.
+        x: A batch, whose sizes and memory format the weights are packed for.
+
+    Returns:
+        None where this torch has no oneDNN or no such ops.
+    """
+    stages: list[Callable[[Tensor], Tensor]] = []
+    fused = False
+    for layer, after in zip(layers, [*layers[1:], nn.Identity()], strict=True):
+        if fused:  # a ReLU that the stage before computes
+            fused = False
+            continue
+        stage = layer
+        activation = "relu" if isinstance(after, nn.ReLU) else "none"
+        if type(layer) is nn.Linear:
+            bias = None if layer.bias is None else layer.bias.detach()
+            stage = prepacked_linear(layer.weight.detach(), bias, x.shape[0], activation)
+        elif type(layer) is nn.Conv2d and layer.padding_mode == "zeros":
+            stage = prepacked_conv2d(layer, x.shape, activation)
+        if stage is None:
+            return None
+        fused = stage is not layer and activation == "relu"
+        stages.append(stage)
+        x = stage(x)
+
+    def call(x: Tensor) -> Tensor:
+        for stage in stages:
+            x = stage(x)
+        return x
+
+    return call
+
+
 def unpacked_product() -> Callable[[Tensor, Tensor], Tensor] | None:
     """OneDNN's ``(a, b) -> a @ b.T`` on operands as they lie; None where this torch has none."""
     ops = _onednn()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..fuse import fuse
-from ..timing import prepacked_conv2d, prepacked_linear
+from ..timing import prepacked_chain, prepacked_conv2d
 
 Calls = dict[str, Callable[[], object]]
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -78,7 +78,7 @@ class Mlp(Network):
         """``F.linear``, and oneDNN with packed weights and ReLU fused."""
         assert isinstance(model, nn.Sequential)
         calls: Calls = {"F.linear": lambda: model(x)}
-        if packed := _prepacked_mlp(model, x.shape[0]):
+        if packed := prepacked_chain(list(model), x):
             calls["oneDNN"] = lambda: packed(x)
         return calls
 
@@ -86,25 +86,6 @@ class Mlp(Network):
         """With ReLU fused."""
         fused = fuse(model)
         return {"tetris": lambda: fused(x)}
-
-
-def _prepacked_mlp(model: nn.Sequential, tokens: int) -> Callable[[Tensor], Tensor] | None:
-    stages = []
-    for index, layer in enumerate(model):
-        if isinstance(layer, nn.Linear):
-            fused = index + 1 < len(model) and isinstance(model[index + 1], nn.ReLU)
-            weight, bias = layer.weight.detach(), layer.bias.detach()
-            stage = prepacked_linear(weight, bias, tokens, "relu" if fused else "none")
-            if stage is None:
-                return None
-            stages.append(stage)
-
-    def call(x: Tensor) -> Tensor:
-        for stage in stages:
-            x = stage(x)
-        return x
-
-    return call
 
 
 class ResidualBlock(nn.Module):

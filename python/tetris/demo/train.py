@@ -1,6 +1,7 @@
 """Training, and what comes after it."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,8 @@ from torch import nn
 
 from ..data import Dataset
 
-Step = Callable[[], None]
+Step = Callable[[], object]
+Decay = Literal["linear", "cosine", "constant"]
 
 
 def train(
@@ -20,25 +22,36 @@ def train(
     learning_rate: float,
     seed: int,
     step: Step,
+    optimizer: torch.optim.Optimizer | None = None,
+    schedule: Decay = "linear",
 ) -> None:
-    """Adam with a learning rate that falls linearly to zero.
+    """Adam, or another optimizer, with a learning rate that falls linearly to zero, or otherwise.
 
     The order of the batches depends on the seed alone, so all variants of a seed see the same
     batches. Sparse layers train as they are: gradients exist for stored blocks only.
     """
     order = torch.Generator().manual_seed(seed)
     steps = steps_of(data, epochs=epochs, batch=batch)
-    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+    optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=learning_rate)
+    decay = _decay(optimizer, schedule, steps)
     model.train()
     for _ in range(epochs):
         for chosen in torch.randperm(len(data.train_y), generator=order).split(batch):
             optimizer.zero_grad()
             F.cross_entropy(model(data.train_x[chosen]), data.train_y[chosen]).backward()
             optimizer.step()
-            schedule.step()
+            decay.step()
             step()
     model.eval()
+
+
+def _decay(
+    optimizer: torch.optim.Optimizer, schedule: Decay, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if schedule == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    end = 1.0 if schedule == "constant" else 0.0
+    return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, end, total_iters=steps)
 
 
 @torch.no_grad()
@@ -47,7 +60,7 @@ def recalibrate(model: nn.Module, data: Dataset, batch: int, batches: int = 32) 
 
     Averages over batches of the training images, without changing a weight.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]

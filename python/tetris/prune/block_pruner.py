@@ -158,13 +158,13 @@ class BlockPruner(Pruner):
     def finalize(self, *, inplace: bool = False) -> nn.Module:
         """Return the model with sparse layers; see :meth:`Pruner.finalize`."""
         self._check_attached("finalize")
-        reached = self.sparsity
+        blocks = {n: math.prod(layout.block_grid) for n, layout in self.layouts().items()}
+        reached, end = self.sparsity, sum(self._targets[n] * b for n, b in blocks.items())
         result = super().finalize(inplace=inplace)
         if self._reached != self._targets:
-            now, end = reached, _mean(self._targets)
             warnings.warn(
-                f"{self.name}.finalize: the schedule has not ended ({self.steps} steps, {now:.1%} "
-                f"of blocks removed, {end:.1%} planned)",
+                f"{self.name}.finalize: the schedule has not ended ({self.steps} steps, "
+                f"{reached:.1%} of blocks removed, {end / sum(blocks.values()):.1%} planned)",
                 stacklevel=2,
             )
         return result
@@ -338,7 +338,3 @@ class BlockPruner(Pruner):
 def _whole(layout: BlockLayout) -> BlockLayout:
     """The layout that stores all blocks, in the order of another."""
     return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))
-
-
-def _mean(values: Mapping[str, float]) -> float:
-    return sum(values.values()) / len(values)

@@ -1,0 +1,140 @@
+"""What all pruning methods inherit, seen through a method of a few lines."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import tetris
+from tetris.prune import Pruner
+
+FAST = {"sweeps": 1, "block": (4, 4), "exclude": "4"}
+
+
+class Late(Pruner):
+    """Trains dense, then removes what moved least, and remembers where it started."""
+
+    def __init__(self, model, **settings):
+        super().__init__(model, **settings)
+        self.start = {n: layer.weight.detach().clone() for n, layer in self.layers.items()}
+
+    def prune(self):
+        moved = {n: (layer.weight - self.start[n]).abs() for n, layer in self.layers.items()}
+        self.keep({n: plan.layout for n, plan in self.search(moved).items()})
+
+    def extra_state(self):
+        return {"start": self.start}
+
+    def load_extra_state(self, state):
+        self.start = state["start"]
+
+
+def mlp():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10)
+    )
+
+
+def train(model, pruner, optimizer, steps):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 16, generator=generator)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_layers_are_dense_until_something_is_kept(execution):
+    model, plain = mlp(), mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    reference = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9)
+    pruner = Late(model, sparsity=0.75, execution=execution, optimizers=optimizer, **FAST)
+    assert pruner.sparsity == 0.0
+    assert [type(m) for m in model] == [type(m) for m in plain]
+    assert list(model.state_dict()) == list(plain.state_dict())
+    train(model, pruner, optimizer, 3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        reference.zero_grad()
+        plain(torch.randn(8, 16, generator=generator)).square().mean().backward()
+        reference.step()
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True)
+    )
+
+    pruner.prune()
+    assert pruner.sparsity == pytest.approx(0.75)
+    assert pruner.report().sparsity == pytest.approx(0.75)
+    masks = {n: layout.mask() for n, layout in pruner.layouts().items()}
+    train(model, pruner, optimizer, 3)
+    sparse, x = pruner.finalize(), torch.randn(5, 16)
+    torch.testing.assert_close(sparse(x), model(x), rtol=1e-5, atol=1e-6)
+    assert isinstance(sparse[0], tetris.SparseLinear)
+    dense = pruner.remove()
+    for name, mask in masks.items():
+        assert not dense.get_submodule(name).weight[~mask].any()
+    torch.testing.assert_close(sparse(x), dense(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+@pytest.mark.parametrize("pruned", [False, True])
+def test_states_resume_before_and_after_pruning(execution, pruned):
+    def make():
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        return (
+            model,
+            optimizer,
+            Late(model, sparsity=0.75, execution=execution, optimizers=optimizer, **FAST),
+        )
+
+    model, optimizer, pruner = make()
+    train(model, pruner, optimizer, 2)
+    if pruned:
+        pruner.prune()
+    other, its_optimizer, resumed = make()
+    resumed.load_state_dict(pruner.state_dict())
+    other.load_state_dict(model.state_dict())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert resumed.steps == pruner.steps
+    assert resumed.layouts() == pruner.layouts()
+    for m, p, o in ((model, pruner, optimizer), (other, resumed, its_optimizer)):
+        if not pruned:
+            p.prune()
+        train(m, p, o, 2)
+    x = torch.randn(5, 16)
+    assert torch.equal(model(x), other(x))
+    assert resumed.layouts() == pruner.layouts()
+
+
+def test_a_state_rolls_back_to_before_pruning():
+    model = mlp()
+    pruner = Late(model, sparsity=0.75, **FAST)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train(model, pruner, optimizer, 1)
+    before, weights = pruner.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
+    pruner.prune()
+    pruner.load_state_dict(before)
+    model.load_state_dict(weights)
+    assert pruner.sparsity == 0.0
+    assert list(model.state_dict()) == list(weights)
+
+
+def test_errors_say_what_is_missing():
+    pruner = Late(mlp(), sparsity=0.75, **FAST)
+    with pytest.raises(RuntimeError, match="Late.report: nothing has been removed yet"):
+        pruner.report()
+    state = pruner.state_dict()
+    del state["start"]
+    with pytest.raises(ValueError, match="Late.load_state_dict: the state lacks start"):
+        pruner.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"importance must be shaped like the weight"):
+        pruner.search({"0": torch.ones(3, 3), "2": torch.ones(32, 32)})
+    with pytest.raises(ValueError, match="must not be negative"):
+        pruner.search({"0": -torch.ones(32, 16), "2": torch.ones(32, 32)})
+    pruner.remove()
+    with pytest.raises(RuntimeError, match="Late.step: the pruner has ended"):
+        pruner.step()

@@ -640,3 +640,32 @@ def test_the_result_is_an_ordinary_module():
     torch.testing.assert_close(fresh(x), want, rtol=1e-5, atol=1e-5)
     with pytest.warns(UserWarning, match="nothing was fused"):
         fuse(fused)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6(), nn.Hardswish(), nn.LeakyReLU(0.1), nn.Tanh()])
+def test_the_report_says_which_activations_stay(activation):
+    model = nn.Sequential(
+        nn.Conv2d(16, 16, 3),
+        nn.BatchNorm2d(16),
+        activation,
+        nn.Conv2d(16, 16, 1),
+        nn.BatchNorm2d(16),
+    )
+    sparse = tetris.sparsify(model, sparsity=0.5, sweeps=1).eval()
+    _, report = tetris.fuse(sparse, return_report=True)
+    name = type(activation).__name__
+    assert any(f"cannot fuse {name} (only relu, " in reason for reason in report.kept.values())
+
+
+def test_the_report_says_which_functions_stay():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+
+        def forward(self, x):
+            return nn.functional.relu(self.b(torch.sigmoid(self.a(x))))
+
+    sparse = tetris.sparsify(Net(), sparsity=0.5, sweeps=1).eval()
+    _, report = tetris.fuse(sparse, return_report=True)
+    assert list(report.kept) == ["sigmoid"]

@@ -244,3 +244,10 @@ def test_a_state_of_other_features_is_refused():
     with pytest.raises(RuntimeError, match=r"got 128 and 128, the state has 128 and 64"):
         wide.load_state_dict(narrow.state_dict())
     assert all(torch.equal(v, before[k]) for k, v in wide.state_dict().items())
+
+
+def test_a_dense_state_says_what_to_do():
+    dense = nn.Linear(8, 8)
+    sparse = SparseLinear.from_dense(dense, sparsity=0.5)
+    with pytest.raises(RuntimeError, match="the state has a dense weight; load it into the dense"):
+        sparse.load_state_dict(dense.state_dict())

@@ -8,12 +8,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, overload
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import fx, nn
 
-from .checks import check_model
+from .checks import check_model, listed
 from .folding import DENSE, fold_batch_norm, weight_name
 from .graph import (
     NORM,
@@ -23,6 +23,7 @@ from .graph import (
     Tracer,
     activation_of,
     addends_of,
+    other_activation,
     shapes,
     trace,
     writes_to,
@@ -375,6 +376,12 @@ class _Fuser:
         layer = self._module(node)
         behind = [user for user in node.users if activation_of(user, self.modules)]
         if not behind:
+            for user in node.users:
+                if other := other_activation(user, self.modules):
+                    self.report.kept[f"{self.prefix}{user}"] = (
+                        f"layer {self.prefix}{node.target} cannot fuse {other} "
+                        f"(only {listed(get_args(Activation)[1:])})"
+                    )
             return None
         user = behind[0]
         reason = self._alone(node)

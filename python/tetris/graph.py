@@ -45,6 +45,7 @@ _INPLACE = (
     operator.ilshift,
     operator.irshift,
 )  # all that tensors compute in place: x @= y makes a new tensor
+_OTHER_ACTIVATIONS = ("relu6", "hardtanh", "hardswish", "leaky_relu", "elu", "sigmoid", "tanh")
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
 
 
@@ -119,6 +120,16 @@ def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation
 
 def _gelu(approximate: object) -> Activation | None:
     return {"none": "gelu", "tanh": "gelu_tanh"}.get(str(approximate))  # type: ignore[return-value]
+
+
+def other_activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | None:
+    """Name of the activation that a node computes, where no layer can fuse it."""
+    if node.op == "call_module":
+        kind = type(modules[str(node.target)])
+        known = kind.__module__ == nn.ReLU.__module__ and kind is not nn.MultiheadAttention
+        return kind.__name__ if known else None
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    return str(name) if str(name).rstrip("_") in _OTHER_ACTIVATIONS else None
 
 
 def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:

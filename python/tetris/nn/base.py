@@ -320,6 +320,12 @@ class SparseLayer(nn.Module, Generic[Dense]):
                 )
                 return
             self._make_room(found)
+        elif prefix + "weight" in state_dict and "values" not in found:
+            error_msgs.append(
+                f"{type(self).__name__} {prefix.rstrip('.') or '(root)'}: the state has a dense "
+                "weight; load it into the dense model, then make that sparse (tetris.sparsify, or "
+                f"{type(self).__name__}.from_dense)"
+            )
         super()._load_from_state_dict(
             state_dict,
             prefix,

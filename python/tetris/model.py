@@ -14,7 +14,7 @@ from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport, warn_of_shortfall
-from .prune.saliency import check_importance, layer_saliency
+from .prune.saliency import check_importance, layer_saliency, prepare_importance
 from .prune.target import Target, budgeted
 from .prune.tree import Selector, check_hooks, layer_options, select_layers
 
@@ -98,7 +98,9 @@ def sparsify(
             (4, 1) by default.
         importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
             ``"squared"``, a function ``f(layer name, layer) -> tensor`` shaped like the layer's
-            weight, or a dict from layer name to such a tensor; non-negative.
+            weight, or a dict from layer name to such a tensor; non-negative. With data:
+            :class:`tetris.prune.Taylor`, :class:`tetris.prune.Fisher`,
+            :class:`tetris.prune.ActivationNorm`.
         reorder: The search for row and column orders, see :meth:`tetris.BlockLayout.from_dense`;
             False keeps the order.
         balanced: Store equally many blocks in every block row (up to one).
@@ -146,6 +148,7 @@ def sparsify(
         check_hooks(where, name, layer)
         check_weight(f"{where}: layer {name!r}", layer.weight)
     check_importance(where, default.importance, selection.layers)
+    prepare_importance(model, selection.layers, options)
     saliency = {}
     for first, group in selection.tied.items():
         parts = [

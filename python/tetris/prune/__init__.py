@@ -10,6 +10,9 @@ from .block_pruner import BlockPruner as BlockPruner
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
+from .providers import ActivationNorm as ActivationNorm
+from .providers import Fisher as Fisher
+from .providers import Taylor as Taylor
 from .pruner import Pruner as Pruner
 from .regrow import Regrow as Regrow
 from .report import LayerReport as LayerReport

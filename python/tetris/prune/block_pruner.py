@@ -26,6 +26,7 @@ from .plan import Scope
 from .pruner import Execution, Pruner
 from .regrow import Regrow, Regrowth
 from .report import warn_of_shortfall
+from .saliency import prepare_importance
 from .schedule import Schedule, as_schedule
 from .select import Units, keep_heaviest
 from .target import Target
@@ -222,8 +223,17 @@ class BlockPruner(Pruner):
             final, check_sparsity(f"{self.name}: schedule", self.schedule(self.steps, final))
         )
 
+    def _prepare(self) -> None:
+        """Let importances that need data look at the model as it is: before a round of saliencies.
+
+        What they pass through it is no step of training, so regrowth does not look.
+        """
+        with self._regrowth.paused():
+            prepare_importance(self.model, self.modules(), self.layer_options)
+
     def _saliencies(self) -> dict[str, Tensor]:
         """Worth of each weight, in the shape of the dense layers' weights."""
+        self._prepare()
         return {n: self.saliency(n, layer) for n, layer in self.layers.items()}
 
     def _choose(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
@@ -269,6 +279,7 @@ class BlockPruner(Pruner):
     def _choose_stored(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
         """Layouts of given sparsities, chosen from stored blocks, and from others to exchange."""
         layouts, modules = self.layouts(), self.modules()
+        self._prepare()
         tied = {
             n: layout.blocking.positions if self.layer_options[n].tie_kernel else 1
             for n, layout in layouts.items()

@@ -16,7 +16,11 @@ LayerImportance = (
     Literal["magnitude", "squared"] | Callable[[str, nn.Module], Tensor] | Mapping[str, Tensor]
 )
 """Worth of weights: a name, ``f(layer name, layer) -> tensor`` shaped like the layer's weight, or
-such tensors by layer name."""
+such tensors by layer name.
+
+A callable object may have a method ``prepare(model, layers)``, with layers by name, as
+:class:`tetris.prune.Taylor` has: it is called once before each round of saliencies.
+"""
 
 
 class LayerOverride(SearchOptions, total=False):
@@ -49,6 +53,11 @@ class LayerOptions:
     def __post_init__(self, where: str) -> None:
         object.__setattr__(self, "sparsity", check_sparsity(where, self.sparsity))
         object.__setattr__(self, "block", check_block(where, self.block))
+        if isinstance(self.importance, type):
+            raise TypeError(
+                f"{where}: importance must be an object of the class, such as "
+                f"{self.importance.__name__}(batches, ...) (got {describe(self.importance)})"
+            )
         search_method(where, self.reorder)
         check_search(where, seed=self.seed, budget=self.budget, sweeps=self.sweeps)
 

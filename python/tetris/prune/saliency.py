@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..importance import saliency_of
 from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer
-from .options import LayerImportance
+from .options import LayerImportance, LayerOptions
+
+
+def prepare_importance(
+    model: nn.Module,
+    layers: Mapping[str, DenseLayer | SparseLayer],
+    options: Mapping[str, LayerOptions],
+) -> None:
+    """Let importances that have a method ``prepare(model, layers)`` look at the model.
+
+    Comes before each round of :func:`layer_saliency`. An importance is called once, with all the
+    layers that it rates.
+
+    Args:
+        model: The model.
+        layers: name -> layer as it is in the model, dense, masked or sparse.
+        options: name -> settings, of these layers at least.
+    """
+    rated: dict[int, tuple[object, dict[str, DenseLayer | SparseLayer]]] = {}
+    for name, layer in layers.items():
+        importance = options[name].importance
+        rated.setdefault(id(importance), (importance, {}))[1][name] = layer
+    for importance, own in rated.values():
+        prepare = getattr(importance, "prepare", None)
+        if callable(importance) and prepare is not None:
+            prepare(model, own)
 
 
 def layer_saliency(

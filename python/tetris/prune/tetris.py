@@ -39,7 +39,8 @@ class TetrisPruner(BlockPruner):
         sparsity: Share of blocks to remove in the end; this and the rest as for
             :func:`tetris.sparsify`, with its defaults.
         block: (bo, bi).
-        importance: What a weight is worth; a function is called here and at every change of masks.
+        importance: What a weight is worth; a function, :class:`Taylor`, :class:`Fisher` or
+            :class:`ActivationNorm` is asked here and at every change of masks.
         reorder: Search to use.
         balanced: Store equally many blocks in every block row.
         allow_empty_rows: Let block rows lose all their blocks.

@@ -1,0 +1,328 @@
+"""Importances that data has a say in: they pass batches through the model before they rate it.
+
+Each is an ``importance=`` of :func:`tetris.sparsify` and of the pruners. These call ``prepare``
+once before they ask for the layers' saliencies, at the start and whenever masks change, so that
+scores are of the weights as they are. ``prepare`` takes the model's layers dense, masked or sparse,
+and leaves the model as it was: parameters, gradients, ``requires_grad``, modes, buffers and torch's
+random numbers. Batches go through it in eval mode and must be on its device.
+
+Scores multiply a power of the weight with what was measured, so a removed weight of a masked layer,
+which is zero, is worth nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..checks import describe
+from ..nn.base import SparseLayer
+from ..nn.kinds import DenseLayer, groups_of, oriented
+from .batches import Batch, Batches, check_batches, read_batches, undisturbed
+
+Layers = Mapping[str, DenseLayer | SparseLayer]
+
+
+class DataImportance(ABC):
+    """What the importances of this module share: measure all layers, then rate one at a time."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = check_batches(self._where, batches)
+        self._measured: dict[str, Tensor] = {}
+
+    def prepare(self, model: nn.Module, layers: Layers) -> None:
+        """Measure what scores are made of, for the weights as they are now.
+
+        Args:
+            model: The model that batches go through.
+            layers: name -> layer of the model, those to be rated.
+
+        Raises:
+            ValueError: there are no batches, or a layer took no part.
+        """
+        with undisturbed(model):
+            self._measured = self._measure(model, layers)
+
+    def __call__(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
+        """Worth of each weight, shaped like ``layer.weight``, or ``layer.values`` of a sparse one.
+
+        Raises:
+            RuntimeError: :meth:`prepare` has not seen the layer, or not with these weights.
+        """
+        weight = _weight(layer).detach()
+        if name in self._measured:
+            factor = self._factor(layer, self._measured[name])
+            if factor.shape == weight.shape:
+                return self._score(weight.abs().to(factor.dtype), factor)
+        raise RuntimeError(
+            f"{self._where}: prepare(model, layers) must come before layer {name!r} is rated, and "
+            "again when its weights change shape; tetris.sparsify and the pruners call it"
+        )
+
+    @abstractmethod
+    def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+        """Measurements by layer; the model is in eval mode."""
+
+    def _factor(self, layer: DenseLayer | SparseLayer, measured: Tensor) -> Tensor:
+        """A layer's measurement in the shape of its weight."""
+        return measured
+
+    def _score(self, weight: Tensor, factor: Tensor) -> Tensor:
+        """Worth, of magnitudes and what multiplies them."""
+        return weight * factor
+
+    @property
+    def _where(self) -> str:
+        return f"tetris.prune.{type(self).__name__}"
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe(self.batches)})"
+
+
+class _Gradients(DataImportance):
+    """Means over batches of a function of the loss' gradient."""
+
+    per_sample = False
+
+    def __init__(self, batches: Batches, loss: Callable[..., Tensor]) -> None:
+        super().__init__(batches)
+        if not callable(loss) or isinstance(loss, type):
+            hint = "; make an instance of it" if isinstance(loss, type) else ""
+            raise TypeError(
+                f"{self._where}: loss must be a function of outputs and target, such as "
+                f"torch.nn.functional.cross_entropy (got {describe(loss)}{hint})"
+            )
+        self.loss = loss
+
+    @abstractmethod
+    def _of(self, gradient: Tensor) -> Tensor:
+        """What the mean is taken of."""
+
+    def _draws(self) -> Iterator[Batch]:
+        for batch in read_batches(self._where, self.batches):
+            if self.per_sample:
+                yield from batch.samples(self._where)
+            else:
+                yield batch
+
+    def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+        sums: dict[int, Tensor] = {}
+        count = 0
+        with torch.enable_grad(), _differentiable(layers) as weights:
+            distinct = list({id(w): w for w in weights.values()}.values())
+            for batch in self._draws():
+                loss = batch.loss(self._where, self.loss, batch.outputs(model))
+                gradients = torch.autograd.grad(loss, distinct, allow_unused=True)
+                count += 1
+                for weight, gradient in zip(distinct, gradients, strict=True):
+                    if gradient is None:
+                        continue
+                    new = self._of(_widened(gradient))
+                    sums[id(weight)] = sums[id(weight)].add_(new) if id(weight) in sums else new
+            users = Counter(id(w) for w in weights.values())
+            absent = [name for name, w in weights.items() if id(w) not in sums]
+            if absent:
+                raise ValueError(
+                    f"{self._where}: the loss does not depend on layer {absent[0]!r}, which no "
+                    "gradient tells the worth of; exclude it, or pass batches that use it"
+                )
+            # A gradient is that of all layers which share a weight; their scores get added.
+            return {n: sums[id(w)] / (count * users[id(w)]) for n, w in weights.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({describe(self.batches)}, {describe(self.loss)})"
+
+
+class Taylor(_Gradients):
+    r"""Worth ``|w * dL/dw|``: what the loss would change without a weight, to first order.
+
+    The mean over batches of ``|w * g_b|``, with g_b the gradient of batch b's loss. Means are taken
+    of magnitudes: gradients themselves average out to nothing in a trained network. Molchanov
+    et al., "Importance Estimation for Neural Network Pruning", CVPR 2019, equation 8 squares it;
+    magnitudes add up over a block as those of weights do. All batches count alike, whatever their
+    size.
+
+    Args:
+        batches: Iterable of ``(inputs, target)`` or of ``inputs``, see
+            :data:`tetris.prune.batches.Batches`, or a function that returns one. A few hundred
+            samples will do.
+        loss: ``loss(outputs, target)``, or ``loss(outputs)`` for batches without target: a number.
+
+    Raises:
+        TypeError: batches that can be read but once, such as a generator; a loss that is none.
+        ValueError: in use: no batch, a loss that is not one number, a layer it does not depend on.
+
+    Example:
+        >>> batches = lambda: itertools.islice(loader, 8)
+        >>> taylor = tetris.prune.Taylor(batches, torch.nn.functional.cross_entropy)
+        >>> sparse = tetris.sparsify(model, sparsity=0.9, importance=taylor)
+    """
+
+    def _of(self, gradient: Tensor) -> Tensor:
+        return gradient.abs()
+
+
+class Fisher(_Gradients):
+    """Worth ``w^2 * E[g^2]``: the second-order cost of a weight, by the diagonal empirical Fisher.
+
+    Half of it is the rise of the loss without the weight where its gradient is zero, with the
+    diagonal of the Fisher matrix in place of the Hessian's (LeCun et al., "Optimal Brain Damage",
+    NeurIPS 1989, equation 5; Theis et al., "Faster gaze prediction with dense networks and Fisher
+    pruning", 2018, equation 8). It is empirical: targets are the data's, not drawn from the model.
+
+    What is averaged: by default g is the gradient of one *batch's* loss, and E the mean over
+    batches, all alike: one backward pass per batch. Of a loss that is a mean over B independent
+    samples this has the expectation ``E[g_n^2] / B + (1 - 1/B) * E[g_n]^2`` with g_n the gradients
+    of single *samples*: near a minimum, where the second term vanishes, it ranks weights as
+    ``E[g_n^2]`` does, from fewer draws. ``per_sample=True`` takes g_n, the definition, at one
+    forward and backward pass per sample.
+
+    Args:
+        batches: As for :class:`Taylor`.
+        loss: As for :class:`Taylor`.
+        per_sample: Square the gradients of single samples, slices of all tensors along their first
+            dimension, instead of whole batches'.
+
+    Raises:
+        TypeError: as :class:`Taylor`.
+        ValueError: as :class:`Taylor`; with ``per_sample``, tensors of different first dimensions.
+
+    Example:
+        >>> fisher = tetris.prune.Fisher(loader, torch.nn.functional.cross_entropy)
+        >>> pruner = tetris.prune.TetrisPruner(model, sparsity=0.9, importance=fisher)
+    """
+
+    def __init__(
+        self, batches: Batches, loss: Callable[..., Tensor], *, per_sample: bool = False
+    ) -> None:
+        super().__init__(batches, loss)
+        self.per_sample = per_sample
+
+    def _of(self, gradient: Tensor) -> Tensor:
+        return gradient.square()
+
+    def _score(self, weight: Tensor, factor: Tensor) -> Tensor:
+        return weight.square() * factor
+
+
+class ActivationNorm(DataImportance):
+    """Worth ``|w_oi| * ||x_i||_2``: a weight's share in its output, by the norm of its input.
+
+    The norm runs over everything input i was in all batches: samples and tokens of a linear layer,
+    samples and positions of a convolution's channel, one norm for all kernel positions. Padding is
+    not looked at. (Sun et al., "A Simple and Effective Pruning Approach for Large Language Models",
+    Wanda, ICLR 2024, equation 1.) Wanda compares weights within an output; here blocks compete in
+    the whole layer, or with ``balanced=True`` within their block row.
+
+    No gradients, no targets: the cheapest of these.
+
+    Args:
+        batches: As for :class:`Taylor`; targets are not looked at.
+
+    Raises:
+        TypeError: batches that can be read but once, such as a generator.
+        ValueError: in use: no batch, or a layer that none of them passed through.
+
+    Example:
+        >>> wanda = tetris.prune.ActivationNorm(lambda: itertools.islice(loader, 8))
+        >>> sparse = tetris.sparsify(model, sparsity=0.75, importance=wanda)
+    """
+
+    def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+        squares: dict[str, Tensor] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
+                x = _widened((args[0] if args else next(iter(kwargs.values()))).detach())
+                channels = x.movedim(x.dim() - 1 - _spatial(layer), 0).flatten(1)
+                new = channels.square().sum(1)
+                squares[name] = squares[name].add_(new) if name in squares else new
+
+            return hook
+
+        handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in layers.items()]
+        try:
+            with torch.no_grad():
+                for batch in read_batches(self._where, self.batches):
+                    batch.outputs(model)
+        finally:
+            for handle in handles:
+                handle.remove()
+        if absent := [name for name in layers if name not in squares]:
+            raise ValueError(
+                f"{self._where}: no batch passed through layer {absent[0]!r}; exclude it, or pass "
+                "batches that use it (torch.compile drops the hook that sees it: compile later)"
+            )
+        return {name: square.sqrt() for name, square in squares.items()}
+
+    def _factor(self, layer: DenseLayer | SparseLayer, measured: Tensor) -> Tensor:
+        if isinstance(layer, SparseLayer):
+            layout = layer.layout
+            shape, groups = layout.weight_shape, layout.groups
+        else:
+            shape, groups = oriented(layer, layer.weight).shape, groups_of(layer)
+        if measured.numel() != shape[1] * groups:
+            return measured  # of another layer: its shape tells
+        factor = _per_input(measured, shape, groups)
+        return (
+            layer.layout.pack(factor) if isinstance(layer, SparseLayer) else oriented(layer, factor)
+        )
+
+
+def _per_input(numbers: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
+    """One number per input channel, [in], at each weight ``[out, in / groups, *kernel]`` of it."""
+    out, inputs, *kernel = shape
+    parts = numbers.view(groups, 1, inputs).expand(groups, out // groups, inputs)
+    return parts.reshape(out, inputs, *(1 for _ in kernel)).expand(shape)
+
+
+def _spatial(layer: nn.Module) -> int:
+    """Dimensions behind the channels of an input."""
+    dense = layer.dense_type if isinstance(layer, SparseLayer) else type(layer)
+    if issubclass(dense, nn.Linear):
+        return 0
+    return 1 if issubclass(dense, nn.Conv1d) else 2
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """In float32 at least: squares of half precision overflow."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    """The weights a layer computes with, masked if they are."""
+    return getattr(layer, _name(layer))
+
+
+def _name(layer: nn.Module) -> str:
+    return "values" if isinstance(layer, SparseLayer) else "weight"
+
+
+@contextmanager
+def _differentiable(layers: Layers) -> Iterator[dict[str, Tensor]]:
+    """Weight by name, as the layer computes with it, to take gradients by; frozen ones too.
+
+    A parametrized one is computed once, here: its gradient is that of the result.
+    """
+    parameters: list[nn.Parameter] = []
+    for layer in layers.values():
+        if parametrize.is_parametrized(layer, _name(layer)):
+            parameters += layer.parametrizations[_name(layer)].parameters()  # type: ignore[index]
+        else:
+            parameters.append(layer._parameters[_name(layer)])  # type: ignore[arg-type]
+    before = [p.requires_grad for p in parameters]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with parametrize.cached():
+            yield {name: _weight(layer) for name, layer in layers.items()}
+    finally:
+        for parameter, required in zip(parameters, before, strict=True):
+            parameter.requires_grad_(required)

@@ -360,7 +360,9 @@ class BlockLayout:
             )
         blocks = self.blocking.split(weight, self.row_perm, self.col_perm)
         stored = blocks.permute(0, 2, 3, 1)[self._block_rows(), self.col_idx.long()]
-        return stored.contiguous()
+        # By way of one dimension: the strides of dimensions of size one would be arbitrary, and
+        # DistributedDataParallel compares them with the gradient's.
+        return stored.contiguous().flatten().view(stored.shape)
 
     def unpack(self, values: Tensor) -> Tensor:
         """Dense weight that stored blocks stand for: the inverse of :meth:`pack`.

@@ -19,6 +19,7 @@ from ..layout_search import select_blocks, shares
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ..relayout import layout_of_keys
+from . import ranks
 from .allocate import Scored, allocate, scored
 from .masks import MaskedWeight
 from .options import LayerOptions, LayerOverride, shows_settings
@@ -141,7 +142,7 @@ class BlockPruner(Pruner):
             layouts = self._choose_stored(sparsity)
         else:
             layouts = self._choose(sparsity)
-        self._set(layouts)
+        self._set(ranks.first_layouts(layouts))
         self._reached = sparsity
 
     # -- the loop, and the end ----------------------------------------------------------------
@@ -242,7 +243,10 @@ class BlockPruner(Pruner):
         if self.search_every_update:
             plans = self.search(self._saliencies(), sparsity, together)
             return {name: plan.layout for name, plan in plans.items()}
-        saliency = {n: oriented(self.layers[n], s) for n, s in self._saliencies().items()}
+        saliency = {
+            n: ranks.mean(oriented(self.layers[n], s), self._masks[n].parameter.device)
+            for n, s in self._saliencies().items()
+        }
         old = self.layouts()
         if self.scope == "global":
             scores = {
@@ -343,7 +347,7 @@ class BlockPruner(Pruner):
         else:
             weights, rows, cols = oriented(layer, saliency), layout.row_perm, layout.col_perm
             sums = layout.blocking.sums(weights.double(), rows, cols).float().flatten()
-        return sums.to(layout.device)
+        return ranks.mean(sums.to(layout.device))
 
 
 def _whole(layout: BlockLayout) -> BlockLayout:

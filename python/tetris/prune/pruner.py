@@ -20,6 +20,8 @@ from ..modules import copy_or_same, replace_modules
 from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from ..parameters import check_optimizers
+from ..reorder import SearchResult
+from . import ranks
 from .masks import MaskedWeight
 from .options import LayerOptions, LayerOverride
 from .plan import Plan, Scope, plan_layers
@@ -53,6 +55,11 @@ class Pruner:
     as a block of it is removed, and stays one: forward, backward and the optimizer work on stored
     blocks, and changing them costs as much. The trajectory is the masked one up to rounding. Pass
     ``optimizers``, or :meth:`attach` them, for what they keep of removed blocks goes with these.
+
+    Under ``torch.distributed`` every process makes the same pruner, of the model inside its
+    ``DistributedDataParallel``, and calls it alike. Worth is averaged over processes, the first one
+    searches, and all keep the same blocks. With ``execution="sparse"`` wrap the model anew whenever
+    :meth:`layouts` has changed: DistributedDataParallel counts on the sizes that it has seen.
 
     Args:
         model: The model; changed in place until :meth:`remove` or :meth:`finalize`.
@@ -99,6 +106,11 @@ class Pruner:
                 f"LayerOptions (got {' and '.join([describe(options), *settings])})"
             )
         asked = LayerOptions.of(where, settings) if options is None else options
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                f"{where}: a pruner takes the model inside DistributedDataParallel, ddp.module "
+                "(got the wrapper, which cannot be copied and numbers layers otherwise)"
+            )
         self.model = model
         self.scope: Scope = scope
         self.execution: Execution = execution
@@ -184,22 +196,32 @@ class Pruner:
         options = dict(self.layer_options)
         for name, own in (sparsity or {}).items():
             options[name] = replace(options[name], sparsity=own)
-        self._plans = plan_layers(
-            self.name,
-            worth,
-            options,
-            self._fixed,
-            self.scope,
-            self.options.sparsity if together is None else together,
-            self.progress,
-            {name: groups_of(layer) for name, layer in self.layers.items()},
-            self._costs(),
-        )
+        ranks.check_same(self.name, {n: mask.parameter for n, mask in self._masks.items()})
+        worth = {n: ranks.mean(w, self._masks[n].parameter.device) for n, w in worth.items()}
+
+        def plan() -> dict[str, tuple[float, BlockLayout, SearchResult]]:
+            plans = plan_layers(
+                self.name,
+                worth,
+                options,
+                self._fixed,
+                self.scope,
+                self.options.sparsity if together is None else together,
+                self.progress,
+                {name: groups_of(layer) for name, layer in self.layers.items()},
+                self._costs(),
+            )
+            return {n: (p.options.sparsity, p.layout, p.search) for n, p in plans.items()}
+
+        self._plans = {
+            n: Plan(replace(options[n], sparsity=own), worth[n], layout, found)
+            for n, (own, layout, found) in ranks.first(plan).items()
+        }
         return self._plans
 
     def keep(self, layouts: Mapping[str, BlockLayout]) -> None:
         """Keep the blocks of these layouts from now on, and no others, in the layers they name."""
-        self._set(layouts)
+        self._set(ranks.first_layouts(layouts))
         self._apply()
 
     # -- the training loop --------------------------------------------------------------------

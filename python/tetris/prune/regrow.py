@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from ..checks import describe
 from ..nn.base import SparseLayer
 from ..relayout import layout_of_keys
+from . import ranks
 from .select import Units
 
 Pairs = list[tuple[Tensor, Tensor]]  # inputs of a layer and gradients of its outputs
@@ -221,7 +222,8 @@ def block_gradients(layer: SparseLayer, pairs: Pairs) -> Tensor:
     """Sum of the magnitudes of the weights' gradients per block, stored or not.
 
     The product ``grad.T @ x`` is that of the stored values' gradient, for all blocks instead: a few
-    block rows at a time, such that what is held at once is of the size of the stored blocks.
+    block rows at a time, such that what is held at once is of the size of the stored blocks. Under
+    ``torch.distributed`` the gradients are the means over processes, as those of the optimizer.
 
     Args:
         layer: A sparse layer.
@@ -239,5 +241,5 @@ def block_gradients(layer: SparseLayer, pairs: Pairs) -> Tensor:
         index = layout_of_keys(layout, part)
         gradient = sum(layer.gradient_of(index, x, grad) for x, grad in same)
         assert isinstance(gradient, Tensor)
-        sums.append(gradient.abs_().sum((1, 2)))
+        sums.append(ranks.mean(gradient).abs_().sum((1, 2)))
     return torch.cat(sums).view(rows, columns)

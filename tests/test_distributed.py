@@ -1,0 +1,95 @@
+"""Pruners under torchrun: two processes keep the same blocks, and end where one would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from distributed_worker import CASES
+
+ROOT = Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(
+    not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+    reason="this torch has no gloo",
+)
+
+
+def torchrun(*words):
+    """Run a script in two processes, each of one thread."""
+    return python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words)
+
+
+def python(*words):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """What one process on the joined batch, and each of two, ended with."""
+    folder = tmp_path_factory.mktemp("distributed")
+    worker = ROOT / "tests" / "distributed_worker.py"
+    python(worker, folder)
+    torchrun(worker, folder)
+    names = ("0-of-1", "0-of-2", "1-of-2")
+    return [torch.load(folder / f"{name}.pt", weights_only=False) for name in names]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_end_where_one_does(results, case):
+    alone, first, second = (result[case] for result in results)
+    assert first["layouts"] == second["layouts"] == alone["layouts"]
+    assert all(0.7 < layout.sparsity < 0.8 for layout in alone["layouts"].values()) or (
+        CASES[case].get("scope") == "global"
+    )
+    for name, tensor in alone["state"].items():
+        torch.testing.assert_close(first["state"][name], tensor, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(second["state"][name], first["state"][name], rtol=0, atol=0)
+    torch.testing.assert_close(first["output"], alone["output"], rtol=1e-9, atol=1e-11)
+
+
+def test_masked_and_sparse_execution_agree(results):
+    masked, sparse = results[1]["masked-cubic"], results[1]["sparse-cubic"]
+    assert masked["layouts"] == sparse["layouts"]
+    torch.testing.assert_close(masked["output"], sparse["output"], rtol=1e-9, atol=1e-11)
+
+
+def test_a_search_for_a_time_ends_alike(results):
+    _, first, second = results
+    assert first["timed"] == second["timed"]
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("other weights", "ValueError: TetrisPruner: layer '0' has other weights in other"),
+        ("first fails", "ZeroDivisionError"),
+        ("wrapper", "TypeError: TetrisPruner: a pruner takes the model inside"),
+        ("not wrapped anew", "RuntimeError: Expected to have finished reduction"),
+    ],
+)
+def test_errors_come_in_every_process(results, what, message):
+    for result in results[1:]:
+        assert result[what].startswith(message)
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_example(execution):
+    said = torchrun(ROOT / "examples" / "distributed.py", "--tiny", "--execution", execution)
+    assert "2 processes: 89.8% removed" in said
+    assert "Warning" not in said

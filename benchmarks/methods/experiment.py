@@ -90,8 +90,8 @@ class Claim:
     note: str = ""
 
 
-Check = tuple[str, bool, str]
-"""What must hold, whether it does, and what was measured."""
+Check = tuple[str, bool | None, str]
+"""What must hold, whether it does (None: this run cannot tell), and what was measured."""
 
 
 class Experiment(Protocol):

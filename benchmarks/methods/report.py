@@ -100,7 +100,8 @@ def verdicts(outcome: Outcome) -> list[tuple[str, str, str]]:
         point += f": {claim.note}" if claim.note else ""
         result.append((point, words[comparison.holds], str(comparison)))
     return result + [
-        (what, words[bool(holds)], measured) for what, holds, measured in outcome.checks
+        (what, words[None if holds is None else bool(holds)], measured)
+        for what, holds, measured in outcome.checks
     ]
 
 
@@ -154,7 +155,7 @@ def plain(outcome: Outcome) -> dict[str, Any]:
             for c in outcome.comparisons
         ],
         "checks": [
-            {"what": what, "holds": bool(holds), "measured": measured}
+            {"what": what, "holds": None if holds is None else bool(holds), "measured": measured}
             for what, holds, measured in outcome.checks
         ],
     }

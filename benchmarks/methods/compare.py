@@ -1,0 +1,237 @@
+"""The methods against each other: one CNN, equal storage, and equal measured time.
+
+Every method starts from the same dense network and takes the same number of training steps: a
+second phase, which Synaptic Strength uses to shrink strengths, and fine-tuning on stored blocks.
+All layers share one budget (``scope="global"``). DCP's selection comes on top, and its seconds are
+in the table. Time is what a batch takes, each network in the fastest way there is to run it;
+accuracy at equal time lies on the line between neighbouring sparsities.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import nn
+
+import tetris
+from tetris.data import Dataset
+from tetris.nn.base import SparseLayer
+
+from . import latency
+from .data import split
+from .experiment import Check, Claim, Row, Setting
+from .networks import PRUNED, cnn
+from .progress import Progress
+from .stats import Comparison, figure, mean_sd
+from .training import Recipe, accuracy, fit, recalibrate
+
+SPARSITIES = (0.5, 0.75, 0.9, 0.95)
+QUICK = (0.75, 0.9)
+SWEEPS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much one kind of data is trained on.
+
+    Attributes:
+        images: Training images, all if None.
+        dense: Of the dense network.
+        second: Of the second phase, from the dense network on.
+        tune: Of the pruned networks.
+        batch: Images per call where time is measured.
+    """
+
+    images: int | None
+    dense: Recipe
+    second: Recipe
+    tune: Recipe
+    batch: int = 32
+
+
+_PLANS = {
+    "digits": Plan(None, Recipe(12), Recipe(6, learning_rate=1e-3), Recipe(5, learning_rate=2e-3)),
+    "fashion": Plan(8000, Recipe(4), Recipe(2, learning_rate=1e-3), Recipe(2, learning_rate=2e-3)),
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the methods start from, of one seed.
+
+    Attributes:
+        dense: Trained network, the same for all.
+        continued: The dense network after the second phase without a penalty.
+        data: Of the seed.
+        plan: How much is trained.
+        seed: The seed.
+    """
+
+    dense: nn.Module
+    continued: nn.Module
+    data: Dataset
+    plan: Plan
+    seed: int
+
+
+Method = Callable[[Start, float], nn.Module]
+"""A start and a sparsity to a network with sparse layers, not yet fine-tuned."""
+
+
+def magnitude(block: tuple[int, int]) -> Method:
+    """The heaviest blocks of reordered weights; 1x1 is element-wise pruning."""
+
+    def prune(start: Start, sparsity: float) -> nn.Module:
+        pruner = tetris.prune.TetrisPruner(
+            copy.deepcopy(start.continued),
+            sparsity=sparsity,
+            block=block,
+            include=PRUNED,
+            scope="global",
+            sweeps=SWEEPS,
+            seed=start.seed,
+        )
+        return pruner.finalize()
+
+    return prune
+
+
+BLOCK = (8, 8)
+METHODS: dict[str, tuple[tuple[int, int], Method]] = {
+    "element-wise": ((1, 1), magnitude((1, 1))),
+    "TETRIS": (BLOCK, magnitude(BLOCK)),
+}
+
+
+class CompareExperiment:
+    """See the module."""
+
+    name = "compare"
+    title = "Pruning methods on one CNN: equal storage, equal measured time"
+
+    def rows(self, setting: Setting, progress: Progress) -> Iterator[Row]:
+        """Dense, and every method at every sparsity."""
+        plan = _PLANS[setting.data]
+        sparsities = QUICK if setting.quick else SPARSITIES
+        progress.plan(len(setting.seeds) * (1 + len(METHODS) * len(sparsities)))
+        for seed in setting.seeds:
+            progress.describe(f"seed {seed}: dense training")
+            start = _start(setting.data, plan, seed)
+            models = {"dense": start.continued}
+            stored = sum(start.continued.get_submodule(n).weight.numel() for n in PRUNED)  # type: ignore[union-attr,operator]
+            rows = [Row("dense", seed, accuracy(start.continued, start.data), stored=int(stored))]
+            progress.advance()
+            for variant, (block, method) in METHODS.items():
+                for sparsity in sparsities:
+                    progress.describe(f"seed {seed}: {variant} at {sparsity:.0%}")
+                    model, row = _pruned(start, method, sparsity)
+                    row = replace(row, variant=variant, block=block, sparsity=sparsity)
+                    models[row.label] = model
+                    rows.append(row)
+                    progress.advance()
+            progress.describe(f"seed {seed}: measuring latency")
+            times = latency.measure(models, start.data.test_x[: plan.batch].contiguous())
+            for row in rows:
+                yield replace(row, latency_ms=times[row.label].ms)
+
+    def claims(self, setting: Setting) -> list[Claim]:
+        """At equal storage nothing is claimed: single weights are the upper bound of blocks."""
+        return []
+
+    def check(self, rows: Sequence[Row]) -> list[Check]:
+        """Equal storage, and who is better at equal time."""
+        return [*_equal_storage(rows), *_equal_time(rows)]
+
+
+def _start(data: str, plan: Plan, seed: int) -> Start:
+    images = split(data, seed, images=plan.images)
+    torch.manual_seed(seed)
+    dense = cnn(data)
+    fit(dense, images, plan.dense, seed)
+    continued = copy.deepcopy(dense)
+    fit(continued, images, plan.second, seed + 500)
+    return Start(dense, continued, images, plan, seed)
+
+
+def _pruned(start: Start, method: Method, sparsity: float) -> tuple[nn.Module, Row]:
+    """A fine-tuned network, and its row but for names."""
+    began = time.perf_counter()
+    model = method(start, sparsity)
+    seconds = time.perf_counter() - began
+    model.eval()
+    recalibrate(model, start.data, start.plan.tune.batch)
+    before = accuracy(model, start.data)
+    reached = fit(model, start.data, start.plan.tune, start.seed + 1000)
+    layers = [m for m in model.modules() if isinstance(m, SparseLayer)]
+    stored = sum(layer.layout.stored_values for layer in layers)
+    return model, Row(
+        "", start.seed, reached, before, stored=stored, extra={"seconds to prune": seconds}
+    )
+
+
+def _equal_storage(rows: Sequence[Row]) -> Iterator[Check]:
+    for sparsity in dict.fromkeys(r.sparsity for r in rows if r.sparsity is not None):
+        stored = [figure(row, "stored") for row in rows if row.sparsity == sparsity]
+        low, high = min(stored), max(stored)
+        yield (
+            f"equal numbers of stored weights at {100 * sparsity:g}%, to a block per layer",
+            high - low <= len(PRUNED) * math.prod(BLOCK),
+            f"{low:.0f} to {high:.0f}",
+        )
+
+
+def _equal_time(rows: Sequence[Row], levels: int = 3) -> Iterator[Check]:
+    """Blocks against single weights, at times that all methods reach within every seed."""
+    pruned = [row for row in rows if row.sparsity is not None]
+    curves: dict[tuple[str, int], list[Row]] = {}
+    for row in pruned:
+        curves.setdefault((row.variant, row.seed), []).append(row)
+    spans = [[figure(row, "latency_ms") for row in curve] for curve in curves.values()]
+    low, high = max(map(min, spans)), min(map(max, spans))
+    if low > high:
+        yield "all methods reach a common time", False, f"{low:.3f} ms is above {high:.3f} ms"
+        return
+    seeds = sorted({row.seed for row in pruned})
+    variants = list(dict.fromkeys(row.variant for row in pruned))
+    for ms in np.geomspace(low, high, levels + 2)[1:-1]:
+        reached = {v: [at_time(curves[v, s], float(ms)) for s in seeds] for v in variants}
+        for variant in variants[1:]:
+            pairs = zip(reached[variant], reached[variants[0]], strict=True)
+            difference, deviation = mean_sd(a - b for a, b in pairs)
+            found = Comparison(
+                Claim(variant, variants[0]),
+                difference,
+                deviation / math.sqrt(len(seeds)),
+                len(seeds),
+            )
+            means = [100 * mean_sd(reached[v])[0] for v in (variant, variants[0])]
+            yield (
+                f"at {ms:.3f} ms {variant} beats {variants[0]}",
+                found.holds,
+                f"{found} ({means[0]:.2f} % against {means[1]:.2f} %)",
+            )
+
+
+def at_time(curve: Sequence[Row], ms: float) -> float:
+    """Accuracy of a method at a time: on the line between the measured points around it.
+
+    Args:
+        curve: One seed's rows of a method, at several sparsities.
+        ms: Within the times of these. Of slower networks that are no better than faster ones the
+            faster ones count, since nobody would run them.
+    """
+    best: list[tuple[float, float]] = []
+    for row in sorted(curve, key=lambda r: figure(r, "latency_ms")):
+        if not best or row.accuracy > best[-1][1]:
+            best.append((math.log(figure(row, "latency_ms")), row.accuracy))
+    x, y = zip(*best, strict=True)
+    return float(np.interp(math.log(ms), x, y))
+
+
+EXPERIMENT = CompareExperiment()

@@ -1,8 +1,12 @@
 import gzip
 import struct
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from tetris import data
 
@@ -85,3 +89,121 @@ def test_digits_when_nothing_is_installed(tmp_path, monkeypatch):
     assert "apt install dataset-fashion-mnist" in digits.note
     assert digits.train_x.shape == (1347, 64)
     assert digits.test_x.shape == (450, 64)
+
+
+class FakeHalf:
+    """What torchvision's ImageFolder is, of random images."""
+
+    def __init__(self, root, transform):
+        self.classes = sorted(p.name for p in Path(root).iterdir())
+        rng = np.random.default_rng(len(root))
+        self.items = [
+            (transform(rng.integers(0, 255, (6, 7, 3), dtype=np.uint8)), label)
+            for label in range(len(self.classes))
+            for _ in range(5)
+        ]
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+class FakeCifar:
+    """What torchvision's CIFAR10 is."""
+
+    def __init__(self, root, train, download):
+        rng = np.random.default_rng(int(train))
+        count = 40 if train else 12
+        self.data = rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
+        self.targets = rng.integers(0, 10, count).tolist()
+        self.asked = root, download
+
+
+@pytest.fixture
+def torchvision(monkeypatch):
+    """As much of torchvision as is used, since the tests do not need the real one."""
+    package = ModuleType("torchvision")
+    datasets, transforms = ModuleType("torchvision.datasets"), ModuleType("torchvision.transforms")
+    datasets.CIFAR10, datasets.ImageFolder = FakeCifar, FakeHalf
+    transforms.Resize = transforms.CenterCrop = lambda size: lambda x: x[:size, :size]
+    transforms.PILToTensor = lambda: lambda x: torch.from_numpy(x.transpose(2, 0, 1).copy())
+    transforms.Compose = lambda steps: lambda x: [x := step(x) for step in steps][-1]
+    for module in (package, datasets, transforms):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return package
+
+
+def test_cifar10_keeps_channels_and_scales_each(torchvision):
+    found = data.cifar10("somewhere")
+    assert found.train_x.shape == (40, 3, 32, 32)
+    assert found.test_x.shape == (12, 3, 32, 32)
+    torch.testing.assert_close(found.train_x.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.train_x.std((0, 2, 3)), torch.ones(3), atol=1e-5, rtol=0)
+    raw = FakeCifar("", True, False)
+    assert found.train_y.tolist() == raw.targets
+    pixels = torch.from_numpy(raw.data).permute(0, 3, 1, 2).float()
+    where = (3, 1, 4, 5)
+    expected = (pixels[where] - pixels[:, 1].mean()) / pixels[:, 1].std()
+    assert float(found.train_x[where]) == pytest.approx(float(expected), abs=1e-4)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for half in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / half / name).mkdir(parents=True)
+    return tmp_path
+
+
+def test_image_folder(torchvision, folders):
+    found = data.image_folder(folders, size=4)
+    assert found.train_x.shape == (10, 3, 4, 4)
+    assert found.test_y.tolist() == [0] * 5 + [1] * 5
+    some = data.image_folder(folders, size=4, images=6, seed=1)
+    assert some.train_x.shape == some.test_x.shape == (6, 3, 4, 4)
+    again = data.image_folder(folders, size=4, images=6, seed=1)
+    assert torch.equal(some.train_x, again.train_x)
+
+
+def test_image_folder_names_what_is_missing(torchvision, folders):
+    (folders / "val" / "bird").mkdir()
+    with pytest.raises(ValueError, match=r"same classes \(got 2 and 3\)"):
+        data.image_folder(folders, size=4)
+    with pytest.raises(FileNotFoundError, match=r"folders train and test .*got \['cat', 'dog'\]"):
+        data.image_folder(folders / "train", size=4)
+
+
+def test_hugging_face(monkeypatch):
+    rows = [{"image": np.full((5, 5), i, np.uint8), "label": i % 3} for i in range(9)]
+    library = ModuleType("datasets")
+    library.load_dataset = lambda name, **arguments: {"train": rows, "test": rows[:4]}
+    monkeypatch.setitem(sys.modules, "datasets", library)
+    found = data.hugging_face("someone/digits")
+    assert found.train_x.shape == (9, 25)
+    assert found.train_x[:, 0].argsort().tolist() == list(range(9))
+    assert found.test_y.tolist() == [0, 1, 2, 0]
+    assert len(data.hugging_face("someone/digits", images=5).train_y) == 5
+    with pytest.raises(KeyError, match=r"no split 'validation' \(it has \['test', 'train'\]\)"):
+        data.hugging_face("someone/digits", test="validation")
+
+
+@pytest.mark.parametrize(
+    ("call", "package"),
+    [
+        (lambda: data.cifar10("x"), "torchvision"),
+        (lambda: data.image_folder("x"), "torchvision"),
+        (lambda: data.hugging_face("x"), "datasets"),
+    ],
+)
+def test_a_missing_library_is_named(call, package, monkeypatch):
+    for module in ("torchvision", "torchvision.datasets", "datasets"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=f"pip install {package}"):
+        call()
+
+
+def test_images_need_labels():
+    with pytest.raises(ValueError, match=r"test needs a label .*images \[3, 4\] and labels \[2\]"):
+        data.from_arrays("x", "", np.ones((2, 4)), np.ones(2), np.ones((3, 4)), np.ones(2))

@@ -2,6 +2,7 @@
 
     python -m benchmarks.methods --method tetris --quick
     python -m benchmarks.methods --method compare --data fashion
+    python -m benchmarks.methods --method compare --data cifar10 --root ~/data
 
 Full runs (no --quick, five seeds or more) go to benchmarks/results/methods, others to
 build/benchmarks/methods, unless --out says where.
@@ -21,6 +22,7 @@ import torch
 from rich.console import Console
 
 from . import report, stats
+from .data import DATA
 from .experiment import Experiment, Setting
 from .progress import Progress
 
@@ -47,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--method", required=True, choices=METHODS, help="which one")
-    made.add_argument("--data", default="digits", choices=("digits", "fashion"))
+    made.add_argument("--data", default="digits", choices=DATA)
+    made.add_argument("--root", type=Path, metavar="DIR", help="folder of the data")
     made.add_argument("--seeds", type=int, metavar="N", help="5; 1 with --quick")
     made.add_argument("--quick", action="store_true", help="a first look, about a minute")
     made.add_argument("--out", type=Path, metavar="DIR", help="folder for results")
@@ -60,7 +63,7 @@ def setting_of(args: argparse.Namespace) -> Setting:
     count = args.seeds or (1 if args.quick else 5)
     full = not args.quick and count >= 5
     out = Path("benchmarks/results/methods" if full else "build/benchmarks/methods")
-    return Setting(args.data, tuple(range(count)), args.quick, args.out or out)
+    return Setting(args.data, tuple(range(count)), args.quick, args.out or out, args.root)
 
 
 def run(experiment: Experiment, setting: Setting, command: str, console: Console) -> report.Outcome:
@@ -89,7 +92,11 @@ def main(words: Sequence[str] | None = None) -> int:
     if not console.is_terminal:  # tables in a log need not fit a narrow window
         console = Console(width=160)
     command = shlex.join(["python", "-m", "benchmarks.methods", *words])
-    outcome = run(load(args.method), setting_of(args), command, console)
+    experiment = load(args.method)
+    known = getattr(experiment, "data", ("digits", "fashion"))
+    if args.data not in known:
+        parser().error(f"--method {args.method} takes --data {', '.join(known)} (got {args.data})")
+    outcome = run(experiment, setting_of(args), command, console)
     report.show(outcome, console)
     for path in report.write(outcome):
         console.print(f"written: {path}", highlight=False)

@@ -114,6 +114,7 @@ class CompareExperiment:
 
     name = "compare"
     title = "Pruning methods on one CNN: equal storage, equal measured time"
+    data = tuple(_PLANS)
 
     def rows(self, setting: Setting, progress: Progress) -> Iterator[Row]:
         """Dense, and every method at every sparsity."""
@@ -122,7 +123,7 @@ class CompareExperiment:
         progress.plan(len(setting.seeds) * (1 + len(METHODS) * len(sparsities)))
         for seed in setting.seeds:
             progress.describe(f"seed {seed}: dense training")
-            start = _start(setting.data, plan, seed)
+            start = _start(setting, plan, seed)
             models = {"dense": start.continued}
             stored = sum(start.continued.get_submodule(n).weight.numel() for n in PRUNED)  # type: ignore[union-attr,operator]
             rows = [Row("dense", seed, accuracy(start.continued, start.data), stored=int(stored))]
@@ -149,10 +150,11 @@ class CompareExperiment:
         return [*_equal_storage(rows), *_equal_time(rows)]
 
 
-def _start(data: str, plan: Plan, seed: int) -> Start:
-    images = split(data, seed, images=plan.images)
+def _start(setting: Setting, plan: Plan, seed: int) -> Start:
+    images = split(setting.data, seed, images=plan.images, root=setting.root)
     torch.manual_seed(seed)
-    dense = cnn(data)
+    classes, channels = int(images.train_y.max()) + 1, images.train_x.shape[1]
+    dense = cnn(setting.data, classes=classes, channels=channels)
     fit(dense, images, plan.dense, seed)
     continued = copy.deepcopy(dense)
     fit(continued, images, plan.second, seed + 500)

@@ -4,31 +4,52 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tetris.data import DEBIAN_FOLDER, Dataset, load, load_digits
+from tetris.data import (
+    DEBIAN_FOLDER,
+    Dataset,
+    cifar10,
+    image_folder,
+    load,
+    load_digits,
+    standardized,
+)
 
 TEST_DIGITS = 450
+_EXTERNAL = {"cifar10": cifar10, "folder": image_folder}
+DATA = ("digits", "fashion", *_EXTERNAL)
 
 
-def split(name: str, seed: int, *, images: int | None = None, flat: bool = False) -> Dataset:
+def split(
+    name: str,
+    seed: int,
+    *,
+    images: int | None = None,
+    flat: bool = False,
+    root: Path | None = None,
+) -> Dataset:
     """Training and test data of one seed.
 
     Args:
         name: ``digits``: a quarter of scikit-learn's 1797 digits, drawn by the seed, is test data.
             ``fashion``: Fashion-MNIST; the test images are the official ones, the seed draws
-            which training images are used.
+            which training images are used. ``cifar10`` and ``folder``, which is
+            :func:`tetris.data.image_folder`: the same with theirs.
         seed: Of the split.
         images: Number of training images, all if None.
-        flat: Inputs [N, pixels]; else images [N, 1, height, width].
+        flat: Inputs [N, pixels]; else images [N, channels, height, width].
+        root: Folder of the data; needed but for digits and an installed Fashion-MNIST.
 
     Raises:
-        ValueError: another name.
-        FileNotFoundError: Fashion-MNIST is not installed.
+        ValueError: another name, or no root.
+        FileNotFoundError: the data are not there.
+        ImportError: a library that reads them is not there; the message says which.
     """
-    data = _load(name)
+    data = _load(name, root)
     order = torch.Generator().manual_seed(seed)
     if name == "digits":
         x, y = torch.cat([data.train_x, data.test_x]), torch.cat([data.train_y, data.test_y])
@@ -39,33 +60,33 @@ def split(name: str, seed: int, *, images: int | None = None, flat: bool = False
         x, y = data.train_x, data.train_y
         train = torch.randperm(len(y), generator=order)
     train = train[:images]
-    mean, scale = x[train].mean(), x[train].std()
-    shape = as_they_are if flat else square
-    return replace(
-        data,
-        train_x=shape((x[train] - mean) / scale),
-        train_y=y[train],
-        test_x=shape((data.test_x - mean) / scale),
-    )
+    train_x, test_x = standardized(x[train], data.test_x)
+    shape = _flat if flat else _image
+    return replace(data, train_x=shape(train_x), train_y=y[train], test_x=shape(test_x))
 
 
-def as_they_are(flat: Tensor) -> Tensor:
-    """[N, pixels]."""
-    return flat
+def _flat(x: Tensor) -> Tensor:
+    return x.flatten(1)
 
 
-def square(flat: Tensor) -> Tensor:
-    """[N, pixels] to [N, 1, height, width] of square images."""
-    size = round(flat.shape[1] ** 0.5)
-    return flat.view(-1, 1, size, size)
+def _image(x: Tensor) -> Tensor:
+    """Of one channel and square, where the shape does not say."""
+    size = round(x.shape[1] ** 0.5)
+    return x if x.dim() == 4 else x.view(-1, 1, size, size)
 
 
 @lru_cache(maxsize=1)
-def _load(name: str) -> Dataset:
+def _load(name: str, root: Path | None) -> Dataset:
     if name == "digits":
         return load_digits()
+    if name in _EXTERNAL:
+        if root is None:
+            raise ValueError(f"split: data {name!r} need a root, the folder where they are")
+        return _EXTERNAL[name](root)
     if name != "fashion":
-        raise ValueError(f"split: data must be 'digits' or 'fashion' (got {name!r})")
+        raise ValueError(f"split: data must be one of {', '.join(DATA)} (got {name!r})")
+    if root is not None:
+        return load(root)
     data = load()  # TETRIS_DATA or the system's folder
     if data.name == "digits":
         raise FileNotFoundError(f"split: no Fashion-MNIST in TETRIS_DATA or {DEBIAN_FOLDER}")

@@ -15,16 +15,18 @@ class Setting:
     """One run.
 
     Attributes:
-        data: ``digits`` or ``fashion``.
+        data: ``digits``, ``fashion``, or others that an experiment takes.
         seeds: One split, one dense network and one of each variant per seed.
         quick: A first look in a minute or so, with less training and fewer variants.
         out: Folder for results.
+        root: Folder of the data, where they need one.
     """
 
     data: str = "digits"
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     quick: bool = False
     out: Path = Path("build/benchmarks/methods")
+    root: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,10 @@ Check = tuple[str, bool | None, str]
 
 
 class Experiment(Protocol):
-    """A module of this package has one, named ``EXPERIMENT``."""
+    """A module of this package has one, named ``EXPERIMENT``.
+
+    One that takes other data than digits and Fashion-MNIST has a tuple ``data`` of their names.
+    """
 
     name: str
     """Of its files."""

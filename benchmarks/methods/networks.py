@@ -11,24 +11,26 @@ PRUNED = ("conv2", "conv3", "conv4")
 """Convolutions of :func:`cnn` that are pruned; the first and the classifier stay dense."""
 
 
-def cnn(data: str, width: int | None = None, classes: int = 10) -> nn.Sequential:
+def cnn(data: str, width: int | None = None, classes: int = 10, channels: int = 1) -> nn.Sequential:
     """Four 3x3 convolutions with batch norm: width, width, pooling, 2 width, 2 width.
 
-    Maps are 8x8 and 4x4 for digits, 14x14 and 7x7 for Fashion-MNIST, whose first convolution has
-    stride 2. No convolution has a bias, which batch norm would remove.
+    Maps are 8x8 and 4x4 for digits, 14x14 and 7x7 for Fashion-MNIST, a half and a quarter of the
+    image for all but digits: the first convolution has stride 2 there. No convolution has a bias,
+    which batch norm would remove.
 
     Args:
-        data: ``digits`` or ``fashion``.
-        width: Channels of the first two; 32 for digits and 64 for Fashion-MNIST by default.
+        data: ``digits``, ``fashion``, ...
+        width: Channels of the first two; 32 for digits and 64 for others by default.
         classes: Outputs.
+        channels: Of the images.
 
     Layers: ``conv1 norm1 relu1 conv2 ... pool conv3 ... relu4 average flatten classifier``.
     """
-    width = width or {"digits": 32, "fashion": 64}[data]
+    width = width or (32 if data == "digits" else 64)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    inputs = 1
+    inputs = channels
     for index, outputs in enumerate((width, width, 2 * width, 2 * width), start=1):
-        stride = 2 if index == 1 and data == "fashion" else 1
+        stride = 2 if index == 1 and data != "digits" else 1
         layers[f"conv{index}"] = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         layers[f"norm{index}"] = nn.BatchNorm2d(outputs)
         layers[f"relu{index}"] = nn.ReLU()

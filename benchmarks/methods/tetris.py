@@ -39,22 +39,25 @@ SEARCHES: dict[str, tuple[reorder.Method, reorder.Start]] = {
 }
 SWEEPS = 10  # of the threshold search: reproducible, and within 1 % of what a long one retains
 
-_SIZES = {"digits": (64, 256, 256, 10), "fashion": (784, 512, 512, 10)}
+_WIDTH = {"digits": 256, "fashion": 512, "cifar10": 1024}
 _DENSE = {
     "digits": Recipe(epochs=40, batch=64, learning_rate=1e-3),
     "fashion": Recipe(epochs=8, batch=128, learning_rate=1e-3),
+    "cifar10": Recipe(epochs=10, batch=128, learning_rate=1e-3),
 }
 _TUNE = {
     "digits": Recipe(epochs=20, batch=64, learning_rate=1e-3),
     "fashion": Recipe(epochs=4, batch=128, learning_rate=2e-3),
+    "cifar10": Recipe(epochs=4, batch=128, learning_rate=2e-3),
 }
-_IMAGES = {"digits": None, "fashion": 15_000}
+_IMAGES = {"digits": None, "fashion": 15_000, "cifar10": None}
 
 
 class TetrisExperiment:
     """See the module."""
 
     name = "tetris"
+    data = tuple(_WIDTH)
     title = "TETRIS: 90 % of the blocks of an MLP's hidden layers removed, by order"
 
     def rows(self, setting: Setting, progress: Progress) -> Iterator[Row]:
@@ -62,9 +65,12 @@ class TetrisExperiment:
         progress.plan(len(setting.seeds) * (2 + len(BLOCKS) * (1 + len(SEARCHES))))
         for seed in setting.seeds:
             progress.describe(f"seed {seed}: dense training")
-            data = split(setting.data, seed, images=_IMAGES[setting.data], flat=True)
+            data = split(
+                setting.data, seed, images=_IMAGES[setting.data], flat=True, root=setting.root
+            )
             torch.manual_seed(seed)
-            dense = mlp(_SIZES[setting.data])
+            width, classes = _WIDTH[setting.data], int(data.train_y.max()) + 1
+            dense = mlp((data.train_x.shape[1], width, width, classes))
             reached = fit(dense, data, _DENSE[setting.data], seed)
             progress.advance()
             models: dict[str, nn.Module] = {"dense": dense}

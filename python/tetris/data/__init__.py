@@ -1,18 +1,24 @@
-"""Data for the demo: Fashion-MNIST from its IDX files, or the digits that ship with scikit-learn.
+"""Data to train on, in memory.
 
-Nothing is downloaded. Fashion-MNIST is looked for in the folder given, in ``TETRIS_DATA``, and
-where Debian's package ``dataset-fashion-mnist`` puts it.
+Fashion-MNIST from its IDX files and the digits that ship with scikit-learn, for demo and
+experiments; others through torchvision and Hugging Face's datasets, for users who have these.
+Nothing is downloaded by :func:`load`. Fashion-MNIST is looked for in the folder given, in
+``TETRIS_DATA``, and where Debian's package ``dataset-fashion-mnist`` puts it.
 """
 
 import gzip
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
+
+from .dataset import Dataset as Dataset
+from .dataset import from_arrays as from_arrays
+from .dataset import standardized as standardized
+from .external import cifar10 as cifar10
+from .external import hugging_face as hugging_face
+from .external import image_folder as image_folder
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FILES = {
@@ -25,27 +31,6 @@ HINT = (
     "For Fashion-MNIST, without --quick: apt install dataset-fashion-mnist, or pass --data FOLDER "
     "(or set TETRIS_DATA) with its four IDX files, plain or .gz"
 )
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A classification problem with flat inputs.
-
-    Attributes:
-        name: For titles.
-        note: Where it comes from, and how to get the other one.
-        train_x: float32[n, features], centred and scaled.
-        train_y: int64[n].
-        test_x: float32[m, features].
-        test_y: int64[m].
-    """
-
-    name: str
-    note: str
-    train_x: Tensor
-    train_y: Tensor
-    test_x: Tensor
-    test_y: Tensor
 
 
 def load(folder: str | Path | None = None, *, digits: bool = False) -> Dataset:
@@ -87,7 +72,7 @@ def load_fashion(folder: Path) -> Dataset:
                 f"{folder}: {half} images must be [n, rows, columns] and labels [n] "
                 f"(got {list(images.shape)} and {list(labels.shape)})"
             )
-    return _dataset("Fashion-MNIST", f"Fashion-MNIST from {folder}", **arrays)
+    return from_arrays("Fashion-MNIST", f"Fashion-MNIST from {folder}", **arrays)
 
 
 def load_digits() -> Dataset:
@@ -102,7 +87,7 @@ def load_digits() -> Dataset:
     images, labels = (np.asarray(part) for part in datasets.load_digits(return_X_y=True))
     order = np.random.default_rng(0).permutation(len(labels))
     train, test = order[450:], order[:450]
-    return _dataset(
+    return from_arrays(
         "digits",
         f"the digits of scikit-learn. {HINT}",
         images[train],
@@ -154,26 +139,3 @@ def _find(folder: Path, name: str) -> Path | None:
         if path.is_file():
             return path
     return None
-
-
-def _dataset(
-    name: str,
-    note: str,
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-) -> Dataset:
-    def flat(images: np.ndarray) -> Tensor:
-        return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32))
-
-    inputs = flat(train_x)
-    mean, scale = inputs.mean(), inputs.std()
-    return Dataset(
-        name,
-        note,
-        (inputs - mean) / scale,
-        torch.from_numpy(train_y.astype(np.int64)),
-        (flat(test_x) - mean) / scale,
-        torch.from_numpy(test_y.astype(np.int64)),
-    )

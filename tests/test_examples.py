@@ -1,0 +1,42 @@
+"""Every example runs, with --tiny, and explains itself."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.py"))
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1"]
+
+
+def run(path, *words):
+    start = TORCHRUN if "torchrun" in path.read_text() else []
+    done = subprocess.run(
+        [sys.executable, *start, str(path), *words],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_there_are_examples():
+    assert {"tetris_pruning.py", "distributed.py"} <= {path.name for path in EXAMPLES}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs(path):
+    said = run(path, "--tiny")
+    assert said.strip()  # what came of it
+    assert "Warning" not in said
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_short_and_explains_itself(path):
+    assert len(path.read_text().splitlines()) <= 80
+    assert path.name in run(path, "--help")  # with a command to copy

@@ -118,7 +118,6 @@ class FakeCifar:
         count = 40 if train else 12
         self.data = rng.integers(0, 255, (count, 32, 32, 3), dtype=np.uint8)
         self.targets = rng.integers(0, 10, count).tolist()
-        self.asked = root, download
 
 
 @pytest.fixture

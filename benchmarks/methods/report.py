@@ -80,6 +80,7 @@ def _cell(column: str, values: list[float]) -> str:
     if not values:
         return ""
     mean, deviation = mean_sd(values)
+    deviation = 0.0 if deviation < 1e-12 * abs(mean) else deviation  # rounding of equal values
     if column == "stored":
         return f"{mean:.0f}"
     if column in ("accuracy", "before"):

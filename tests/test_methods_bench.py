@@ -394,7 +394,7 @@ def test_tiny_run_of_tetris(hasty, tmp_path):
     assert by_label[0].stored == 2 * (16 - 14) * 256  # whole blocks of two layers
     retained = {
         name: by_seed.extra["retained"]
-        for name in ("random", "identity", "swaps from identity", "search from both")
+        for name in ("random", "identity", "swaps from identity")
         for by_seed in [stats.by_seed(found.rows, f"{name} 8x8 90%")[0]]
     }
     assert list(retained.values()) == sorted(retained.values())

@@ -55,7 +55,7 @@ def measure(
         for way in group
         if look[name, way] <= 1.5 * min(look[name, other] for other in group)
     }
-    times = _fastest(near, plan or Plan(sample_s=0.005, budget_s=5.0, min_rounds=7, max_rounds=25))
+    times = _fastest(near, plan or Plan(sample_s=0.002, budget_s=8.0, min_rounds=10, max_rounds=60))
     result = {}
     for name in models:
         ms, way = min((t, way) for (owner, way), t in times.items() if owner == name)

@@ -92,7 +92,7 @@ def _cell(column: str, values: list[float]) -> str:
 
 def verdicts(outcome: Outcome) -> list[tuple[str, str, str]]:
     """(point, verdict, measured) of every claim and check."""
-    words = {True: "holds", False: "FAILS", None: "one seed: not judged"}
+    words = {True: "holds", False: "FAILS", None: "not judged"}
     result = []
     for comparison in outcome.comparisons:
         claim = comparison.claim

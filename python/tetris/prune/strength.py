@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 from ..blocking import Blocking, swap_channels
 from ..nn.kinds import DenseLayer, groups_of, oriented
@@ -140,11 +142,12 @@ class StrengthLayer:
         self.strength = Strength(units, isinstance(layer, nn.ConvTranspose2d))
         weight = layer.weight
         assert isinstance(weight, nn.Parameter)
-        parametrize.register_parametrization(layer, "weight", self.strength, unsafe=False)
-        weight.grad = None
-        self._originals.original1 = weight
-        weight.requires_grad_(weight.requires_grad and int(units.sizes().max()) > 1)
+        self._learns = weight.requires_grad
         self._root = units.sizes(weight.device).sqrt()
+        parametrize.register_parametrization(layer, "weight", self.strength)
+        self._originals.original1 = weight
+        weight.grad = None
+        weight.requires_grad_(self._learns and int(units.sizes().max()) > 1)
 
     @property
     def _originals(self) -> nn.Module:
@@ -165,6 +168,53 @@ class StrengthLayer:
         """``s <- sign(s) max(|s| - amount sqrt(|B|), 0)``, exact zeros included."""
         s = self.s
         s.copy_(s.sign() * (s.abs() - amount * self._root).clamp_(min=0.0))
+
+    @torch.no_grad()
+    def reorder(
+        self,
+        row_perm: Tensor | None,
+        col_perm: Tensor | None,
+        optimizers: Iterable[Optimizer] = (),
+    ) -> None:
+        """Share strengths by blocks of another order; the weight stays what it is.
+
+        What optimizers keep of a strength becomes the mean over the weights of its new block.
+        """
+        old, weight = self.strength.units, self.layer.weight
+        for name, perm in (("row_perm", row_perm), ("col_perm", col_perm)):
+            buffer = getattr(self.strength, name)
+            size = buffer.numel()
+            fresh = torch.arange(size) if perm is None else perm
+            buffer.copy_(fresh)
+        new = self.strength.units
+        for original, numbers in zip(
+            (self.s, self.v), self.strength.right_inverse(weight), strict=True
+        ):
+            original.copy_(numbers)
+            original.grad = None
+        for optimizer in optimizers:
+            for name, state in optimizer.state.get(self.s, {}).items():
+                if isinstance(state, Tensor) and state.shape == self.s.shape:
+                    moved = new.split(old.spread(state)).sum((1, 2, 4)) / self._root.square()
+                    optimizer.state[self.s][name] = moved
+
+    @torch.no_grad()
+    def fold(self, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Make the weight an ordinary Parameter again, the one that was V.
+
+        Optimizers forget what they kept of s and V, whose gradients were others.
+        """
+        weight, s, v = self.layer.weight.clone(), self.s, self.v
+        for optimizer in optimizers:
+            for original in (s, v):
+                optimizer.state.pop(original, None)
+        parametrize.remove_parametrizations(self.layer, "weight", leave_parametrized=True)
+        v.copy_(weight)
+        v.grad = None
+        v.requires_grad_(self._learns)
+        self.layer.weight = v
+        bias = self.layer._parameters.pop("bias")  # the weight comes first, as optimizers count
+        self.layer._parameters["bias"] = bias
 
     @torch.no_grad()
     def relative(self) -> Tensor:

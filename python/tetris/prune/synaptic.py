@@ -1,0 +1,463 @@
+"""Synaptic Strength: learn how strong each connection is, shrink strengths to zero, keep the rest."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..checks import describe
+from ..folding import BatchNorm
+from ..layout import BlockLayout
+from ..layout_search import select_blocks
+from ..nn.kinds import DENSE_TYPES, oriented
+from .allocate import allocate, scored
+from .calibration import check_batches, input_rms
+from .inputs import InputScale, input_scales
+from .options import LayerOptions, LayerOverride, shows_settings
+from .plan import Scope
+from .pruner import Execution, Pruner
+from .pushed import PushedScale, by_input
+from .report import SparsifyReport
+from .strength import StrengthLayer, Units
+from .target import Target
+from .tree import Selector
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Per = Literal["connection", "block"]
+"""What has a strength of its own; see :class:`SynapticPruner`."""
+
+#: Blocks are formed anew only while at most this share of the strengths is zero: weights that
+#: shrank to zero together would be dealt to other blocks.
+DENSE_ENOUGH = 0.1
+
+
+class SynapticPruner(Pruner):
+    """Prunes the connections, or blocks, whose learned strength is least.
+
+    A connection is one kernel, from an input map i to an output map j (of a linear layer, one
+    weight). Its strength is the norm of the kernel times the scale of its input, and batch norm
+    says what that is: as ``ReLU(gamma x + beta) = gamma ReLU(x + beta / gamma)`` for gamma > 0,
+    gamma moves into the kernels behind, which become ``K_ij = s_ij V_ij / |V_ij|`` with ``s_ij =
+    gamma_i |K_ij|``. Training then shrinks strengths: after each optimizer step of learning rate
+    eta, :meth:`step` applies ``s <- sign(s) max(|s| - eta penalty sqrt(|B|), 0)``, |B| being the
+    number of weights that share s (the proximal step of an L1 penalty; subgradients reach no
+    zeros). :meth:`prune` keeps the strongest. After Lin et al., "Synaptic Strength for
+    Convolutional Neural Network", NeurIPS 2018 (arXiv:1811.02454), which describes strength,
+    penalty, threshold and fine-tuning; formulas and defaults here are a reconstruction.
+
+    Three phases::
+
+        pruner = SynapticPruner(...)   # same function, other parameters: make the optimizer now
+        train, step()                  # strengths shrink
+        pruner.prune()                 # layouts are fixed, weights are ordinary again
+        fine-tune, step()
+        sparse = pruner.finalize()
+
+    *Where gamma goes.* It moves where ``torch.fx`` shows that the output of the batch norm reaches
+    only layers that are pruned here, through positively homogeneous steps (ReLU, pooling, dropout,
+    flattening). Where it goes elsewhere too, or for channels with gamma <= 0, batch norm stays and
+    the score is ``|gamma_i| s_ij``. Where no batch norm shows (residual sums, other activations,
+    none at all), the score is ``rms(x_i) s_ij`` with the root mean square of the input over
+    ``calibration`` batches.
+
+    *Blocks.* With ``per="connection"`` strengths are the saliency of the layout search at the end,
+    for any block. With ``per="block"`` the weights of a block share one strength; blocks are formed
+    by a search on the dense weights, and again every ``refresh`` steps while strengths are dense.
+
+    *Ranking.* With scope ``"global"``, the default, strengths of all layers compete as they are
+    (a kernel counts by its strength, whatever its size); every block row keeps its best block
+    unless ``allow_empty_rows``.
+
+    Args:
+        model: The model, best trained already; changed in place until :meth:`remove` or
+            :meth:`finalize`.
+        options: Settings of the layers as one object, in place of the keywords below.
+        per: ``"connection"`` or ``"block"``.
+        penalty: The L1 penalty per unit of learning rate.
+        lr_sum: In place of ``penalty``: the sum of the learning rates of all steps until
+            :meth:`prune` (steps * lr / 2 of a linear or cosine decay to zero). The penalty is then
+            such that a strength whose gradient is zero shrinks by ``shrinkage`` medians.
+        shrinkage: Total shrinkage for ``lr_sum``, in units of the median initial strength.
+        refresh: With ``per="block"``: search the blocks anew every so many steps, of the weights
+            as they are then.
+        calibration: Batches of inputs, a list or DataLoader, as the model is called with:
+            needed where batch norm does not tell the scale of the inputs.
+        include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
+        exclude: Layers to leave alone: the first and the last as a rule.
+        types: Exact types to prune.
+        overrides: Settings for some layers.
+        scope: ``"global"`` or ``"layer"``.
+        target: What is to be left, in place of ``sparsity``.
+        execution: What layers compute with from :meth:`prune` on, see :class:`Pruner`.
+        optimizers: Optimizers whose learning rate and states are followed; see :meth:`attach`.
+        progress: Show progress bars during searches.
+        sparsity: Share of blocks to remove.
+        block: (bo, bi) of the layout.
+        reorder: Search to use.
+        balanced: Store equally many blocks in every block row.
+        allow_empty_rows: Let block rows lose all their blocks.
+        tie_kernel: Keep or remove all kernel positions of a block of channels together; with
+            ``block=(1, 1)``, prune whole kernels as the paper does.
+        seed: Seed of the search.
+        budget: Seconds per layer for the search.
+        sweeps: Sweeps instead of seconds.
+
+    Raises:
+        ValueError: as :func:`tetris.sparsify`; also layers whose inputs have no known scale,
+            settings that contradict each other, nothing that would be left.
+        TypeError: calibration cannot be gone through twice.
+
+    Attributes:
+        penalty: The penalty in use.
+        pruned: Whether :meth:`prune` has been called.
+
+    Example:
+        >>> pruner = tetris.prune.SynapticPruner(
+        ...     model, sparsity=0.9, block=(8, 8), exclude=["stem", "classifier"],
+        ...     lr_sum=steps * 2e-3 / 2,
+        ... )
+        >>> optimizer = torch.optim.AdamW(pruner.parameter_groups(weight_decay=0.01), lr=2e-3)
+        >>> pruner.attach(optimizer)
+        >>> for x, target in batches:
+        ...     optimizer.zero_grad()
+        ...     criterion(model(x), target).backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        ...     schedule.step()
+        >>> print(pruner.prune())
+        >>> torch.optim.swa_utils.update_bn(batches, model)  # its statistics were of all weights
+        >>> ...  # fine-tune in the same way, with a new optimizer
+        >>> sparse = pruner.finalize()
+    """
+
+    @shows_settings
+    def __init__(
+        self,
+        model: nn.Module,
+        options: LayerOptions | None = None,
+        *,
+        per: Per = "connection",
+        penalty: float | None = None,
+        lr_sum: float | None = None,
+        shrinkage: float = 0.75,
+        refresh: int | None = None,
+        calibration: Iterable[Any] | None = None,
+        include: Selector | Iterable[Selector] | None = None,
+        exclude: Selector | Iterable[Selector] | None = None,
+        types: tuple[type[nn.Module], ...] = DENSE_TYPES,
+        overrides: Mapping[str, LayerOverride] | None = None,
+        scope: Scope = "global",
+        target: Target | None = None,
+        execution: Execution = "masked",
+        optimizers: Optimizer | Iterable[Optimizer] = (),
+        progress: bool = False,
+        **settings: Unpack[LayerOverride],
+    ) -> None:
+        super().__init__(
+            model,
+            options,
+            include=include,
+            exclude=exclude,
+            types=types,
+            overrides=overrides,
+            scope=scope,
+            target=target,
+            execution=execution,
+            optimizers=optimizers,
+            progress=progress,
+            **settings,
+        )
+        self.per: Per = per
+        self.refresh = refresh
+        self.pruned = False
+        self._check_settings(penalty, lr_sum, shrinkage)
+        self._calibration = check_batches(self.name, calibration)
+        self._inputs = input_scales(model, self.layers)
+        self._check_scales()
+        self._lr: float | None = None
+        self._strengths: dict[str, StrengthLayer] = {}
+        self._pushed: dict[str, PushedScale] = {}
+        units = {name: self._units_of(name) for name in self.layers}
+        if per == "block":
+            for name, plan in self._search_order().items():
+                units[name] = _ordered(units[name], plan)
+        self._push()
+        for name, layer in self.layers.items():
+            self._strengths[name] = StrengthLayer(layer, units[name])
+        self.penalty = self._default_penalty(lr_sum, shrinkage) if penalty is None else penalty
+
+    # -- training -----------------------------------------------------------------------------
+
+    def parameter_groups(self, **settings: Any) -> list[dict[str, Any]]:
+        """All parameters of the model for an optimizer, strengths and directions without decay.
+
+        Args:
+            **settings: Of both groups, such as ``lr`` and ``weight_decay``.
+
+        Example:
+            >>> torch.optim.SGD(pruner.parameter_groups(weight_decay=5e-4), lr=0.1, momentum=0.9)
+        """
+        own = [p for layer in self._strengths.values() for p in (layer.s, layer.v)]
+        known = {id(p) for p in own}
+        rest = [p for p in self.model.parameters() if id(p) not in known]
+        groups = [{**settings, "params": rest}]
+        if own:
+            groups.append({**settings, "params": own, "weight_decay": 0.0})
+        return [group for group in groups if group["params"]]
+
+    def attach(self, *optimizers: Optimizer) -> None:
+        """Take the learning rates of these optimizers, and let their states follow the blocks.
+
+        Raises:
+            ValueError: one of them decays strengths or directions.
+        """
+        super().attach(*optimizers)
+        self._groups()
+
+    def step(self, lr: float | None = None) -> None:
+        """Call after each ``optimizer.step()``: shrink strengths; after :meth:`prune`, zero what goes.
+
+        Args:
+            lr: Learning rate of the step that was taken, where no optimizer is attached, or in
+                place of what that says. Of an attached optimizer it is read now: call this before
+                the scheduler's step.
+
+        Raises:
+            RuntimeError: the learning rate is not known.
+            ValueError: an attached optimizer decays strengths or directions.
+        """
+        if lr is not None and not (math.isfinite(lr) and lr >= 0):
+            raise ValueError(f"{self.name}.step: lr must be a number >= 0 (got {describe(lr)})")
+        self._lr = lr
+        super().step()
+
+    def update(self) -> None:
+        """Shrink strengths by what the step's learning rate says; form blocks anew when due."""
+        if self.pruned:
+            return
+        rates = self._rates()
+        for name, layer in self._strengths.items():
+            layer.shrink(rates[name] * self.penalty)
+        for pushed in self._pushed.values():
+            pushed.hold()
+        if self.refresh and self.steps % self.refresh == 0 and self.zeros <= DENSE_ENOUGH:
+            for name, plan in self._search_order().items():
+                layout = plan
+                self._strengths[name].reorder(layout.row_perm, layout.col_perm, self._optimizers)
+
+    @property
+    def zeros(self) -> float:
+        """Share of the strengths that are exactly zero now."""
+        self._check_phase("zeros", pruned=False)
+        s = torch.cat([layer.s.detach().flatten() for layer in self._strengths.values()])
+        return float((s == 0).double().mean())
+
+    @torch.no_grad()
+    def scores(self) -> dict[str, Tensor]:
+        """name -> score of each connection ``[out, in / groups]``, or block ``[rows, columns]``.
+
+        The norm of the weights that share a strength, each times the scale of its input: |s| where
+        batch norm's scale was pushed into the layer.
+        """
+        self._check_phase("scores", pruned=False)
+        return {n: u.norms(self._worth(n)) for n, u in self._all_units().items()}
+
+    # -- pruning ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prune(self) -> SparsifyReport:
+        """Fix the blocks that are kept: the strongest. Weights are ordinary Parameters again.
+
+        An optimizer that held directions holds the weights now, without state; strengths are gone.
+        Batch norm saw the outputs of all weights: measure its statistics anew, such as by
+        ``torch.optim.swa_utils.update_bn(batches, model)``, before judging the pruned model.
+
+        Returns:
+            What is stored.
+        """
+        self._check_attached("prune")
+        self._check_phase("prune", pruned=False)
+        saliency = {}
+        for name, score in self.scores().items():
+            units = self._all_units()[name]
+            bo, bi = units.blocking.block
+            # A block is worth its score at ragged edges, too.
+            whole = bo * bi * units.positions / units.sizes(score.device)
+            saliency[name] = oriented(self.layers[name], units.spread(score * whole))
+        if self.per == "connection":
+            layouts = {name: plan.layout for name, plan in self.search(saliency).items()}
+        else:
+            layouts = self._select(saliency)
+        self.keep(layouts)
+        return self.report()
+
+    def finalize(self, *, inplace: bool = False) -> nn.Module:
+        """Return the model with sparse layers; see :meth:`Pruner.finalize`. After :meth:`prune`."""
+        self._check_phase("finalize", pruned=True)
+        return super().finalize(inplace=inplace)
+
+    def remove(self) -> nn.Module:
+        """Make the model an ordinary dense one again, masked if it was pruned; end the pruner."""
+        self._check_attached("remove")
+        self._fold()
+        return super().remove()
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def extra_state(self) -> dict[str, Any]:
+        """Penalty, phase, and the channels whose scale was pushed on."""
+        return {
+            "penalty": self.penalty,
+            "per": self.per,
+            "pruned": self.pruned,
+            "pushed": {name: pushed.channels.clone() for name, pushed in self._pushed.items()},
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
+        self.penalty = float(state["penalty"])
+        if state["pruned"]:
+            self._fold()
+        for name, channels in state["pushed"].items():
+            pushed = self._pushed[name]
+            pushed.channels = channels.to(pushed.channels.device)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a pruner of the same layers and settings stopped.
+
+        Load this first, then the model's state, which holds strengths, directions and blocks, then
+        make the optimizer and load its state.
+
+        Raises:
+            ValueError: the state is of other layers or settings, or from before :meth:`prune`
+                when this pruner is beyond it.
+        """
+        where = f"{self.name}.load_state_dict"
+        if state.get("per", self.per) != self.per:
+            raise ValueError(
+                f"{where}: the state is of per={state['per']!r}, this pruner of {self.per!r}; make "
+                "the pruner with the same per"
+            )
+        if self.pruned and not state.get("pruned", True):
+            raise ValueError(
+                f"{where}: the state is from before prune(), this pruner is beyond it; make a "
+                "new pruner of a new model"
+            )
+        super().load_state_dict(state)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _check_settings(
+        self, penalty: float | None, lr_sum: float | None, shrinkage: float
+    ) -> None:
+        where = self.name
+        if self.per not in get_args(Per):
+            raise ValueError(
+                f"{where}: per must be 'connection' or 'block' (got {describe(self.per)})"
+            )
+        if (penalty is None) == (lr_sum is None):
+            got = "none" if penalty is None else "both"
+            raise ValueError(
+                f"{where}: one of penalty and lr_sum is needed (got {got}); lr_sum is the sum of "
+                "the learning rates of all steps until prune(): steps * lr / 2 of a linear or "
+                "cosine decay to zero"
+            )
+        for name, value in (("penalty", penalty), ("lr_sum", lr_sum), ("shrinkage", shrinkage)):
+            least = name == "penalty"  # which may be zero, to rank strengths without shrinking
+            if value is not None and not (math.isfinite(value) and (value > 0 or least <= value == 0)):
+                raise ValueError(
+                    f"{where}: {name} must be a finite number {'>= 0' if least else '> 0'} "
+                    f"(got {describe(value)})"
+                )
+        if self.refresh is not None:
+            if self.per != "block":
+                raise ValueError(
+                    f"{where}: refresh forms blocks anew, which per='connection' does not train; "
+                    "use per='block', or leave it out"
+                )
+            if not isinstance(self.refresh, int) or self.refresh < 1:
+                raise ValueError(
+                    f"{where}: refresh must be a number of steps >= 1 (got {describe(self.refresh)})"
+                )
+        for name, o in self.layer_options.items():
+            if o.importance != "magnitude":
+                raise ValueError(
+                    f"{where}: layer {name!r}: importance is not used, strengths are; leave it out, "
+                    "or use TetrisPruner"
+                )
+            if o.sparsity == 1.0 and o.allow_empty_rows:
+                raise ValueError(
+                    f"{where}: layer {name!r}: sparsity=1.0 with allow_empty_rows=True would keep "
+                    "nothing; ask for less, or leave allow_empty_rows out to keep one block per "
+                    "block row"
+                )
+
+    def _check_scales(self) -> None:
+        """Raise unless the scale of every layer's inputs is known or can be measured."""
+        unknown = {n: s.reason for n, s in self._inputs.items() if s.norm is None}
+        if unknown and self._calibration is None:
+            reasons = "; ".join(f"{n or '(root)'}: {reason}" for n, reason in unknown.items())
+            raise ValueError(
+                f"{self.name}: no batch norm tells the scale of the inputs of these layers "
+                f"({reasons}); pass calibration=[x], batches of inputs that they are measured on, "
+                "or exclude the layers"
+            )
+
+    def _check_phase(self, what: str, *, pruned: bool) -> None:
+        if self.pruned and not pruned:
+            raise RuntimeError(f"{self.name}.{what}: prune() has been called, strengths are gone")
+        if pruned and not self.pruned:
+            raise RuntimeError(
+                f"{self.name}.{what}: nothing has been removed yet; call prune() first, or remove() "
+                "for the dense model"
+            )
+
+    def _units_of(self, name: str) -> Units:
+        o = self.layer_options[name]
+        block, tied = ((1, 1), True) if self.per == "connection" else (o.block, o.tie_kernel)
+        return Units.of(f"{self.name}: layer {name!r}", self.layers[name], block, tied)
+
+    def _all_units(self) -> dict[str, Units]:
+        return {name: layer.strength.units for name, layer in self._strengths.items()}
+
+    def _norm(self, scale: InputScale) -> BatchNorm:
+        assert scale.norm is not None
+        return self.model.get_submodule(scale.norm)  # type: ignore[return-value]
+
+    def _push(self) -> None:
+        """Move the scales of batch norms into the layers behind them."""
+        behind: dict[str, list] = {}
+        for name, scale in self._inputs.items():
+            if scale.pushable:
+                behind.setdefault(str(scale.norm), []).append((self.layers[name], scale.repeat))
+        for norm, layers in behind.items():
+            self._pushed[norm] = PushedScale(self.model.get_submodule(norm), layers)  # type: ignore[arg-type]
+            self._pushed[norm].push()
+
+    def _scales(self) -> dict[str, Tensor]:
+        """name -> [in], scale of each input."""
+        unknown = {n: self.layers[n] for n, s in self._inputs.items() if s.norm is None}
+        found = {}
+        if unknown:
+            assert self._calibration is not None
+            found = input_rms(self.name, self.model, unknown, self._calibration)
+        for name, scale in self._inputs.items():
+            if scale.norm is None:
+                continue
+            norm = self._norm(scale)
+            gamma = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach()
+            found[name] = gamma.abs().repeat_interleave(scale.repeat)
+        return found
+
+    def _worth(self, name: str, scales: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Weight times the scale of its input, ``[out, in / groups, ...]``."""
+        layer = self.layers[name]
+        scale = (scales or self._scales())[name].to(layer.weight.device)
+        return oriented(layer, layer.weight.detach()) * by_input(layer, scale)

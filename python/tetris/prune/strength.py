@@ -16,7 +16,7 @@ from ..nn.kinds import DenseLayer, groups_of, oriented
 _EPS = 1e-12  # V has a redundant scale that nothing keeps from zero
 
 
-class Units:
+class Synapses:
     """Which weights of a layer share one number: the kernels, or the blocks.
 
     Args:
@@ -39,8 +39,8 @@ class Units:
         self.col_perm = col_perm
 
     @classmethod
-    def of(cls, where: str, layer: DenseLayer, block: tuple[int, int], tied: bool) -> Units:
-        """Units of a layer in the order its channels stand."""
+    def of(cls, where: str, layer: DenseLayer, block: tuple[int, int], tied: bool) -> Synapses:
+        """Synapses of a layer in the order its channels stand."""
         weight = oriented(layer, layer.weight.detach())
         return cls(Blocking.of(where, "weight", weight, block, groups_of(layer)), tied)
 
@@ -92,7 +92,7 @@ class Strength(nn.Module):
     row_perm: Tensor | None
     col_perm: Tensor | None
 
-    def __init__(self, units: Units, transposed: bool) -> None:
+    def __init__(self, units: Synapses, transposed: bool) -> None:
         super().__init__()
         self._blocking = units.blocking
         self.tied = units.positions > 1
@@ -101,9 +101,9 @@ class Strength(nn.Module):
         self.register_buffer("col_perm", units.col_perm)
 
     @property
-    def units(self) -> Units:
+    def units(self) -> Synapses:
         """What shares a strength now."""
-        return Units(self._blocking, self.tied, self.row_perm, self.col_perm)
+        return Synapses(self._blocking, self.tied, self.row_perm, self.col_perm)
 
     def forward(self, s: Tensor, v: Tensor) -> Tensor:
         """The weight."""
@@ -137,7 +137,7 @@ class StrengthLayer:
         strength: The parametrization.
     """
 
-    def __init__(self, layer: DenseLayer, units: Units) -> None:
+    def __init__(self, layer: DenseLayer, units: Synapses) -> None:
         self.layer = layer
         self.strength = Strength(units, isinstance(layer, nn.ConvTranspose2d))
         weight = layer.weight

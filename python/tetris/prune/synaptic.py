@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -23,7 +24,7 @@ from .plan import Scope
 from .pruner import Execution, Pruner
 from .pushed import PushedScale, by_input
 from .report import SparsifyReport
-from .strength import StrengthLayer, Units
+from .strength import StrengthLayer, Synapses
 from .target import Target
 from .tree import Selector
 
@@ -186,12 +187,12 @@ class SynapticPruner(Pruner):
         self._pushed: dict[str, PushedScale] = {}
         units = {name: self._units_of(name) for name in self.layers}
         if per == "block":
-            for name, plan in self._search_order().items():
-                units[name] = _ordered(units[name], plan)
+            for name, layout in self._search_order().items():
+                units[name] = _ordered(units[name], layout.to(self.layers[name].weight.device))
         self._push()
         for name, layer in self.layers.items():
             self._strengths[name] = StrengthLayer(layer, units[name])
-        self.penalty = self._default_penalty(lr_sum, shrinkage) if penalty is None else penalty
+        self.penalty = penalty if lr_sum is None else self._default_penalty(lr_sum, shrinkage)
 
     # -- training -----------------------------------------------------------------------------
 
@@ -248,8 +249,7 @@ class SynapticPruner(Pruner):
         for pushed in self._pushed.values():
             pushed.hold()
         if self.refresh and self.steps % self.refresh == 0 and self.zeros <= DENSE_ENOUGH:
-            for name, plan in self._search_order().items():
-                layout = plan
+            for name, layout in self._search_order().items():
                 self._strengths[name].reorder(layout.row_perm, layout.col_perm, self._optimizers)
 
     @property
@@ -267,7 +267,8 @@ class SynapticPruner(Pruner):
         batch norm's scale was pushed into the layer.
         """
         self._check_phase("scores", pruned=False)
-        return {n: u.norms(self._worth(n)) for n, u in self._all_units().items()}
+        worth = self._worths()
+        return {n: units.norms(worth[n]) for n, units in self._all_units().items()}
 
     # -- pruning ------------------------------------------------------------------------------
 
@@ -419,12 +420,12 @@ class SynapticPruner(Pruner):
                 "for the dense model"
             )
 
-    def _units_of(self, name: str) -> Units:
+    def _units_of(self, name: str) -> Synapses:
         o = self.layer_options[name]
         block, tied = ((1, 1), True) if self.per == "connection" else (o.block, o.tie_kernel)
-        return Units.of(f"{self.name}: layer {name!r}", self.layers[name], block, tied)
+        return Synapses.of(f"{self.name}: layer {name!r}", self.layers[name], block, tied)
 
-    def _all_units(self) -> dict[str, Units]:
+    def _all_units(self) -> dict[str, Synapses]:
         return {name: layer.strength.units for name, layer in self._strengths.items()}
 
     def _norm(self, scale: InputScale) -> BatchNorm:
@@ -456,8 +457,121 @@ class SynapticPruner(Pruner):
             found[name] = gamma.abs().repeat_interleave(scale.repeat)
         return found
 
-    def _worth(self, name: str, scales: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Weight times the scale of its input, ``[out, in / groups, ...]``."""
-        layer = self.layers[name]
-        scale = (scales or self._scales())[name].to(layer.weight.device)
-        return oriented(layer, layer.weight.detach()) * by_input(layer, scale)
+    def _worths(self) -> dict[str, Tensor]:
+        """name -> weight times the scale of its inputs, ``[out, in / groups, ...]``."""
+        scales = self._scales()
+        return {
+            name: oriented(layer, layer.weight.detach())
+            * by_input(layer, scales[name].to(layer.weight.device))
+            for name, layer in self.layers.items()
+        }
+
+    @torch.no_grad()
+    def _search_order(self) -> dict[str, BlockLayout]:
+        """Layouts whose order gathers the strong weights of now in blocks."""
+        worth = {n: oriented(self.layers[n], w.abs()) for n, w in self._worths().items()}
+        return {name: plan.layout for name, plan in self.search(worth).items()}
+
+    def _select(self, saliency: Mapping[str, Tensor]) -> dict[str, BlockLayout]:
+        """Layouts of the blocks that have strengths: their order stays."""
+        worth = {n: oriented(self.layers[n], s).cpu() for n, s in saliency.items()}
+        units = self._all_units()
+        sparsity = {n: o.sparsity for n, o in self.layer_options.items()}
+        if self.scope == "global":
+            rated = {
+                n: scored(
+                    worth[n],
+                    units[n].blocking,
+                    units[n].row_perm,
+                    units[n].col_perm,
+                    tie_kernel=o.tie_kernel,
+                    keep_rows=not o.allow_empty_rows,
+                    cost=self._costs().get(n, 1.0),
+                )
+                for n, o in self.layer_options.items()
+                if n not in self._fixed
+            }
+            sparsity.update(allocate(rated, self.options.sparsity) if rated else {})
+        found = {}
+        for name, o in self.layer_options.items():
+            rows, cols = units[name].row_perm, units[name].col_perm
+            blocks = select_blocks(
+                worth[name],
+                units[name].blocking,
+                sparsity[name],
+                rows,
+                cols,
+                balanced=o.balanced,
+                allow_empty_rows=o.allow_empty_rows,
+                tie_kernel=o.tie_kernel,
+            )
+            whole = self._whole(name)
+            found[name] = replace(whole, row_perm=rows, col_perm=cols).with_blocks(blocks)
+        return found
+
+    def _rates(self) -> dict[str, float]:
+        """name -> learning rate of the step that was taken."""
+        groups = self._groups()
+        if self._lr is not None:
+            return dict.fromkeys(self._strengths, self._lr)
+        rates = {}
+        for name, layer in self._strengths.items():
+            if id(layer.s) not in groups:
+                raise RuntimeError(
+                    f"{self.name}.step: no attached optimizer holds the strengths of layer "
+                    f"{name!r}, so the learning rate is not known; make the optimizer after the "
+                    "pruner, of pruner.parameter_groups(), and pruner.attach(optimizer), or pass "
+                    "step(lr)"
+                )
+            rates[name] = float(groups[id(layer.s)]["lr"])
+        return rates
+
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        """id of a Parameter -> its group in an attached optimizer; strengths have no decay."""
+        groups = {
+            id(p): group
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for p in group["params"]
+        }
+        for name, layer in self._strengths.items():
+            for parameter, what in ((layer.s, "strengths"), (layer.v, "directions")):
+                decay = groups.get(id(parameter), {}).get("weight_decay", 0.0)
+                if decay and parameter.requires_grad:
+                    raise ValueError(
+                        f"{self.name}: an optimizer decays the {what} of layer {name!r} "
+                        f"(weight_decay={decay:g}), which only the penalty may shrink; make it of "
+                        "pruner.parameter_groups(weight_decay=...), which spares them"
+                    )
+        return groups
+
+    def _default_penalty(self, lr_sum: float, shrinkage: float) -> float:
+        """Such that strengths shrink by so many medians while learning rates sum up to lr_sum."""
+        strengths = torch.cat([layer.relative() for layer in self._strengths.values()])
+        median = float(strengths[strengths > 0].median()) if bool(strengths.any()) else 0.0
+        return shrinkage * median / lr_sum
+
+    def _fold(self) -> None:
+        """Make weights ordinary Parameters again."""
+        for layer in self._strengths.values():
+            layer.fold(self._optimizers)
+        self._strengths = {}
+        self._pushed = {}
+        self.pruned = True
+
+    def _set(
+        self, layouts: Mapping[str, BlockLayout], *, saved: Mapping[str, Any] | None = None
+    ) -> None:
+        if saved is None or not all(bool(layer["dense"]) for layer in saved.values()):
+            self._fold()
+        super()._set(layouts, saved=saved)
+
+
+def _ordered(units: Synapses, layout: BlockLayout) -> Synapses:
+    """Synapses in the order of a layout, with both permutations as tensors."""
+    sizes = (("row_perm", layout.out_features), ("col_perm", layout.in_features))
+    perms = {}
+    for name, size in sizes:
+        perm = getattr(layout, name)
+        perms[name] = torch.arange(size, dtype=torch.int32) if perm is None else perm
+    return Synapses(units.blocking, units.positions > 1, **perms)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ..checks import describe
 from ..folding import BatchNorm
@@ -176,13 +177,15 @@ class SynapticPruner(Pruner):
             **settings,
         )
         self.per: Per = per
+        self._rates: dict[str, float] = {}
         self.refresh = refresh
         self.pruned = False
         self._check_settings(penalty, lr_sum, shrinkage)
         self._calibration = check_batches(self.name, calibration)
         self._inputs = input_scales(model, self.layers)
         self._check_scales()
-        self._lr: float | None = None
+        self._taken: dict[int, float] = {}  # id of strengths -> learning rates since the last step()
+        self._hooks: dict[int, RemovableHandle] = {}
         self._strengths: dict[str, StrengthLayer] = {}
         self._pushed: dict[str, PushedScale] = {}
         units = {name: self._units_of(name) for name in self.layers}
@@ -192,6 +195,7 @@ class SynapticPruner(Pruner):
         self._push()
         for name, layer in self.layers.items():
             self._strengths[name] = StrengthLayer(layer, units[name])
+        self._follow()
         self.penalty = penalty if lr_sum is None else self._default_penalty(lr_sum, shrinkage)
 
     # -- training -----------------------------------------------------------------------------
@@ -220,15 +224,15 @@ class SynapticPruner(Pruner):
             ValueError: one of them decays strengths or directions.
         """
         super().attach(*optimizers)
-        self._groups()
+        self._follow()
 
     def step(self, lr: float | None = None) -> None:
         """Call after each ``optimizer.step()``: shrink strengths; after :meth:`prune`, zero what goes.
 
         Args:
-            lr: Learning rate of the step that was taken, where no optimizer is attached, or in
-                place of what that says. Of an attached optimizer it is read now: call this before
-                the scheduler's step.
+            lr: Learning rate of the step that was taken, where no optimizer is attached. Attached
+                ones tell it themselves, whether their scheduler steps before or after this, and
+                nothing shrinks where they took no step.
 
         Raises:
             RuntimeError: the learning rate is not known.
@@ -236,16 +240,15 @@ class SynapticPruner(Pruner):
         """
         if lr is not None and not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"{self.name}.step: lr must be a number >= 0 (got {describe(lr)})")
-        self._lr = lr
+        self._rates = self._rates_of(lr)
         super().step()
 
     def update(self) -> None:
         """Shrink strengths by what the step's learning rate says; form blocks anew when due."""
         if self.pruned:
             return
-        rates = self._rates()
         for name, layer in self._strengths.items():
-            layer.shrink(rates[name] * self.penalty)
+            layer.shrink(self._rates[name] * self.penalty)
         for pushed in self._pushed.values():
             pushed.hold()
         if self.refresh and self.steps % self.refresh == 0 and self.zeros <= DENSE_ENOUGH:
@@ -509,41 +512,48 @@ class SynapticPruner(Pruner):
             found[name] = replace(whole, row_perm=rows, col_perm=cols).with_blocks(blocks)
         return found
 
-    def _rates(self) -> dict[str, float]:
-        """name -> learning rate of the step that was taken."""
-        groups = self._groups()
-        if self._lr is not None:
-            return dict.fromkeys(self._strengths, self._lr)
-        rates = {}
+    def _rates_of(self, lr: float | None) -> dict[str, float]:
+        """name -> learning rate of the steps since the last call."""
+        if self.pruned:
+            return {}
+        held = self._follow()
         for name, layer in self._strengths.items():
-            if id(layer.s) not in groups:
+            if lr is None and id(layer.s) not in held:
                 raise RuntimeError(
                     f"{self.name}.step: no attached optimizer holds the strengths of layer "
                     f"{name!r}, so the learning rate is not known; make the optimizer after the "
                     "pruner, of pruner.parameter_groups(), and pruner.attach(optimizer), or pass "
                     "step(lr)"
                 )
-            rates[name] = float(groups[id(layer.s)]["lr"])
-        return rates
+        taken, self._taken = self._taken, {}
+        return {n: taken.get(id(s.s), 0.0) if lr is None else lr for n, s in self._strengths.items()}
 
-    def _groups(self) -> dict[int, dict[str, Any]]:
-        """id of a Parameter -> its group in an attached optimizer; strengths have no decay."""
-        groups = {
-            id(p): group
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
+    def _follow(self) -> set[int]:
+        """Listen to the steps of attached optimizers; ids of the Parameters these hold.
+
+        A scheduler may have changed the learning rate by the time :meth:`step` is called: of the
+        last step it is zero then, which would leave no strength at zero.
+        """
+        for optimizer in self._optimizers:
+            if id(optimizer) not in self._hooks:
+                self._hooks[id(optimizer)] = optimizer.register_step_post_hook(self._record)
+        held = {id(p): g for o in self._optimizers for g in o.param_groups for p in g["params"]}
         for name, layer in self._strengths.items():
             for parameter, what in ((layer.s, "strengths"), (layer.v, "directions")):
-                decay = groups.get(id(parameter), {}).get("weight_decay", 0.0)
+                decay = held.get(id(parameter), {}).get("weight_decay", 0.0)
                 if decay and parameter.requires_grad:
                     raise ValueError(
                         f"{self.name}: an optimizer decays the {what} of layer {name!r} "
                         f"(weight_decay={decay:g}), which only the penalty may shrink; make it of "
                         "pruner.parameter_groups(weight_decay=...), which spares them"
                     )
-        return groups
+        return set(held)
+
+    def _record(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                key = id(parameter)
+                self._taken[key] = self._taken.get(key, 0.0) + float(group["lr"])
 
     def _default_penalty(self, lr_sum: float, shrinkage: float) -> float:
         """Such that strengths shrink by so many medians while learning rates sum up to lr_sum."""
@@ -555,8 +565,9 @@ class SynapticPruner(Pruner):
         """Make weights ordinary Parameters again."""
         for layer in self._strengths.values():
             layer.fold(self._optimizers)
-        self._strengths = {}
-        self._pushed = {}
+        for hook in self._hooks.values():
+            hook.remove()
+        self._strengths, self._pushed, self._hooks, self._taken = {}, {}, {}, {}
         self.pruned = True
 
     def _set(

@@ -77,9 +77,7 @@ def input_scales(model: nn.Module, layers: Mapping[str, DenseLayer]) -> dict[str
 class _Walk:
     """Walks a graph from layers back to batch norms, and from these to all layers behind them."""
 
-    def __init__(
-        self, model: nn.Module, graph: fx.Graph, layers: Mapping[str, DenseLayer]
-    ) -> None:
+    def __init__(self, model: nn.Module, graph: fx.Graph, layers: Mapping[str, DenseLayer]) -> None:
         self.graph = graph
         self.layers = layers
         self.names = {id(layer): name for name, layer in layers.items()}
@@ -198,7 +196,7 @@ def _flattens(node: fx.Node) -> bool:
     if name == "flatten":
         return rest in ((1,), (1, -1))
     if name in ("view", "reshape"):  # x.view(x.size(0), -1)
-        return len(rest) == 2 and rest[1] == -1 and isinstance(rest[0], fx.Node)
+        return len(rest) == 2 and isinstance(rest[0], fx.Node) and str(rest[1]) == "-1"
     if name == "mean":  # over the pixels
         return len(rest) == 1 and list(_several(rest[0])) in ([2], [2, 3], [-2, -1], [-1, -2])
     return False

@@ -241,7 +241,7 @@ class ActivationNorm(DataImportance):
         def watch(name: str) -> Callable[..., None]:
             def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
                 x = _widened((args[0] if args else next(iter(kwargs.values()))).detach())
-                channels = x.movedim(x.dim() - 1 - _spatial(layer), 0).flatten(1)
+                channels = x.movedim(x.dim() - 1 - spatial_dims(layer), 0).flatten(1)
                 new = channels.square().sum(1)
                 squares[name] = squares[name].add_(new) if name in squares else new
 
@@ -270,20 +270,20 @@ class ActivationNorm(DataImportance):
             shape, groups = oriented(layer, layer.weight).shape, groups_of(layer)
         if measured.numel() != shape[1] * groups:
             return measured  # of another layer: its shape tells
-        factor = _per_input(measured, shape, groups)
+        factor = per_input(measured, shape, groups)
         return (
             layer.layout.pack(factor) if isinstance(layer, SparseLayer) else oriented(layer, factor)
         )
 
 
-def _per_input(numbers: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
+def per_input(numbers: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
     """One number per input channel, [in], at each weight ``[out, in / groups, *kernel]`` of it."""
     out, inputs, *kernel = shape
     parts = numbers.view(groups, 1, inputs).expand(groups, out // groups, inputs)
     return parts.reshape(out, inputs, *(1 for _ in kernel)).expand(shape)
 
 
-def _spatial(layer: nn.Module) -> int:
+def spatial_dims(layer: nn.Module) -> int:
     """Dimensions behind the channels of an input."""
     dense = layer.dense_type if isinstance(layer, SparseLayer) else type(layer)
     if issubclass(dense, nn.Linear):

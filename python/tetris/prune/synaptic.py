@@ -1,4 +1,4 @@
-"""Synaptic Strength: learn how strong each connection is, shrink strengths to zero, keep the rest."""
+"""Synaptic Strength: learn how strong each connection is, shrink strengths, keep the strongest."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from ..checks import describe
-from ..folding import BatchNorm
 from ..layout import BlockLayout
 from ..layout_search import select_blocks
 from ..nn.kinds import DENSE_TYPES, oriented
 from .allocate import allocate, scored
-from .calibration import check_batches, input_rms
-from .inputs import InputScale, input_scales
+from .batches import Batches, check_batches
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
 from .pruner import Execution, Pruner
-from .pushed import PushedScale, by_input
+from .rates import LearningRates
 from .report import SparsifyReport
+from .scales import Scales
 from .strength import StrengthLayer, Synapses
 from .target import Target
 from .tree import Selector
@@ -67,7 +65,7 @@ class SynapticPruner(Pruner):
     flattening). Where it goes elsewhere too, or for channels with gamma <= 0, batch norm stays and
     the score is ``|gamma_i| s_ij``. Where no batch norm shows (residual sums, other activations,
     none at all), the score is ``rms(x_i) s_ij`` with the root mean square of the input over
-    ``calibration`` batches.
+    ``batches``.
 
     *Blocks.* With ``per="connection"`` strengths are the saliency of the layout search at the end,
     for any block. With ``per="block"`` the weights of a block share one strength; blocks are formed
@@ -89,8 +87,8 @@ class SynapticPruner(Pruner):
         shrinkage: Total shrinkage for ``lr_sum``, in units of the median initial strength.
         refresh: With ``per="block"``: search the blocks anew every so many steps, of the weights
             as they are then.
-        calibration: Batches of inputs, a list or DataLoader, as the model is called with:
-            needed where batch norm does not tell the scale of the inputs.
+        batches: Needed where batch norm does not tell the scale of the inputs, which is measured
+            on these then; as for :class:`Taylor`.
         include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
         exclude: Layers to leave alone: the first and the last as a rule.
         types: Exact types to prune.
@@ -114,7 +112,7 @@ class SynapticPruner(Pruner):
     Raises:
         ValueError: as :func:`tetris.sparsify`; also layers whose inputs have no known scale,
             settings that contradict each other, nothing that would be left.
-        TypeError: calibration cannot be gone through twice.
+        TypeError: batches that can be read but once, such as a generator.
 
     Attributes:
         penalty: The penalty in use.
@@ -150,7 +148,7 @@ class SynapticPruner(Pruner):
         lr_sum: float | None = None,
         shrinkage: float = 0.75,
         refresh: int | None = None,
-        calibration: Iterable[Any] | None = None,
+        batches: Batches | None = None,
         include: Selector | Iterable[Selector] | None = None,
         exclude: Selector | Iterable[Selector] | None = None,
         types: tuple[type[nn.Module], ...] = DENSE_TYPES,
@@ -177,26 +175,25 @@ class SynapticPruner(Pruner):
             **settings,
         )
         self.per: Per = per
-        self._rates: dict[str, float] = {}
         self.refresh = refresh
         self.pruned = False
         self._check_settings(penalty, lr_sum, shrinkage)
-        self._calibration = check_batches(self.name, calibration)
-        self._inputs = input_scales(model, self.layers)
-        self._check_scales()
-        self._taken: dict[int, float] = {}  # id of strengths -> learning rates since the last step()
-        self._hooks: dict[int, RemovableHandle] = {}
+        self.batches = None if batches is None else check_batches(self.name, batches)
+        self._scales = Scales(self.name, model, self.layers, self.batches)
+        self._rates = LearningRates()
+        self._lr: float | None = None  # of step(lr)
         self._strengths: dict[str, StrengthLayer] = {}
-        self._pushed: dict[str, PushedScale] = {}
         units = {name: self._units_of(name) for name in self.layers}
         if per == "block":
             for name, layout in self._search_order().items():
                 units[name] = _ordered(units[name], layout.to(self.layers[name].weight.device))
-        self._push()
+        self._scales.push()
         for name, layer in self.layers.items():
             self._strengths[name] = StrengthLayer(layer, units[name])
         self._follow()
-        self.penalty = penalty if lr_sum is None else self._default_penalty(lr_sum, shrinkage)
+        self.penalty = (
+            float(penalty) if penalty is not None else self._default_penalty(lr_sum, shrinkage)
+        )
 
     # -- training -----------------------------------------------------------------------------
 
@@ -227,7 +224,7 @@ class SynapticPruner(Pruner):
         self._follow()
 
     def step(self, lr: float | None = None) -> None:
-        """Call after each ``optimizer.step()``: shrink strengths; after :meth:`prune`, zero what goes.
+        """Call after each ``optimizer.step()``: shrink strengths, or zero what was pruned.
 
         Args:
             lr: Learning rate of the step that was taken, where no optimizer is attached. Attached
@@ -240,17 +237,18 @@ class SynapticPruner(Pruner):
         """
         if lr is not None and not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"{self.name}.step: lr must be a number >= 0 (got {describe(lr)})")
-        self._rates = self._rates_of(lr)
+        self._lr = lr
         super().step()
 
     def update(self) -> None:
         """Shrink strengths by what the step's learning rate says; form blocks anew when due."""
         if self.pruned:
             return
-        for name, layer in self._strengths.items():
-            layer.shrink(self._rates[name] * self.penalty)
-        for pushed in self._pushed.values():
-            pushed.hold()
+        self._check_rates()
+        for layer in self._strengths.values():
+            taken = self._rates.take(layer.s)
+            layer.shrink(self.penalty * (taken if self._lr is None else self._lr))
+        self._scales.hold()
         if self.refresh and self.steps % self.refresh == 0 and self.zeros <= DENSE_ENOUGH:
             for name, layout in self._search_order().items():
                 self._strengths[name].reorder(layout.row_perm, layout.col_perm, self._optimizers)
@@ -264,13 +262,13 @@ class SynapticPruner(Pruner):
 
     @torch.no_grad()
     def scores(self) -> dict[str, Tensor]:
-        """name -> score of each connection ``[out, in / groups]``, or block ``[rows, columns]``.
+        """Layer -> score of each connection ``[out, in / groups]``, or block ``[rows, columns]``.
 
         The norm of the weights that share a strength, each times the scale of its input: |s| where
         batch norm's scale was pushed into the layer.
         """
         self._check_phase("scores", pruned=False)
-        worth = self._worths()
+        worth = self._scales.weights()
         return {n: units.norms(worth[n]) for n, units in self._all_units().items()}
 
     # -- pruning ------------------------------------------------------------------------------
@@ -321,7 +319,7 @@ class SynapticPruner(Pruner):
             "penalty": self.penalty,
             "per": self.per,
             "pruned": self.pruned,
-            "pushed": {name: pushed.channels.clone() for name, pushed in self._pushed.items()},
+            "pushed": self._scales.state_dict(),
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
@@ -329,9 +327,8 @@ class SynapticPruner(Pruner):
         self.penalty = float(state["penalty"])
         if state["pruned"]:
             self._fold()
-        for name, channels in state["pushed"].items():
-            pushed = self._pushed[name]
-            pushed.channels = channels.to(pushed.channels.device)
+        else:
+            self._scales.load_state_dict(state["pushed"])
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a pruner of the same layers and settings stopped.
@@ -375,7 +372,9 @@ class SynapticPruner(Pruner):
             )
         for name, value in (("penalty", penalty), ("lr_sum", lr_sum), ("shrinkage", shrinkage)):
             least = name == "penalty"  # which may be zero, to rank strengths without shrinking
-            if value is not None and not (math.isfinite(value) and (value > 0 or least <= value == 0)):
+            if value is not None and not (
+                math.isfinite(value) and (value > 0 or least <= value == 0)
+            ):
                 raise ValueError(
                     f"{where}: {name} must be a finite number {'>= 0' if least else '> 0'} "
                     f"(got {describe(value)})"
@@ -388,13 +387,14 @@ class SynapticPruner(Pruner):
                 )
             if not isinstance(self.refresh, int) or self.refresh < 1:
                 raise ValueError(
-                    f"{where}: refresh must be a number of steps >= 1 (got {describe(self.refresh)})"
+                    f"{where}: refresh must be a number of steps >= 1 "
+                    f"(got {describe(self.refresh)})"
                 )
         for name, o in self.layer_options.items():
             if o.importance != "magnitude":
                 raise ValueError(
-                    f"{where}: layer {name!r}: importance is not used, strengths are; leave it out, "
-                    "or use TetrisPruner"
+                    f"{where}: layer {name!r}: importance is not used, strengths are; leave it "
+                    "out, or use TetrisPruner"
                 )
             if o.sparsity == 1.0 and o.allow_empty_rows:
                 raise ValueError(
@@ -403,24 +403,13 @@ class SynapticPruner(Pruner):
                     "block row"
                 )
 
-    def _check_scales(self) -> None:
-        """Raise unless the scale of every layer's inputs is known or can be measured."""
-        unknown = {n: s.reason for n, s in self._inputs.items() if s.norm is None}
-        if unknown and self._calibration is None:
-            reasons = "; ".join(f"{n or '(root)'}: {reason}" for n, reason in unknown.items())
-            raise ValueError(
-                f"{self.name}: no batch norm tells the scale of the inputs of these layers "
-                f"({reasons}); pass calibration=[x], batches of inputs that they are measured on, "
-                "or exclude the layers"
-            )
-
     def _check_phase(self, what: str, *, pruned: bool) -> None:
         if self.pruned and not pruned:
             raise RuntimeError(f"{self.name}.{what}: prune() has been called, strengths are gone")
         if pruned and not self.pruned:
             raise RuntimeError(
-                f"{self.name}.{what}: nothing has been removed yet; call prune() first, or remove() "
-                "for the dense model"
+                f"{self.name}.{what}: nothing has been removed yet; call prune() first, or "
+                "remove() for the dense model"
             )
 
     def _units_of(self, name: str) -> Synapses:
@@ -431,48 +420,10 @@ class SynapticPruner(Pruner):
     def _all_units(self) -> dict[str, Synapses]:
         return {name: layer.strength.units for name, layer in self._strengths.items()}
 
-    def _norm(self, scale: InputScale) -> BatchNorm:
-        assert scale.norm is not None
-        return self.model.get_submodule(scale.norm)  # type: ignore[return-value]
-
-    def _push(self) -> None:
-        """Move the scales of batch norms into the layers behind them."""
-        behind: dict[str, list] = {}
-        for name, scale in self._inputs.items():
-            if scale.pushable:
-                behind.setdefault(str(scale.norm), []).append((self.layers[name], scale.repeat))
-        for norm, layers in behind.items():
-            self._pushed[norm] = PushedScale(self.model.get_submodule(norm), layers)  # type: ignore[arg-type]
-            self._pushed[norm].push()
-
-    def _scales(self) -> dict[str, Tensor]:
-        """name -> [in], scale of each input."""
-        unknown = {n: self.layers[n] for n, s in self._inputs.items() if s.norm is None}
-        found = {}
-        if unknown:
-            assert self._calibration is not None
-            found = input_rms(self.name, self.model, unknown, self._calibration)
-        for name, scale in self._inputs.items():
-            if scale.norm is None:
-                continue
-            norm = self._norm(scale)
-            gamma = torch.ones(norm.num_features) if norm.weight is None else norm.weight.detach()
-            found[name] = gamma.abs().repeat_interleave(scale.repeat)
-        return found
-
-    def _worths(self) -> dict[str, Tensor]:
-        """name -> weight times the scale of its inputs, ``[out, in / groups, ...]``."""
-        scales = self._scales()
-        return {
-            name: oriented(layer, layer.weight.detach())
-            * by_input(layer, scales[name].to(layer.weight.device))
-            for name, layer in self.layers.items()
-        }
-
     @torch.no_grad()
     def _search_order(self) -> dict[str, BlockLayout]:
         """Layouts whose order gathers the strong weights of now in blocks."""
-        worth = {n: oriented(self.layers[n], w.abs()) for n, w in self._worths().items()}
+        worth = {n: oriented(self.layers[n], w.abs()) for n, w in self._scales.weights().items()}
         return {name: plan.layout for name, plan in self.search(worth).items()}
 
     def _select(self, saliency: Mapping[str, Tensor]) -> dict[str, BlockLayout]:
@@ -512,31 +463,26 @@ class SynapticPruner(Pruner):
             found[name] = replace(whole, row_perm=rows, col_perm=cols).with_blocks(blocks)
         return found
 
-    def _rates_of(self, lr: float | None) -> dict[str, float]:
-        """name -> learning rate of the steps since the last call."""
-        if self.pruned:
-            return {}
+    def _check_rates(self) -> None:
+        """Raise unless the learning rate of all strengths is known, and none is decayed."""
         held = self._follow()
         for name, layer in self._strengths.items():
-            if lr is None and id(layer.s) not in held:
+            if self._lr is None and id(layer.s) not in held:
                 raise RuntimeError(
                     f"{self.name}.step: no attached optimizer holds the strengths of layer "
                     f"{name!r}, so the learning rate is not known; make the optimizer after the "
                     "pruner, of pruner.parameter_groups(), and pruner.attach(optimizer), or pass "
                     "step(lr)"
                 )
-        taken, self._taken = self._taken, {}
-        return {n: taken.get(id(s.s), 0.0) if lr is None else lr for n, s in self._strengths.items()}
 
     def _follow(self) -> set[int]:
-        """Listen to the steps of attached optimizers; ids of the Parameters these hold.
+        """Listen to attached optimizers; return ids of their Parameters.
 
-        A scheduler may have changed the learning rate by the time :meth:`step` is called: of the
-        last step it is zero then, which would leave no strength at zero.
+        Raises:
+            ValueError: one of them decays strengths or directions.
         """
-        for optimizer in self._optimizers:
-            if id(optimizer) not in self._hooks:
-                self._hooks[id(optimizer)] = optimizer.register_step_post_hook(self._record)
+        if not self.pruned:
+            self._rates.follow(self._optimizers)
         held = {id(p): g for o in self._optimizers for g in o.param_groups for p in g["params"]}
         for name, layer in self._strengths.items():
             for parameter, what in ((layer.s, "strengths"), (layer.v, "directions")):
@@ -549,14 +495,9 @@ class SynapticPruner(Pruner):
                     )
         return set(held)
 
-    def _record(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                key = id(parameter)
-                self._taken[key] = self._taken.get(key, 0.0) + float(group["lr"])
-
-    def _default_penalty(self, lr_sum: float, shrinkage: float) -> float:
+    def _default_penalty(self, lr_sum: float | None, shrinkage: float) -> float:
         """Such that strengths shrink by so many medians while learning rates sum up to lr_sum."""
+        assert lr_sum is not None  # checked to be given where penalty is not
         strengths = torch.cat([layer.relative() for layer in self._strengths.values()])
         median = float(strengths[strengths > 0].median()) if bool(strengths.any()) else 0.0
         return shrinkage * median / lr_sum
@@ -565,9 +506,9 @@ class SynapticPruner(Pruner):
         """Make weights ordinary Parameters again."""
         for layer in self._strengths.values():
             layer.fold(self._optimizers)
-        for hook in self._hooks.values():
-            hook.remove()
-        self._strengths, self._pushed, self._hooks, self._taken = {}, {}, {}, {}
+        self._strengths = {}
+        self._scales.release()
+        self._rates.stop()
         self.pruned = True
 
     def _set(

@@ -101,13 +101,13 @@ class Strength(nn.Module):
         self.register_buffer("col_perm", units.col_perm)
 
     @property
-    def units(self) -> Synapses:
+    def synapses(self) -> Synapses:
         """What shares a strength now."""
         return Synapses(self._blocking, self.tied, self.row_perm, self.col_perm)
 
     def forward(self, s: Tensor, v: Tensor) -> Tensor:
         """The weight."""
-        units = self.units
+        units = self.synapses
         parts = units.split(self._oriented(v))
         # The norm's own gradient at zero is zero, which that of a root of squares is not.
         norm = torch.linalg.vector_norm(parts, dim=(1, 2, 4)) + _EPS
@@ -115,7 +115,7 @@ class Strength(nn.Module):
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths and directions that give a weight: its norms, and itself."""
-        return self.units.norms(self._oriented(weight)), weight
+        return self.synapses.norms(self._oriented(weight)), weight
 
     def _oriented(self, weight: Tensor) -> Tensor:
         return swap_channels(weight, self._blocking.groups) if self.transposed else weight
@@ -123,7 +123,7 @@ class Strength(nn.Module):
     def extra_repr(self) -> str:
         """Describe the units in one line."""
         bo, bi = self._blocking.block
-        return f"block={bo}x{bi}, tie_kernel={self.tied}, strengths={math.prod(self.units.grid)}"
+        return f"block={bo}x{bi}, tie_kernel={self.tied}, strengths={math.prod(self.synapses.grid)}"
 
 
 class StrengthLayer:
@@ -180,13 +180,13 @@ class StrengthLayer:
 
         What optimizers keep of a strength becomes the mean over the weights of its new block.
         """
-        old, weight = self.strength.units, self.layer.weight
+        old, weight = self.strength.synapses, self.layer.weight
         for name, perm in (("row_perm", row_perm), ("col_perm", col_perm)):
             buffer = getattr(self.strength, name)
-            size = buffer.numel()
-            fresh = torch.arange(size) if perm is None else perm
-            buffer.copy_(fresh)
-        new = self.strength.units
+            identity = torch.arange(buffer.numel(), dtype=buffer.dtype)
+            fresh = (identity if perm is None else perm).to(buffer.device, copy=True)
+            setattr(self.strength, name, fresh)  # not in place: old still has the other
+        new = self.strength.synapses
         for original, numbers in zip(
             (self.s, self.v), self.strength.right_inverse(weight), strict=True
         ):

@@ -371,12 +371,10 @@ class SynapticPruner(Pruner):
                 "cosine decay to zero"
             )
         for name, value in (("penalty", penalty), ("lr_sum", lr_sum), ("shrinkage", shrinkage)):
-            least = name == "penalty"  # which may be zero, to rank strengths without shrinking
-            if value is not None and not (
-                math.isfinite(value) and (value > 0 or least <= value == 0)
-            ):
+            zero = name == "penalty"  # ranks strengths without shrinking them
+            if value is not None and not (0 <= value < math.inf and (zero or value > 0)):
                 raise ValueError(
-                    f"{where}: {name} must be a finite number {'>= 0' if least else '> 0'} "
+                    f"{where}: {name} must be a finite number {'>= 0' if zero else '> 0'} "
                     f"(got {describe(value)})"
                 )
         if self.refresh is not None:
@@ -418,7 +416,7 @@ class SynapticPruner(Pruner):
         return Synapses.of(f"{self.name}: layer {name!r}", self.layers[name], block, tied)
 
     def _all_units(self) -> dict[str, Synapses]:
-        return {name: layer.strength.units for name, layer in self._strengths.items()}
+        return {name: layer.strength.synapses for name, layer in self._strengths.items()}
 
     @torch.no_grad()
     def _search_order(self) -> dict[str, BlockLayout]:

@@ -85,20 +85,20 @@ class Strength(nn.Module):
     V is frozen: all that an optimizer would see there is rounding noise.
 
     Args:
-        units: What shares a strength; permutations become buffers, and can be changed.
+        synapses: What shares a strength; permutations become buffers, and can be changed.
         transposed: The weight is that of a transposed convolution, ``[in, out / groups, kh, kw]``.
     """
 
     row_perm: Tensor | None
     col_perm: Tensor | None
 
-    def __init__(self, units: Synapses, transposed: bool) -> None:
+    def __init__(self, synapses: Synapses, transposed: bool) -> None:
         super().__init__()
-        self._blocking = units.blocking
-        self.tied = units.positions > 1
+        self._blocking = synapses.blocking
+        self.tied = synapses.positions > 1
         self.transposed = transposed
-        self.register_buffer("row_perm", units.row_perm)
-        self.register_buffer("col_perm", units.col_perm)
+        self.register_buffer("row_perm", synapses.row_perm)
+        self.register_buffer("col_perm", synapses.col_perm)
 
     @property
     def synapses(self) -> Synapses:
@@ -107,11 +107,11 @@ class Strength(nn.Module):
 
     def forward(self, s: Tensor, v: Tensor) -> Tensor:
         """The weight."""
-        units = self.synapses
-        parts = units.split(self._oriented(v))
+        synapses = self.synapses
+        parts = synapses.split(self._oriented(v))
         # The norm's own gradient at zero is zero, which that of a root of squares is not.
         norm = torch.linalg.vector_norm(parts, dim=(1, 2, 4)) + _EPS
-        return self._oriented(units.join(parts * (s / norm)[:, None, None, :, None]))
+        return self._oriented(synapses.join(parts * (s / norm)[:, None, None, :, None]))
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths and directions that give a weight: its norms, and itself."""
@@ -137,17 +137,17 @@ class StrengthLayer:
         strength: The parametrization.
     """
 
-    def __init__(self, layer: DenseLayer, units: Synapses) -> None:
+    def __init__(self, layer: DenseLayer, synapses: Synapses) -> None:
         self.layer = layer
-        self.strength = Strength(units, isinstance(layer, nn.ConvTranspose2d))
+        self.strength = Strength(synapses, isinstance(layer, nn.ConvTranspose2d))
         weight = layer.weight
         assert isinstance(weight, nn.Parameter)
         self._learns = weight.requires_grad
-        self._root = units.sizes(weight.device).sqrt()
+        self._root = synapses.sizes(weight.device).sqrt()
         parametrize.register_parametrization(layer, "weight", self.strength)
         self._originals.original1 = weight
         weight.grad = None
-        weight.requires_grad_(self._learns and int(units.sizes().max()) > 1)
+        weight.requires_grad_(self._learns and int(synapses.sizes().max()) > 1)
 
     @property
     def _originals(self) -> nn.Module:

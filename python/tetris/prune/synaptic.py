@@ -146,7 +146,7 @@ class SynapticPruner(Pruner):
         per: Per = "connection",
         penalty: float | None = None,
         lr_sum: float | None = None,
-        shrinkage: float = 0.75,
+        shrinkage: float = 1.0,
         refresh: int | None = None,
         batches: Batches | None = None,
         include: Selector | Iterable[Selector] | None = None,
@@ -183,13 +183,15 @@ class SynapticPruner(Pruner):
         self._rates = LearningRates()
         self._lr: float | None = None  # of step(lr)
         self._strengths: dict[str, StrengthLayer] = {}
-        units = {name: self._units_of(name) for name in self.layers}
+        synapses = {name: self._synapses_of(name) for name in self.layers}
         if per == "block":
             for name, layout in self._search_order().items():
-                units[name] = _ordered(units[name], layout.to(self.layers[name].weight.device))
+                synapses[name] = _ordered(
+                    synapses[name], layout.to(self.layers[name].weight.device)
+                )
         self._scales.push()
         for name, layer in self.layers.items():
-            self._strengths[name] = StrengthLayer(layer, units[name])
+            self._strengths[name] = StrengthLayer(layer, synapses[name])
         self._follow()
         self.penalty = (
             float(penalty) if penalty is not None else self._default_penalty(lr_sum, shrinkage)
@@ -269,7 +271,7 @@ class SynapticPruner(Pruner):
         """
         self._check_phase("scores", pruned=False)
         worth = self._scales.weights()
-        return {n: units.norms(worth[n]) for n, units in self._all_units().items()}
+        return {n: synapses.norms(worth[n]) for n, synapses in self._synapses().items()}
 
     # -- pruning ------------------------------------------------------------------------------
 
@@ -286,13 +288,7 @@ class SynapticPruner(Pruner):
         """
         self._check_attached("prune")
         self._check_phase("prune", pruned=False)
-        saliency = {}
-        for name, score in self.scores().items():
-            units = self._all_units()[name]
-            bo, bi = units.blocking.block
-            # A block is worth its score at ragged edges, too.
-            whole = bo * bi * units.positions / units.sizes(score.device)
-            saliency[name] = oriented(self.layers[name], units.spread(score * whole))
+        saliency = {n: self._saliency(n, score) for n, score in self.scores().items()}
         if self.per == "connection":
             layouts = {name: plan.layout for name, plan in self.search(saliency).items()}
         else:
@@ -410,13 +406,32 @@ class SynapticPruner(Pruner):
                 "remove() for the dense model"
             )
 
-    def _units_of(self, name: str) -> Synapses:
+    def _synapses_of(self, name: str) -> Synapses:
         o = self.layer_options[name]
         block, tied = ((1, 1), True) if self.per == "connection" else (o.block, o.tie_kernel)
         return Synapses.of(f"{self.name}: layer {name!r}", self.layers[name], block, tied)
 
-    def _all_units(self) -> dict[str, Synapses]:
+    def _synapses(self) -> dict[str, Synapses]:
         return {name: layer.strength.synapses for name, layer in self._strengths.items()}
+
+    def _saliency(self, name: str, score: Tensor) -> Tensor:
+        """Scores of synapses at their weights, shaped like the layer's weight.
+
+        Of a kernel they average to its score. Blocks at single kernel positions share it out by
+        magnitude: were all positions worth the same, which of them are kept would be arbitrary
+        (10 % of 8x8 blocks of the digits' network, before fine-tuning: .445 instead of .584 right).
+        """
+        layer, synapses = self.layers[name], self._synapses()[name]
+        spread = synapses.spread(score)
+        if self.per == "connection" and spread.dim() > 2:
+            weight = oriented(layer, layer.weight.detach()).abs()
+            mean = weight.flatten(2).mean(2).view(*weight.shape[:2], *(1,) * (weight.dim() - 2))
+            spread = torch.where(mean > 0, spread * weight / mean, 0.0)
+        if self.per == "block":  # a block is worth its score at ragged edges, too
+            bo, bi = synapses.blocking.block
+            whole = bo * bi * synapses.positions / synapses.sizes(score.device)
+            spread = spread * synapses.spread(whole)
+        return oriented(layer, spread)
 
     @torch.no_grad()
     def _search_order(self) -> dict[str, BlockLayout]:
@@ -427,15 +442,15 @@ class SynapticPruner(Pruner):
     def _select(self, saliency: Mapping[str, Tensor]) -> dict[str, BlockLayout]:
         """Layouts of the blocks that have strengths: their order stays."""
         worth = {n: oriented(self.layers[n], s).cpu() for n, s in saliency.items()}
-        units = self._all_units()
+        synapses = self._synapses()
         sparsity = {n: o.sparsity for n, o in self.layer_options.items()}
         if self.scope == "global":
             rated = {
                 n: scored(
                     worth[n],
-                    units[n].blocking,
-                    units[n].row_perm,
-                    units[n].col_perm,
+                    synapses[n].blocking,
+                    synapses[n].row_perm,
+                    synapses[n].col_perm,
                     tie_kernel=o.tie_kernel,
                     keep_rows=not o.allow_empty_rows,
                     cost=self._costs().get(n, 1.0),
@@ -446,10 +461,10 @@ class SynapticPruner(Pruner):
             sparsity.update(allocate(rated, self.options.sparsity) if rated else {})
         found = {}
         for name, o in self.layer_options.items():
-            rows, cols = units[name].row_perm, units[name].col_perm
+            rows, cols = synapses[name].row_perm, synapses[name].col_perm
             blocks = select_blocks(
                 worth[name],
-                units[name].blocking,
+                synapses[name].blocking,
                 sparsity[name],
                 rows,
                 cols,
@@ -517,11 +532,13 @@ class SynapticPruner(Pruner):
         super()._set(layouts, saved=saved)
 
 
-def _ordered(units: Synapses, layout: BlockLayout) -> Synapses:
+def _ordered(synapses: Synapses, layout: BlockLayout) -> Synapses:
     """Synapses in the order of a layout, with both permutations as tensors."""
     sizes = (("row_perm", layout.out_features), ("col_perm", layout.in_features))
     perms = {}
     for name, size in sizes:
         perm = getattr(layout, name)
-        perms[name] = torch.arange(size, dtype=torch.int32) if perm is None else perm
-    return Synapses(units.blocking, units.positions > 1, **perms)
+        perms[name] = (
+            torch.arange(size, dtype=torch.int32, device=layout.device) if perm is None else perm
+        )
+    return Synapses(synapses.blocking, synapses.positions > 1, **perms)

@@ -73,7 +73,7 @@ _TUNE = {
     "fashion": Recipe(epochs=2, learning_rate=1e-3, schedule="cosine"),
 }
 _IMAGES = {"digits": None, "fashion": 4_000}
-_NORMS = dict(zip(PRUNED, ("norm1", "norm2", "norm3"), strict=True))
+_NORMS: dict[str, str] = dict(zip(PRUNED, ("norm1", "norm2", "norm3"), strict=True))
 
 
 class SynapticExperiment:
@@ -159,9 +159,7 @@ class SynapticExperiment:
             for variant in RIVALS:
                 model = copy.deepcopy(dense)
                 worth = {n: _worth(variant, model, n, seed) for n in PRUNED}
-                finish(
-                    variant, case, model, TetrisPruner(model, importance=worth, **case.settings)
-                )
+                finish(variant, case, model, TetrisPruner(model, importance=worth, **case.settings))
         progress.describe(f"seed {seed}: measuring latency")
         times = latency.measure(
             {n: m for n, m in models.items() if n == "dense" or "8x8" in n or n in _FASTEST},

@@ -1,7 +1,7 @@
 """Learn how strong each connection is, let the weak ones shrink to zero, prune (Synaptic Strength).
 
     python examples/synaptic.py
-    python examples/synaptic.py --per block --sparsity 0.95
+    python examples/synaptic.py --per block --block 4 4 --sparsity 0.75
     python examples/synaptic.py --block 1 1              # single kernels, as in the paper
 
 Batch norm's scales move into the kernels behind them, so that a kernel's norm, its strength, tells
@@ -33,7 +33,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--sparsity", type=float, default=0.9, help="share of blocks to remove")
-    parser.add_argument("--block", type=int, nargs=2, default=(8, 8), metavar=("OUT", "IN"))
+    parser.add_argument("--block", type=int, nargs=2, default=(8, 1), metavar=("OUT", "IN"))
     parser.add_argument("--per", default="connection", choices=("connection", "block"))
     parser.add_argument("--shrinkage", type=float, default=1.0, help="in median strengths")
     parser.add_argument("--epochs", type=int, default=12)

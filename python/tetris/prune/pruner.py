@@ -196,8 +196,13 @@ class Pruner:
         options = dict(self.layer_options)
         for name, own in (sparsity or {}).items():
             options[name] = replace(options[name], sparsity=own)
-        ranks.check_same(self.name, {n: mask.parameter for n, mask in self._masks.items()})
-        worth = {n: ranks.mean(w, self._masks[n].parameter.device) for n, w in worth.items()}
+        # Not their Parameters: a method may have parametrized the weights while it trains.
+        weights: dict[str, Tensor] = {
+            n: m.values if isinstance(m, SparseLayer) else m.weight
+            for n, m in self.modules().items()
+        }
+        ranks.check_same(self.name, weights)
+        worth = {n: ranks.mean(w, weights[n].device) for n, w in worth.items()}
 
         def plan() -> dict[str, tuple[float, BlockLayout, SearchResult]]:
             plans = plan_layers(

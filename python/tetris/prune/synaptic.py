@@ -15,13 +15,14 @@ from ..checks import describe
 from ..layout import BlockLayout
 from ..layout_search import select_blocks
 from ..nn.kinds import DENSE_TYPES, oriented
+from . import ranks
 from .allocate import allocate, scored
 from .batches import Batches, check_batches
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
 from .pruner import Execution, Pruner
 from .rates import LearningRates
-from .report import SparsifyReport
+from .report import SparsifyReport, warn_of_shortfall
 from .scales import Scales
 from .strength import StrengthLayer, Synapses
 from .target import Target
@@ -75,8 +76,20 @@ class SynapticPruner(Pruner):
     (a kernel counts by its strength, whatever its size); every block row keeps its best block
     unless ``allow_empty_rows``.
 
+    *Fine-tuning* is of ordinary weights, not of s and V: with 10 % of the kernels of a
+    small network that came to the same (.992 and .992 right, 4 seeds), with 4 % to more (.980 and
+    .976).
+
+    *Without batch norm* strengths shrink all the same, ``s_ij = |K_ij|``, though the scale of the
+    input is measured only when they are ranked: of an MLP at 95 % in 8x8 blocks that gave .90, the
+    saliency without training .86 (3 seeds). It has no advantage there: :class:`TetrisPruner`, which
+    needs no such training, gave .91.
+
+    *Distributed training*: wrap the model in DistributedDataParallel after making the pruner, and
+    anew after :meth:`prune`, for both exchange Parameters.
+
     Args:
-        model: The model, best trained already; changed in place until :meth:`remove` or
+        model: The model, trained or not; changed in place until :meth:`remove` or
             :meth:`finalize`.
         options: Settings of the layers as one object, in place of the keywords below.
         per: ``"connection"`` or ``"block"``.
@@ -84,7 +97,9 @@ class SynapticPruner(Pruner):
         lr_sum: In place of ``penalty``: the sum of the learning rates of all steps until
             :meth:`prune` (steps * lr / 2 of a linear or cosine decay to zero). The penalty is then
             such that a strength whose gradient is zero shrinks by ``shrinkage`` medians.
-        shrinkage: Total shrinkage for ``lr_sum``, in units of the median initial strength.
+        shrinkage: Total shrinkage for ``lr_sum``, in units of the median initial strength: more
+            where more is to be removed. 1 to 1.5 kept a tenth of the kernels of a small network
+            with little loss before fine-tuning, .5 did not.
         refresh: With ``per="block"``: search the blocks anew every so many steps, of the weights
             as they are then.
         batches: Needed where batch norm does not tell the scale of the inputs, which is measured
@@ -292,8 +307,15 @@ class SynapticPruner(Pruner):
         if self.per == "connection":
             layouts = {name: plan.layout for name, plan in self.search(saliency).items()}
         else:
-            layouts = self._select(saliency)
+            layouts = ranks.first_layouts(self._select(saliency))
         self.keep(layouts)
+        reached = {name: layout.sparsity for name, layout in self.layouts().items()}
+        asked = {name: o.sparsity for name, o in self.layer_options.items()}
+        if self.scope == "global" and not self._fixed:
+            reached, asked = {"all": self.sparsity}, {"all": self.options.sparsity}
+        elif self.scope == "global":
+            asked = {name: asked[name] for name in self._fixed}
+        warn_of_shortfall(f"{self.name}.prune", reached, asked, stacklevel=3)
         return self.report()
 
     def finalize(self, *, inplace: bool = False) -> nn.Module:
@@ -441,7 +463,9 @@ class SynapticPruner(Pruner):
 
     def _select(self, saliency: Mapping[str, Tensor]) -> dict[str, BlockLayout]:
         """Layouts of the blocks that have strengths: their order stays."""
-        worth = {n: oriented(self.layers[n], s).cpu() for n, s in saliency.items()}
+        worth = {
+            n: ranks.mean(oriented(self.layers[n], s), s.device).cpu() for n, s in saliency.items()
+        }
         synapses = self._synapses()
         sparsity = {n: o.sparsity for n, o in self.layer_options.items()}
         if self.scope == "global":
@@ -473,7 +497,9 @@ class SynapticPruner(Pruner):
                 tie_kernel=o.tie_kernel,
             )
             whole = self._whole(name)
-            found[name] = replace(whole, row_perm=rows, col_perm=cols).with_blocks(blocks)
+            found[name] = replace(whole, row_perm=rows, col_perm=cols).with_blocks(
+                blocks.to(whole.device)
+            )
         return found
 
     def _check_rates(self) -> None:

@@ -25,3 +25,4 @@ from .target import Flops as Flops
 from .target import Parameters as Parameters
 from .target import Target as Target
 from .tetris import TetrisPruner as TetrisPruner
+from .vrpge import VRPGEPruner as VRPGEPruner

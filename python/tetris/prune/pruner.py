@@ -270,9 +270,9 @@ class Pruner:
             raise RuntimeError(f"{self.name}.report: nothing has been removed yet")
         layers = [
             LayerReport.of(
-                name, mask.layout().to("cpu"), self._plans[name].saliency, self._plans[name].search
+                name, layout.to("cpu"), self._plans[name].saliency, self._plans[name].search
             )
-            for name, mask in self._masks.items()
+            for name, layout in self.layouts().items()
         ]
         return SparsifyReport(tuple(layers), self._skipped)
 

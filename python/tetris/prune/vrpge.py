@@ -1,0 +1,642 @@
+"""VR-PGE: sparse training, masks drawn in every step and learnt from loss differences."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from ..checks import check_weight, describe
+from ..layout import BlockLayout
+from ..modules import replace_modules
+from ..nn.base import SparseLayer
+from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
+from ..parameters import check_states, holds, move_parameter
+from ..relayout import layout_of_keys
+from .distributed import average
+from .gates import Atom, Budget, Gates, atoms_of_blocks, estimate
+from .options import LayerOptions, LayerOverride, shows_settings
+from .plan import Scope
+from .pruner import Execution, Pruner
+from .rows import Rows
+from .saliency import layer_saliency
+from .sampled import Index, Part, SampledLayer, TopBlocks
+from .target import Target
+from .tree import Selector, check_hooks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class VRPGEPruner(Pruner):
+    """Trains on sampled blocks from the first step, and learns which ones to keep (VR-PGE).
+
+    Every block B has a gate s_B, the probability that a training step computes with it; the gates
+    of all layers spend at most ``sum_B cost_B s_B <= K``, K = (1 - sparsity) of the whole. A step
+    draws Ks masks, runs the model forward and backward once with each on the *same* data, and
+    updates
+
+    * the weights by ordinary backpropagation of the mean loss, through the blocks that were drawn,
+    * the gates by ``g = 1 / (Ks - 1) sum_k (L_k - mean(L)) z_k`` with ``z = (m - s) / sqrt(s (1 -
+      s))``, whose mean is ``sqrt(s (1 - s)) * grad_s E[L]``; then they are projected onto the
+      budget.
+
+    (Zhou et al., "Efficient Neural Network Training via Forward and Backward Propagation
+    Sparsification", NeurIPS 2021; the estimator follows the authors' code. Their gate is one per
+    filter, here one per block, or per block row with ``atom="channel"``.)
+
+    A drawn mask *is* a layout, and its step runs on the sparse kernels in both directions; there is
+    nothing to pad, for they take any number of blocks. :meth:`prune` then keeps the blocks with the
+    largest gates, the model is fine-tuned with :meth:`step`, and :meth:`finalize` returns it. The
+    authors end with the best of ten sampled masks.
+
+    **What the optimizer costs.** All blocks stay in memory, packed one after the other in the
+    Parameter that was the dense weight's. Between :meth:`backward` and :meth:`step` the Parameter
+    holds the drawn ones alone, and so do the states of attached optimizers: any optimizer with
+    states shaped like the Parameter (SGD with momentum and weight decay, Adam, ...) then works on
+    drawn blocks, at their cost. Blocks that were not drawn do not move in that step: their momentum
+    and weight decay stand still, as with sparse gradients. With ``lazy=False`` the Parameter keeps
+    its size and its gradient is zero elsewhere: all blocks move, as in the authors' code, at
+    the optimizer's dense cost.
+
+    **In eval mode**, and in training mode outside :meth:`backward`, layers compute with the blocks
+    that :meth:`prune` would keep now; nothing is drawn. Batch norm is the trap: its statistics mix
+    masks while blocks are drawn, so measure them on the final mask
+    (``torch.optim.swa_utils.update_bn``) before judging accuracy.
+
+    **Several processes** (``torch.distributed``): every rank draws the same masks, and
+    :meth:`backward` averages losses and all gradients over ranks. Do not wrap the model in
+    DistributedDataParallel, whose hooks expect dense gradients.
+
+    Args:
+        model: The model to train; changed in place until :meth:`remove` or :meth:`finalize`.
+        options: Settings of the layers as one object, in place of the keywords below.
+        samples: Ks, masks per step, at least 2.
+        atom: ``"block"``; ``"channel"``: block rows are kept or dropped as a whole (with bo = 1:
+            filters), and may all be dropped.
+        gate_lr: Learning rate of the gates' Adam; :attr:`gate_optimizer` has it.
+        clip: Largest joint norm of all gradients and g; None does not clip.
+        clamp: Keep gates in [clamp, 1 - clamp], such as 1e-3: a gate at 0 or 1 has no gradient and
+            can only leave by Adam's momentum. 0 lets them settle.
+        lazy: Optimizers work on drawn blocks only, see above.
+        include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
+        exclude: Layers to leave alone.
+        types: Exact types to prune.
+        overrides: Settings for some layers; one with a sparsity has a budget of its own.
+        scope: ``"global"``: one budget for all layers; ``"layer"``: one each.
+        target: What is to be left, in place of ``sparsity``.
+        execution: Of the fine-tuning after :meth:`prune`: ``"sparse"`` or ``"masked"``.
+        optimizers: Whose states follow the blocks, one or several.
+        progress: Show progress bars during searches.
+        sparsity: 1 - K: the share of blocks that is dropped. The paper's code calls the *kept*
+            share prune_rate.
+        block: (bo, bi).
+        importance: What a weight is worth to the search for the permutations.
+        reorder: Search to use; ``"identity"`` does for random weights, which have no structure.
+        balanced: Not here: gates compete wherever they are.
+        allow_empty_rows: Let block rows lose all their blocks in :meth:`prune`. Drawn masks may
+            leave them empty anyway.
+        tie_kernel: One gate for all kernel positions of a block of channels.
+        seed: Of the search, and of the masks.
+        budget: Seconds per layer for the search.
+        sweeps: Sweeps instead of seconds.
+
+    Attributes:
+        gate_optimizer: ``torch.optim.Adam`` of the gates, for learning rate schedules.
+
+    Raises:
+        ValueError: samples below 2, a budget that holds no block, a setting out of its range.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
+        >>> pruner = tetris.prune.VRPGEPruner(
+        ...     model, sparsity=0.9, block=(16, 16), reorder="identity", optimizers=optimizer
+        ... )
+        >>> for x, target in batches:
+        ...     optimizer.zero_grad()
+        ...     loss = pruner.backward(lambda: F.cross_entropy(model(x), target))
+        ...     optimizer.step()
+        ...     pruner.step()
+        >>> pruner.prune()                          # fine-tune with optimizer.step, pruner.step
+        >>> sparse = pruner.finalize()
+    """
+
+    @shows_settings
+    def __init__(
+        self,
+        model: nn.Module,
+        options: LayerOptions | None = None,
+        *,
+        samples: int = 2,
+        atom: Atom = "block",
+        gate_lr: float = 12e-3,
+        clip: float | None = 3.0,
+        clamp: float = 0.0,
+        lazy: bool = True,
+        include: Selector | Iterable[Selector] | None = None,
+        exclude: Selector | Iterable[Selector] | None = None,
+        types: tuple[type[nn.Module], ...] = DENSE_TYPES,
+        overrides: Mapping[str, LayerOverride] | None = None,
+        scope: Scope = "global",
+        target: Target | None = None,
+        execution: Execution = "sparse",
+        optimizers: Optimizer | Iterable[Optimizer] = (),
+        progress: bool = False,
+        **settings: Unpack[LayerOverride],
+    ) -> None:
+        _check_settings(self.name, samples, atom, gate_lr, clip, clamp)
+        self.samples = samples
+        self.atom: Atom = atom
+        self.clip = clip
+        self.lazy = lazy
+        super().__init__(
+            model,
+            options,
+            include=include,
+            exclude=exclude,
+            types=types,
+            overrides=overrides,
+            scope=scope,
+            target=target,
+            execution=execution,
+            optimizers=optimizers,
+            progress=progress,
+            **settings,
+        )
+        for name, own in self.layer_options.items():
+            if own.balanced:
+                raise ValueError(
+                    f"{self.name}: gates compete wherever they are, which balanced=True forbids "
+                    f"(layer {name!r}); leave it out"
+                )
+        self.generator = torch.Generator().manual_seed(self.options.seed)
+        self._top = self._make_gates(clamp)
+        self._cut: list[Rows] | None = None  # between backward() and step()
+        self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr)
+        plans = self.search(
+            {
+                name: layer_saliency(self.name, name, layer, self.layer_options[name].importance)
+                for name, layer in self.layers.items()
+            }
+        )
+        self._sample({name: _all_blocks(plan.layout) for name, plan in plans.items()})
+
+    # -- the training loop --------------------------------------------------------------------
+
+    def backward(self, closure: Callable[[], Tensor]) -> Tensor:
+        """Draw the masks of a step, and compute all gradients.
+
+        Args:
+            closure: Runs the model on the step's data and returns the loss, a scalar; it calls no
+                ``backward``. Called ``samples`` times, with one mask each, from the same state of
+                torch's random numbers: dropout is the same in all, so losses differ by masks alone.
+
+        Returns:
+            The mean loss, detached.
+
+        Raises:
+            RuntimeError: :meth:`step` has not been called since the last time; :meth:`prune` has;
+                the closure ran none of the layers in training mode; a loss is not finite; no
+                attached optimizer holds a weight (with ``lazy``).
+            TypeError: the closure returns something else than a tensor.
+            ValueError: the loss is no scalar, or has no gradient.
+        """
+        where = f"{self.name}.backward"
+        self._check_sampling("backward")
+        if self._cut is not None:
+            raise RuntimeError(
+                f"{where}: gradients of the last call are pending; call optimizer.step() and "
+                "pruner.step() after each backward()"
+            )
+        if self.lazy:
+            self._check_states(where, trained=True)
+        masks = self.gates.draw(self.samples, self.generator)
+        random = torch.get_rng_state()
+        losses, found = [], []
+        try:
+            for mask in masks:
+                torch.set_rng_state(random)
+                loss, gradients = self._run(where, closure, mask)
+                losses.append(loss)
+                found.append(gradients)
+        finally:
+            for layer in self.sampled.values():
+                layer.use(None)
+        self._cut = []
+        for name, layer in self.sampled.items():
+            if layer.weight.requires_grad:
+                self._set_gradient(layer, [gradients[name] for gradients in found])
+        measured = average(torch.tensor(losses, dtype=torch.float64))
+        self.gates.s.grad = estimate(measured, masks, self.gates.s)
+        learnt = [p for p in self.model.parameters() if p.grad is not None]
+        for parameter in learnt:
+            assert parameter.grad is not None
+            average(parameter.grad)
+        if self.clip is not None:
+            learnt.append(self.gates.s)  # type: ignore[arg-type]
+            norm = get_total_norm([p.grad for p in learnt if p.grad is not None])
+            if norm > self.clip:
+                clip_grads_with_norm_(learnt, self.clip, norm)
+        return measured.mean()
+
+    def update(self) -> None:
+        """While sampling: put drawn blocks back, and let the gates learn; called by :meth:`step`.
+
+        Raises:
+            RuntimeError: there was no :meth:`backward` since the last step.
+        """
+        if not self.sampled:
+            return
+        if self._cut is None:
+            raise RuntimeError(
+                f"{self.name}.step: no gradients to learn from; call loss = "
+                "pruner.backward(closure) and optimizer.step() first, or prune() to fine-tune"
+            )
+        for rows in self._cut:
+            rows.put_back()
+        self._cut = None
+        self.gate_optimizer.step()
+        self.gates.s.grad = None
+        self.gates.project()
+        self._top.version += 1
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Search the permutations anew, on ``s_B * |w|``; between epochs, as a rule.
+
+        Gates travel with their weights: each weight keeps its gate, and a new block's gate (and
+        Adam's moments of it) is the mean over its weights, which leaves what all spend as it was.
+
+        Raises:
+            RuntimeError: between :meth:`backward` and :meth:`step`, or after :meth:`prune`.
+        """
+        self._check_sampling("refresh")
+        self._check_idle("refresh")
+        self._check_states(f"{self.name}.refresh", trained=True)
+        state = self.gate_optimizer.state[self.gates.s]
+        moved = {"s": self.gates.s, **{k: v for k, v in state.items() if v.dim()}}
+        spread = {
+            key: {
+                n: _spread(layer.whole, self._top.parts[n], vector)
+                for n, layer in self.sampled.items()
+            }
+            for key, vector in moved.items()
+        }
+        self._unsample()
+        worth = {n: oriented(layer, layer.weight).abs() for n, layer in self.layers.items()}
+        plans = self.search(
+            {n: oriented(self.layers[n], spread["s"][n] * w) for n, w in worth.items()}
+        )
+        orders = {name: _all_blocks(plan.layout) for name, plan in plans.items()}
+        self._sample(orders)
+        for key, vector in moved.items():
+            for name, whole in orders.items():
+                part = self._top.parts[name]
+                vector[part.gates] = _gather(whole, part, spread[key][name])
+        self.gates.project()
+
+    def prune(self) -> None:
+        """Keep the blocks with the largest gates within the budget, for good.
+
+        The model then trains as with any other pruner: ``loss.backward()``, ``optimizer.step()``,
+        ``pruner.step()``. Measure batch norm's statistics anew first.
+
+        Raises:
+            RuntimeError: between :meth:`backward` and :meth:`step`, or called before.
+        """
+        self._check_sampling("prune")
+        self._check_idle("prune")
+        self.keep(self.layouts())
+
+    # -- what is kept -------------------------------------------------------------------------
+
+    @property
+    def gates(self) -> Gates:
+        """The gates of all layers; ``pruner.gates.s`` is float64[n]."""
+        return self._top.gates
+
+    @property
+    def sampled(self) -> dict[str, SampledLayer]:
+        """Name -> layer in the model while masks are drawn; empty after :meth:`prune`."""
+        return self._top.layers
+
+    def probabilities(self) -> dict[str, Tensor]:
+        """Name -> float64[G, C], the gate of each block in the order of the layout."""
+        return {
+            name: part.blocks(self.gates.s).view(layer.whole.block_grid).clone()
+            for name, part in self._top.parts.items()
+            if (layer := self.sampled.get(name)) is not None
+        }
+
+    def layouts(self) -> dict[str, BlockLayout]:
+        """Name -> layout of what is kept; while masks are drawn, of what :meth:`prune` would."""
+        if not self.sampled:
+            return super().layouts()
+        masks = self._top.masks()
+        return {
+            name: layer.whole.with_blocks(masks[name].view(layer.whole.block_grid))
+            for name, layer in self.sampled.items()
+        }
+
+    def modules(self) -> dict[str, DenseLayer | SparseLayer]:
+        """Name -> layer as it is in the model now: a ``SampledLayer`` while masks are drawn."""
+        return {**super().modules(), **self.sampled}  # type: ignore[dict-item]
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def finalize(self, *, inplace: bool = False) -> nn.Module:
+        """Return the model with sparse layers; see :meth:`Pruner.finalize`.
+
+        Raises:
+            RuntimeError: masks are still drawn; :meth:`prune` comes first.
+        """
+        if self.sampled:
+            raise RuntimeError(
+                f"{self.name}.finalize: masks are still being drawn; call prune() first, which "
+                "fixes the blocks"
+            )
+        return super().finalize(inplace=inplace)
+
+    def remove(self) -> nn.Module:
+        """Make the model dense again, with what :meth:`prune` keeps; end the pruner."""
+        if self.sampled:
+            self.prune()
+        return super().remove()
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, gates, their optimizer, random numbers, permutations, and what is kept.
+
+        Raises:
+            RuntimeError: between :meth:`backward` and :meth:`step`.
+        """
+        self._check_idle("state_dict")
+        return super().state_dict()
+
+    def extra_state(self) -> dict[str, Any]:
+        """What drawing masks needs to go on exactly."""
+        wholes = {name: layer.whole for name, layer in self.sampled.items()}
+        return {
+            "orders": {
+                n: {"row_perm": w.row_perm, "col_perm": w.col_perm} for n, w in wholes.items()
+            },
+            "gates": self.gates.s.clone(),
+            "gate_optimizer": copy.deepcopy(self.gate_optimizer.state_dict()),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take it back, and draw masks again if the saved pruner did."""
+        with torch.no_grad():
+            self.gates.s.copy_(state["gates"])
+        self.gate_optimizer.load_state_dict(state["gate_optimizer"])
+        self.generator.set_state(state["generator"])
+        self._sample(
+            {name: replace(self._whole(name), **perms) for name, perms in state["orders"].items()}
+        )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a pruner of the same settings stopped; see :meth:`Pruner.load_state_dict`.
+
+        Load the pruner's state before the model's and the optimizer's: it gives weights the shapes
+        these know.
+        """
+        where = f"{self.name}.load_state_dict"
+        self._check_idle("load_state_dict")
+        if "gates" in state and state["gates"].shape != self.gates.s.shape:
+            raise ValueError(
+                f"{where}: the state has {len(state['gates'])} gates, this pruner "
+                f"{len(self.gates.s)}; make the pruner with the same atom and tie_kernel"
+            )
+        super().load_state_dict(state)
+
+    # -- inside: gates ------------------------------------------------------------------------
+
+    def _make_gates(self, clamp: float) -> TopBlocks:
+        """All gates at what their budget leaves, and whose they are."""
+        parts: dict[str, Part] = {}
+        costs, start = [], 0
+        for name, own in self.layer_options.items():
+            blocking = self._whole(name).blocking
+            atom, count = atoms_of_blocks(blocking, self.atom, own.tie_kernel)
+            gates = slice(start, start + count)
+            every = count == len(atom)
+            keep_rows = self.atom == "block" and not own.allow_empty_rows
+            parts[name] = Part(gates, None if every else atom, keep_rows)
+            numbers = own.block[0] * own.block[1] * (len(atom) // count)
+            cost = numbers * self._costs().get(name, 1.0)
+            costs.append(torch.full((count,), cost, dtype=torch.float64))
+            start += count
+        cost = torch.cat(costs)
+        cost /= cost.max()
+        alone = set(parts) if self.scope == "layer" else self._fixed
+        groups = [([name], self.layer_options[name].sparsity) for name in parts if name in alone]
+        if together := [name for name in parts if name not in alone]:
+            groups.append((together, self.options.sparsity))
+        s, budgets = torch.empty_like(cost), []
+        for names, sparsity in groups:
+            own = torch.cat([torch.arange(len(cost))[parts[n].gates] for n in names])
+            total = float(cost[own].sum())
+            amount = (1.0 - sparsity) * total
+            if len(names) == 1:  # whole atoms, as all methods count them
+                amount = (len(own) - math.floor(sparsity * len(own))) * float(cost[own[0]])
+            if amount < float(cost[own].min()) or amount < clamp * total:
+                raise ValueError(
+                    f"{self.name}: sparsity {sparsity:g} leaves a budget of "
+                    f"{amount / total:.3g} of the blocks of {', '.join(map(repr, names))}, too "
+                    f"little for one of {len(own)}"
+                    + (f", or for clamp={clamp:g} of each" if clamp else "")
+                )
+            s[own] = amount / total
+            budgets.append(Budget(own if len(names) < len(parts) else slice(None), amount))
+        gates = Gates(s, cost, tuple(budgets), clamp)
+        gates.project()
+        return TopBlocks(gates, parts)
+
+    # -- inside: a step -----------------------------------------------------------------------
+
+    def _run(
+        self, where: str, closure: Callable[[], Tensor], mask: Tensor
+    ) -> tuple[float, dict[str, tuple[Index, Tensor | None]]]:
+        """Loss of one mask, and name -> what blocks were drawn, with their gradient."""
+        drawn: dict[str, tuple[Index, Tensor]] = {}
+        for name, layer in self.sampled.items():
+            index = layer.index(self._top.parts[name].blocks(mask))
+            values = layer.weight.detach().index_select(0, index.blocks)
+            values.requires_grad_(layer.weight.requires_grad)
+            layer.use(index, values)
+            drawn[name] = index, values
+        loss = closure()
+        _check_loss(where, loss)
+        if not any(layer.runs for layer in self.sampled.values()):
+            raise RuntimeError(
+                f"{where}: the closure ran no sampled layer in training mode; call model.train(), "
+                "and run the model that the pruner was given"
+            )
+        (loss / self.samples).backward()
+        return float(loss.detach()), {n: (index, v.grad) for n, (index, v) in drawn.items()}
+
+    def _set_gradient(self, layer: SampledLayer, found: list[tuple[Index, Tensor | None]]) -> None:
+        """Sum up a layer's gradients; with lazy, let its Parameter be the drawn blocks."""
+        weight = layer.weight
+        if self.lazy:
+            drawn = torch.zeros(len(weight), dtype=torch.bool)
+            for index, _ in found:
+                drawn.index_fill_(0, index.blocks, True)
+            rows, position = drawn.nonzero().squeeze(1), drawn.cumsum(0) - 1
+            grad = weight.new_zeros((len(rows), *weight.shape[1:]))
+        else:
+            rows, position, grad = None, None, torch.zeros_like(weight)
+        for index, own in found:
+            if own is not None:
+                to = index.blocks if position is None else position.index_select(0, index.blocks)
+                grad.index_add_(0, to, own)
+        if rows is None:
+            weight.grad = grad
+        else:
+            assert self._cut is not None
+            self._cut.append(Rows(weight, rows, grad, self._optimizers))
+
+    # -- inside: the layers -------------------------------------------------------------------
+
+    def _sample(self, wholes: Mapping[str, BlockLayout]) -> None:
+        """Put layers that hold all blocks into the model, in the place of dense ones."""
+        for name, whole in wholes.items():
+            layer = self.layers[name]
+            whole = whole.to(layer.weight.device)
+            self._move(layer, lambda w, o=whole, x=layer: o.pack(oriented(x, w)))
+            self.sampled[name] = SampledLayer(layer, whole, partial(self._top.index, name))
+        if wholes:
+            self._top.version += 1
+            replace_modules(self.model, dict(self.sampled))
+
+    def _unsample(self) -> None:
+        """Put the dense layers back."""
+        for name, sampled in self.sampled.items():
+            layer, unpack = self.layers[name], sampled.whole.unpack
+            self._move(layer, lambda v, u=unpack, x=layer: oriented(x, u(v)).contiguous())
+            layer.train(sampled.training)
+        replace_modules(self.model, dict(self.layers))
+        self.sampled.clear()
+
+    @torch.no_grad()
+    def _move(self, layer: DenseLayer, move: Callable[[Tensor], Tensor]) -> None:
+        move_parameter(layer.weight, move, self._optimizers)  # type: ignore[arg-type]
+
+    def _set(
+        self, layouts: Mapping[str, BlockLayout], *, saved: Mapping[str, Any] | None = None
+    ) -> None:
+        # Masks and stored blocks start from dense layers.
+        if self.sampled:
+            self._check_states(self.name, trained=self.steps > 0 and saved is None)
+            self._unsample()
+        super()._set(layouts, saved=saved)
+
+    # -- inside: checks -----------------------------------------------------------------------
+
+    def _check_execution(self) -> None:
+        super()._check_execution()
+        if "" in self.layers:
+            raise ValueError(
+                f"{self.name}: a model that is one layer cannot be replaced in place; put it into "
+                "an nn.Sequential"
+            )
+        for name, layer in self.layers.items():
+            check_hooks(self.name, name, layer)
+            check_weight(f"{self.name}: layer {name!r}", layer.weight)
+
+    def _check_sampling(self, method: str) -> None:
+        self._check_attached(method)
+        if not self.sampled:
+            raise RuntimeError(
+                f"{self.name}.{method}: the blocks are fixed since prune(); train with "
+                "loss.backward(), optimizer.step() and pruner.step()"
+            )
+
+    def _check_idle(self, method: str) -> None:
+        if self._cut is not None:
+            raise RuntimeError(
+                f"{self.name}.{method}: a step is under way; call optimizer.step() and "
+                "pruner.step() first"
+            )
+
+    def _check_states(self, where: str, trained: bool) -> None:
+        """Raise unless what optimizers keep can follow the blocks."""
+        for name, layer in self.sampled.items():
+            weight = layer.weight
+            check_states(f"{where}: layer {name!r}", weight, self._optimizers)
+            if trained and weight.requires_grad:
+                if not any(holds(optimizer, weight) for optimizer in self._optimizers):
+                    raise RuntimeError(
+                        f"{where}: no optimizer known to the pruner holds the weight of layer "
+                        f"{name!r}, so its state cannot follow the drawn blocks; pass optimizers=, "
+                        "call pruner.attach(optimizer), or make the pruner with lazy=False"
+                    )
+
+
+def _check_settings(
+    where: str, samples: int, atom: Atom, gate_lr: float, clip: float | None, clamp: float
+) -> None:
+    if not isinstance(samples, int) or samples < 2:
+        raise ValueError(
+            f"{where}: samples must be an int of 2 or more: the gates learn from differences "
+            f"between losses (got {describe(samples)})"
+        )
+    if atom not in get_args(Atom):
+        raise ValueError(f"{where}: atom must be 'block' or 'channel' (got {describe(atom)})")
+    if not gate_lr > 0.0:
+        raise ValueError(f"{where}: gate_lr must be positive (got {describe(gate_lr)})")
+    if clip is not None and not clip > 0.0:
+        raise ValueError(f"{where}: clip must be positive, or None (got {describe(clip)})")
+    if not 0.0 <= clamp < 0.5:
+        raise ValueError(
+            f"{where}: clamp must be in [0, 0.5), such as 1e-3 (got {describe(clamp)})"
+        )
+
+
+def _check_loss(where: str, loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(
+            f"{where}: the closure must return the loss, a tensor with a gradient, not "
+            f"{describe(loss)}; pruner.backward(lambda: criterion(model(x), target))"
+        )
+    if loss.numel() != 1:
+        raise ValueError(
+            f"{where}: the loss must be one number (got shape {list(loss.shape)}); take the mean"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            f"{where}: the loss has no gradient; the closure must not detach it or run under "
+            "torch.no_grad()"
+        )
+    if not bool(loss.isfinite()):
+        raise RuntimeError(
+            f"{where}: the loss is {float(loss)}; gates cannot learn from it. Lower the learning "
+            "rate"
+        )
+
+
+def _all_blocks(layout: BlockLayout) -> BlockLayout:
+    """The layout that stores all blocks, in the order of another one."""
+    return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))
+
+
+def _spread(whole: BlockLayout, part: Part, gates: Tensor) -> Tensor:
+    """[out, in / groups, ...] with the gate of each weight."""
+    bo, bi = whole.block
+    return whole.unpack(part.blocks(gates)[:, None, None].expand(-1, bi, bo))
+
+
+def _gather(whole: BlockLayout, part: Part, spread: Tensor) -> Tensor:
+    """Mean over the weights of each atom: the inverse of :func:`_spread` where blocks stay."""
+    sums = part.per_atom(whole.pack(spread).sum((1, 2)))
+    return sums / part.per_atom(whole.pack(torch.ones_like(spread)).sum((1, 2)))

@@ -158,7 +158,7 @@ class Gates:
     def draw(self, samples: int, generator: torch.Generator) -> Tensor:
         """bool[samples, n], masks with independent entries, True with probability s."""
         # float32 is enough: numbers in [0, 1) in steps of 2^-24, so 0 never and 1 always is drawn.
-        return torch.rand((samples, len(self.s)), generator=generator) < self.s
+        return torch.rand((samples, len(self.s)), generator=generator) < self.s.float()
 
     def top(self, worth: Tensor, floors: Iterable[tuple[slice, int]] = ()) -> Tensor:
         """The gates to keep in the end: the largest that fit the budgets.

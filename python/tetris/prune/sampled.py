@@ -13,6 +13,7 @@ from ..layout import BlockLayout
 from ..nn.base import make_sparse
 from ..nn.kinds import DenseLayer, sparse_type
 from .gates import Gates
+from .rows import Scratch
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SampledLayer(nn.Module):
     """Stands for a dense layer while masks are sampled: all blocks stored, some computed with.
 
     Forward and backward run on the sparse kernels. In training mode they take the blocks and values
-    that :meth:`use` was given; otherwise those of the layout that ``kept`` returns.
+    that :meth:`use` was given; otherwise those that ``kept`` returns.
 
     Args:
         layer: The dense layer, whose Parameters this one takes. That of its weight must hold blocks
@@ -64,6 +65,7 @@ class SampledLayer(nn.Module):
         self._columns = torch.arange(columns, dtype=torch.int32).repeat(rows)
         # In a tuple, for it is no submodule: its Parameters are those of this layer.
         self._runner = (make_sparse(sparse_type(layer), layer, whole, bias=None, values=_NOTHING),)
+        self._scratch = Scratch()
         self._use: tuple[Index, Tensor] | None = None
         self.weight = layer.weight  # type: ignore[assignment]
         self.bias = layer.bias  # type: ignore[assignment]
@@ -76,10 +78,22 @@ class SampledLayer(nn.Module):
         row_ptr = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
         return Index(blocks, row_ptr, self._columns.index_select(0, blocks))
 
-    def use(self, index: Index | None, values: Tensor | None = None) -> None:
-        """Compute with these blocks and values [nnzb, bi, bo] in training mode; None ends it."""
-        self._use = None if index is None or values is None else (index, values)
+    def use(self, index: Index) -> Tensor:
+        """Compute with these blocks in training mode, until :meth:`rest`.
+
+        Returns:
+            [nnzb, bi, bo], the values that the layer computes with: a leaf, whose gradient autograd
+            fills in. They are overwritten by the next call.
+        """
+        values = self._scratch.gather("values", self.weight.detach(), index.blocks)
+        values.requires_grad_(self.weight.requires_grad)
+        self._use = index, values
         self.runs = 0
+        return values
+
+    def rest(self) -> None:
+        """Compute with what is kept again."""
+        self._use = None
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """What the dense layer returns, with absent blocks zero."""

@@ -28,7 +28,7 @@ from .plan import Scope
 from .pruner import Execution, Pruner
 from .rows import Rows
 from .saliency import layer_saliency
-from .sampled import Index, Part, SampledLayer, TopBlocks
+from .sampled import Part, SampledLayer, TopBlocks
 from .target import Target
 from .tree import Selector, check_hooks
 
@@ -179,7 +179,8 @@ class VRPGEPruner(Pruner):
                 )
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self._top = self._make_gates(clamp)
-        self._cut: list[Rows] | None = None  # between backward() and step()
+        self._rows: dict[str, Rows] = {}
+        self._pending = False  # between backward() and step()
         self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr)
         plans = self.search(
             {
@@ -211,7 +212,7 @@ class VRPGEPruner(Pruner):
         """
         where = f"{self.name}.backward"
         self._check_sampling("backward")
-        if self._cut is not None:
+        if self._pending:
             raise RuntimeError(
                 f"{where}: gradients of the last call are pending; call optimizer.step() and "
                 "pruner.step() after each backward()"
@@ -229,11 +230,11 @@ class VRPGEPruner(Pruner):
                 found.append(gradients)
         finally:
             for layer in self.sampled.values():
-                layer.use(None)
-        self._cut = []
+                layer.rest()
         for name, layer in self.sampled.items():
             if layer.weight.requires_grad:
-                self._set_gradient(layer, [gradients[name] for gradients in found])
+                self._set_gradient(name, [own[name] for own in found if name in own])
+        self._pending = True
         measured = average(torch.tensor(losses, dtype=torch.float64))
         self.gates.s.grad = estimate(measured, masks, self.gates.s)
         learnt = [p for p in self.model.parameters() if p.grad is not None]
@@ -255,14 +256,16 @@ class VRPGEPruner(Pruner):
         """
         if not self.sampled:
             return
-        if self._cut is None:
+        if not self._pending:
             raise RuntimeError(
                 f"{self.name}.step: no gradients to learn from; call loss = "
                 "pruner.backward(closure) and optimizer.step() first, or prune() to fine-tune"
             )
-        for rows in self._cut:
-            rows.put_back()
-        self._cut = None
+        if self.lazy:
+            for name, layer in self.sampled.items():
+                if layer.weight.requires_grad:
+                    self._rows[name].put_back()
+        self._pending = False
         self.gate_optimizer.step()
         self.gates.s.grad = None
         self.gates.project()
@@ -466,15 +469,12 @@ class VRPGEPruner(Pruner):
 
     def _run(
         self, where: str, closure: Callable[[], Tensor], mask: Tensor
-    ) -> tuple[float, dict[str, tuple[Index, Tensor | None]]]:
-        """Loss of one mask, and name -> what blocks were drawn, with their gradient."""
-        drawn: dict[str, tuple[Index, Tensor]] = {}
+    ) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
+        """Loss of one mask; name -> blocks that were drawn and have a gradient, and this one."""
+        drawn: dict[str, tuple[Tensor, Tensor]] = {}
         for name, layer in self.sampled.items():
             index = layer.index(self._top.parts[name].blocks(mask))
-            values = layer.weight.detach().index_select(0, index.blocks)
-            values.requires_grad_(layer.weight.requires_grad)
-            layer.use(index, values)
-            drawn[name] = index, values
+            drawn[name] = index.blocks, layer.use(index)
         loss = closure()
         _check_loss(where, loss)
         if not any(layer.runs for layer in self.sampled.values()):
@@ -483,28 +483,22 @@ class VRPGEPruner(Pruner):
                 "and run the model that the pruner was given"
             )
         (loss / self.samples).backward()
-        return float(loss.detach()), {n: (index, v.grad) for n, (index, v) in drawn.items()}
+        return float(loss.detach()), {
+            n: (blocks, v.grad) for n, (blocks, v) in drawn.items() if v.grad is not None
+        }
 
-    def _set_gradient(self, layer: SampledLayer, found: list[tuple[Index, Tensor | None]]) -> None:
+    def _set_gradient(self, name: str, found: list[tuple[Tensor, Tensor]]) -> None:
         """Sum up a layer's gradients; with lazy, let its Parameter be the drawn blocks."""
-        weight = layer.weight
-        if self.lazy:
-            drawn = torch.zeros(len(weight), dtype=torch.bool)
-            for index, _ in found:
-                drawn.index_fill_(0, index.blocks, True)
-            rows, position = drawn.nonzero().squeeze(1), drawn.cumsum(0) - 1
-            grad = weight.new_zeros((len(rows), *weight.shape[1:]))
-        else:
-            rows, position, grad = None, None, torch.zeros_like(weight)
-        for index, own in found:
-            if own is not None:
-                to = index.blocks if position is None else position.index_select(0, index.blocks)
-                grad.index_add_(0, to, own)
-        if rows is None:
-            weight.grad = grad
-        else:
-            assert self._cut is not None
-            self._cut.append(Rows(weight, rows, grad, self._optimizers))
+        weight = self.sampled[name].weight
+        if not self.lazy:
+            weight.grad = torch.zeros_like(weight)
+            for blocks, own in found:
+                weight.grad.index_add_(0, blocks, own)
+            return
+        drawn = torch.zeros(len(weight), dtype=torch.bool)
+        for blocks, _ in found:
+            drawn.index_fill_(0, blocks, True)
+        self._rows[name].cut(drawn.nonzero().squeeze(1), found, self._optimizers)
 
     # -- inside: the layers -------------------------------------------------------------------
 
@@ -515,6 +509,7 @@ class VRPGEPruner(Pruner):
             whole = whole.to(layer.weight.device)
             self._move(layer, lambda w, o=whole, x=layer: o.pack(oriented(x, w)))
             self.sampled[name] = SampledLayer(layer, whole, partial(self._top.index, name))
+            self._rows[name] = Rows(self.sampled[name].weight)
         if wholes:
             self._top.version += 1
             replace_modules(self.model, dict(self.sampled))
@@ -527,6 +522,7 @@ class VRPGEPruner(Pruner):
             layer.train(sampled.training)
         replace_modules(self.model, dict(self.layers))
         self.sampled.clear()
+        self._rows.clear()
 
     @torch.no_grad()
     def _move(self, layer: DenseLayer, move: Callable[[Tensor], Tensor]) -> None:
@@ -563,7 +559,7 @@ class VRPGEPruner(Pruner):
             )
 
     def _check_idle(self, method: str) -> None:
-        if self._cut is not None:
+        if self._pending:
             raise RuntimeError(
                 f"{self.name}.{method}: a step is under way; call optimizer.step() and "
                 "pruner.step() first"

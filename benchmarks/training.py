@@ -137,7 +137,7 @@ def _run(layer: nn.Linear, product: Callable, x: Tensor) -> Tensor:
     return OneDnnLinear.apply(x, layer.weight, layer.bias, product)  # type: ignore[return-value]
 
 
-def _use(model: nn.Module, product: Callable[[Tensor, Tensor], Tensor]) -> None:
+def run_linear_by(model: nn.Module, product: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Let linear layers compute by a product."""
     for layer in model.modules():
         if isinstance(layer, nn.Linear):
@@ -167,7 +167,7 @@ def candidates(
     product = unpacked_product()
     if product is not None and any(isinstance(m, nn.Linear) for m in original.modules()):
         model = dense()
-        _use(model, product)
+        run_linear_by(model, product)
         found["onednn"] = step_of(model, x, make(model))
     if compiled:
         model = dense()

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tetris.prune import Cubic, Regrow, TetrisPruner, ranks
+from tetris.prune import Cubic, Regrow, TetrisPruner, VRPGEPruner, ranks
 
 BATCH, STEPS = 12, 10
 CUBIC = Cubic(begin=1, end=7, every=2)
@@ -91,6 +91,24 @@ def train(case, settings, rank, world):
     return {"layouts": layouts, "state": sparse.state_dict(), "output": sparse(probe).detach()}
 
 
+def train_sampled(rank, world):
+    """VR-PGE: the pruner averages gradients itself, so nothing is wrapped."""
+    model = network("")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    pruner = VRPGEPruner(
+        model, sparsity=0.5, block=(4, 2), sweeps=2, exclude="5", optimizers=optimizer
+    )
+    for x, y in batches(STEPS):
+        optimizer.zero_grad()
+        pruner.backward(lambda x=x, y=y: F.cross_entropy(model(x[rank::world]), y[rank::world]))
+        optimizer.step()
+        pruner.step()
+    gates = pruner.gates.s.clone()
+    pruner.prune()
+    probe = next(batches(1))[0]
+    return {"gates": gates, "state": model.state_dict(), "output": model(probe).detach()}
+
+
 def main():
     folder = Path(sys.argv[1])
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
@@ -98,6 +116,7 @@ def main():
     if world > 1:
         dist.init_process_group("gloo")
     results = {case: train(case, settings, rank, world) for case, settings in CASES.items()}
+    results["sampled"] = train_sampled(rank, world)
     if world > 1:
         results |= alone(rank)
         dist.destroy_process_group()

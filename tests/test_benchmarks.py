@@ -156,7 +156,7 @@ def test_the_onednn_rival_trains_as_torch_does():
     model(x).square().sum().backward()
     expected = [p.grad.clone() for p in model.parameters()]
     model.zero_grad()
-    training._use(model, product)
+    training.run_linear_by(model, product)
     model(x).square().sum().backward()
     for p, grad in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(p.grad, grad, rtol=1e-4, atol=1e-4)

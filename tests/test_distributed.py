@@ -69,6 +69,16 @@ def test_masked_and_sparse_execution_agree(results):
     torch.testing.assert_close(masked["output"], sparse["output"], rtol=1e-9, atol=1e-11)
 
 
+def test_two_processes_draw_the_same_masks_and_learn_as_one(results):
+    alone, first, second = (result["sampled"] for result in results)
+    assert len(alone["gates"].unique()) > 100  # they have learnt
+    torch.testing.assert_close(first["gates"], alone["gates"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(first["output"], alone["output"], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(second["gates"], first["gates"], rtol=0, atol=0)
+    for name, tensor in first["state"].items():
+        torch.testing.assert_close(second["state"][name], tensor, rtol=0, atol=0)
+
+
 def test_a_search_for_a_time_ends_alike(results):
     _, first, second = results
     assert first["timed"] == second["timed"]

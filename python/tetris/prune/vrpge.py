@@ -21,7 +21,7 @@ from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ..parameters import check_states, holds, move_parameter
 from ..relayout import layout_of_keys
-from .distributed import average
+from . import ranks
 from .gates import Atom, Budget, Gates, atoms_of_blocks, estimate
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
@@ -235,12 +235,12 @@ class VRPGEPruner(Pruner):
             if layer.weight.requires_grad:
                 self._set_gradient(name, [own[name] for own in found if name in own])
         self._pending = True
-        measured = average(torch.tensor(losses, dtype=torch.float64))
+        measured = ranks.mean(torch.tensor(losses, dtype=torch.float64))
         self.gates.s.grad = estimate(measured, masks, self.gates.s)
         learnt = [p for p in self.model.parameters() if p.grad is not None]
         for parameter in learnt:
             assert parameter.grad is not None
-            average(parameter.grad)
+            parameter.grad = ranks.mean(parameter.grad)
         if self.clip is not None:
             learnt.append(self.gates.s)  # type: ignore[arg-type]
             norm = get_total_norm([p.grad for p in learnt if p.grad is not None])
@@ -616,7 +616,7 @@ def _check_loss(where: str, loss: object) -> None:
         )
     if not bool(loss.isfinite()):
         raise RuntimeError(
-            f"{where}: the loss is {float(loss)}; gates cannot learn from it. Lower the learning "
+            f"{where}: the loss is {float(loss.detach())}; gates cannot learn from it. Lower the learning "
             "rate"
         )
 

@@ -1,0 +1,197 @@
+"""A whole training step of VR-PGE against the dense one.
+
+    python -m benchmarks.methods.steps                  every network, about three minutes
+    python -m benchmarks.methods.steps --quick          the middle one
+
+Dense is the faster of torch's linear layers and oneDNN's, as in benchmarks/training.py. A step is
+zero_grad, forward and backward (twice for VR-PGE, with two masks), clipping the norm (VR-PGE only),
+optimizer.step and pruner.step; SGD with momentum and weight decay, timed in turns. Gates are
+measured as they start, all at the kept share, which is when two masks have the least in common,
+and settled, as after training: 90 % of the budget on as many blocks, the rest on all others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.markdown import Markdown
+from torch import nn
+
+from tetris.prune import VRPGEPruner
+from tetris.timing import Candidate, Plan, interleave, unpacked_product
+
+from .. import machine
+from ..training import run_linear_by, step_of
+from .experiment import Check
+from .networks import mlp
+
+BATCH, BLOCK = 256, (16, 16)
+NETWORKS = (
+    (1024, 1024, 1024, 1024),
+    (1024, 2048, 2048, 1024),
+    (1024, 4096, 4096, 1024),
+)
+TARGETS = {0.1: 0.35, 0.2: 0.5}
+"""Kept share -> of the dense step's time at most."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One comparison.
+
+    Attributes:
+        network: Widths, joined by dashes.
+        kept: Share of the blocks in the budget.
+        gates: ``start`` or ``settled``.
+        dense_ms: Median of the faster dense step.
+        dense_by: What ran it.
+        ms: Median of VR-PGE's.
+        ratio: Median of ms / dense_ms, round by round.
+    """
+
+    network: str
+    kept: float
+    gates: str
+    dense_ms: float
+    dense_by: str
+    ms: float
+    ratio: float
+
+
+def measure(sizes: Sequence[int], kept: float, plan: Plan | None = None) -> list[Step]:
+    """Time the steps of one network at one budget."""
+    torch.manual_seed(0)
+    fresh, x = mlp(sizes), torch.randn(BATCH, sizes[0])
+    model = copy.deepcopy(fresh)
+    found: dict[str, Candidate] = {"torch": step_of(model, x, _sgd(model))}
+    if (product := unpacked_product()) is not None:
+        model = copy.deepcopy(fresh)
+        run_linear_by(model, product)
+        found["oneDNN"] = step_of(model, x, _sgd(model))
+    dense = list(found)
+    for gates in ("start", "settled"):
+        found[gates] = _sampling(copy.deepcopy(fresh), x, kept, gates == "settled")
+    times = interleave(found, plan or Plan(sample_s=0.0, budget_s=10.0, min_rounds=7))
+    median = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
+    best = min(dense, key=median.__getitem__)
+    return [
+        Step(
+            "-".join(map(str, sizes)),
+            kept,
+            gates,
+            median[best],
+            best,
+            median[gates],
+            float(np.median(times[gates] / times[best])),
+        )
+        for gates in ("start", "settled")
+    ]
+
+
+def _sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+
+
+def _sampling(model: nn.Module, x: torch.Tensor, kept: float, settled: bool) -> Candidate:
+    optimizer = _sgd(model)
+    pruner = VRPGEPruner(
+        model, sparsity=1 - kept, block=BLOCK, reorder="identity", optimizers=optimizer
+    )
+    if settled:
+        s = pruner.gates.s
+        top = torch.zeros(len(s), dtype=torch.bool)
+        top[torch.randperm(len(s))[: int(kept * len(s))]] = True
+        s.copy_(torch.where(top, 0.9, 0.1 * kept / (1 - kept)))
+        pruner.gate_optimizer.param_groups[0]["lr"] = 1e-9  # they stay as they are
+
+    def step() -> None:
+        optimizer.zero_grad()
+        pruner.backward(lambda: model(x).square().mean())
+        optimizer.step()
+        pruner.step()
+
+    return step
+
+
+def check() -> list[Check]:
+    """The targets, on the middle network."""
+    result: list[Check] = []
+    for kept, target in TARGETS.items():
+        for step in measure(NETWORKS[1], kept):
+            result.append(
+                (
+                    f"a step of {step.network} at {kept:.0%} kept, gates {step.gates}: "
+                    f"at most {target} of the dense one",
+                    step.ratio <= target,
+                    f"{step.ratio:.2f} ({step.ms:.1f} of {step.dense_ms:.1f} ms, {step.dense_by})",
+                )
+            )
+    return result
+
+
+def table(steps: Sequence[Step]) -> str:
+    """As markdown."""
+    lines = [
+        "| network | kept | gates | VR-PGE ms | dense ms | dense by | ratio | target |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for s in steps:
+        verdict = "met" if s.ratio <= TARGETS[s.kept] else "missed"
+        lines.append(
+            f"| {s.network} | {s.kept:.0%} | {s.gates} | {s.ms:.1f} | {s.dense_ms:.1f} | "
+            f"{s.dense_by} | {s.ratio:.2f} | {TARGETS[s.kept]:g}, {verdict} |"
+        )
+    return "\n".join(lines)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure, print, write vrpge-steps.{md,json}."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.methods.steps",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--quick", action="store_true", help="the middle network only")
+    made.add_argument("--threads", type=int, default=1, metavar="N")
+    made.add_argument("--out", type=Path, metavar="DIR")
+    args = made.parse_args(words)
+    torch.set_num_threads(args.threads)
+    networks = NETWORKS[1:2] if args.quick else NETWORKS
+    steps = [step for sizes in networks for kept in TARGETS for step in measure(sizes, kept)]
+    usual = not args.quick and args.threads == 1
+    out = args.out or Path("benchmarks/results/methods" if usual else "build/benchmarks/methods")
+    out.mkdir(parents=True, exist_ok=True)
+    given = " ".join(sys.argv[1:] if words is None else words)
+    command = f"python -m benchmarks.methods.steps {given}".strip()
+    about = machine.describe()
+    text = "\n\n".join(
+        [
+            "# Training steps of VR-PGE",
+            machine.sentence(about),
+            f"`{command}`: batch {BATCH}, blocks of {BLOCK[0]}x{BLOCK[1]}, float32, "
+            f"{args.threads} thread(s). Medians; the ratio is the median of the rounds' ratios.",
+            table(steps),
+        ]
+    )
+    (out / "vrpge-steps.md").write_text(text + "\n")
+    (out / "vrpge-steps.json").write_text(
+        json.dumps(
+            {"machine": about, "command": command, "steps": [asdict(s) for s in steps]}, indent=1
+        )
+        + "\n"
+    )
+    Console().print(Markdown(table(steps)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

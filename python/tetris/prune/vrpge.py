@@ -616,8 +616,8 @@ def _check_loss(where: str, loss: object) -> None:
         )
     if not bool(loss.isfinite()):
         raise RuntimeError(
-            f"{where}: the loss is {float(loss.detach())}; gates cannot learn from it. Lower the learning "
-            "rate"
+            f"{where}: the loss is {float(loss.detach())}; gates cannot learn from it. Lower the "
+            "learning rate"
         )
 
 

@@ -549,6 +549,8 @@ def test_errors_of_the_order_of_calls():
             call()
     with pytest.raises(RuntimeError, match="after each backward"):
         pruner.backward(loss)
+    with pytest.raises(RuntimeError, match=r"run the model after pruner.step\(\)"):
+        loss()
     made.step()
     pruner.step()
     pruner.prune()

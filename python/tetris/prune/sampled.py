@@ -101,6 +101,12 @@ class SampledLayer(nn.Module):
             index, values = self._use
             self.runs += 1
         else:
+            if len(self.weight) != self.whole.nnz_blocks:
+                raise RuntimeError(
+                    "SampledLayer: between pruner.backward() and pruner.step() the weight holds "
+                    f"the drawn blocks only ({len(self.weight)} of {self.whole.nnz_blocks}); run "
+                    "the model after pruner.step()"
+                )
             index = self._kept()
             values = self.weight.index_select(0, index.blocks)
         (run,) = self._runner

@@ -543,6 +543,8 @@ def test_errors_of_the_order_of_calls():
     with pytest.raises(RuntimeError, match=r"call model.train\(\)"):
         pruner.backward(loss)
     model.train()
+    with pytest.raises(RuntimeError, match="the closure ran no sampled layer"):
+        pruner.backward(lambda: model[2](torch.ones(1, 22, dtype=torch.float64)).sum())
     pruner.backward(loss)
     for call in (pruner.state_dict, pruner.prune, pruner.refresh):
         with pytest.raises(RuntimeError, match="a step is under way"):

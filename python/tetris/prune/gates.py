@@ -91,13 +91,6 @@ def project(s: Tensor, cost: Tensor, budget: float, low: float = 0.0, high: floa
     return best
 
 
-def normalized(masks: Tensor, s: Tensor) -> Tensor:
-    """``(m - s) / sqrt(s (1 - s))``, zero where s is 0 or 1: float64[samples, n]."""
-    variance = s * (1.0 - s)
-    scale = torch.where(variance > 0.0, variance, 1.0).rsqrt_().mul_(variance > 0.0)
-    return masks.double().sub_(s).mul_(scale)
-
-
 def estimate(losses: Tensor, masks: Tensor, s: Tensor) -> Tensor:
     """Variance-reduced policy gradient of the gates from the losses of several masks.
 
@@ -113,8 +106,12 @@ def estimate(losses: Tensor, masks: Tensor, s: Tensor) -> Tensor:
     Returns:
         float64[n].
     """
+    # Weights that sum to zero: of z_k = (m_k - s) / sqrt(s (1 - s)) the s drops out.
     weights = (losses - losses.mean()) / (len(losses) - 1)
-    return weights @ normalized(masks, s)
+    variance = s * (1.0 - s)
+    inside = variance > 0.0
+    scale = torch.where(inside, variance, 1.0).rsqrt_().mul_(inside)  # z is 0 where s is 0 or 1
+    return (weights @ masks.double()).mul_(scale)
 
 
 @dataclass(frozen=True)

@@ -56,27 +56,24 @@ class Rows:
     def __init__(self, parameter: nn.Parameter) -> None:
         self._parameter = parameter
         self._scratch = Scratch()
-        self._rows: Tensor | None = None
         self._home = parameter.data
+        self._rows: Tensor | None = None  # None: the Parameter has all of them
+        self._position: Tensor | None = None
         self._optimizers: tuple[Optimizer, ...] = ()
         self._states: dict[tuple[int, str], Tensor] = {}
 
     @torch.no_grad()
-    def cut(
-        self,
-        rows: Tensor,
-        gradients: Iterable[tuple[Tensor, Tensor]],
-        optimizers: Iterable[Optimizer],
-    ) -> None:
-        """Let the Parameter be [len(rows), ...], with a gradient.
+    def cut(self, rows: Tensor, optimizers: Iterable[Optimizer]) -> None:
+        """Let the Parameter be [len(rows), ...], with a gradient of zero.
 
         Args:
             rows: int64, ascending.
-            gradients: Pairs of some of these rows, and their gradients, to be added up.
             optimizers: Whose states are cut, too.
         """
         parameter, scratch = self._parameter, self._scratch
         self._rows, self._home = rows, parameter.data
+        self._position = torch.empty(len(self._home), dtype=torch.int64)
+        self._position[rows] = torch.arange(len(rows))
         self._optimizers = tuple(optimizers)
         self._states = {}
         for number, optimizer in enumerate(self._optimizers):
@@ -85,19 +82,19 @@ class Rows:
                     self._states[number, name] = state
                     own = scratch.gather((number, name), state, rows)
                     optimizer.state[parameter][name] = own
-        position = torch.empty(len(self._home), dtype=torch.int64)
-        position[rows] = torch.arange(len(rows))
-        grad = scratch.rows("grad", self._home, len(rows)).zero_()
-        for some, own in gradients:
-            grad.index_add_(0, position.index_select(0, some), own)
         parameter.grad = None
         replace_data(parameter, scratch.gather("data", self._home, rows))
-        parameter.grad = grad
+        parameter.grad = scratch.rows("grad", self._home, len(rows)).zero_()
+
+    def local(self, rows: Tensor) -> Tensor:
+        """Where rows are in the Parameter as it is now."""
+        return rows if self._position is None else self._position.index_select(0, rows)
 
     @torch.no_grad()
     def put_back(self) -> None:
-        """Write the rows to where they came from; the gradient goes."""
-        assert self._rows is not None
+        """Write the rows to where they came from; the gradient goes. Nothing, if not cut."""
+        if self._rows is None:
+            return
         parameter, rows, shape = self._parameter, self._rows, self._parameter.shape
         _write(self._home, rows, parameter.data)
         for number, optimizer in enumerate(self._optimizers):
@@ -110,7 +107,8 @@ class Rows:
                     optimizer.state[parameter][name] = home
         parameter.grad = None
         replace_data(parameter, self._home)
-        self._rows, self._states = None, {}
+        self._rows = self._position = None
+        self._states = {}
 
 
 def _write(target: Tensor, rows: Tensor, source: Tensor) -> None:

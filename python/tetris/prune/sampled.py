@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..layout import BlockLayout
 from ..nn.base import make_sparse
@@ -62,6 +61,7 @@ class SampledLayer(nn.Module):
         self.whole = whole
         self.runs = 0
         self._kept = kept
+        self._bounds = torch.arange(rows + 1) * columns
         self._columns = torch.arange(columns, dtype=torch.int32).repeat(rows)
         # In a tuple, for it is no submodule: its Parameters are those of this layer.
         self._runner = (make_sparse(sparse_type(layer), layer, whole, bias=None, values=_NOTHING),)
@@ -74,18 +74,21 @@ class SampledLayer(nn.Module):
     def index(self, mask: Tensor) -> Index:
         """Index of the blocks that are True in bool[G * C]."""
         blocks = mask.nonzero().squeeze(1)
-        counts = mask.view(self.whole.block_grid).sum(1)
-        row_ptr = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+        row_ptr = torch.searchsorted(blocks, self._bounds, out_int32=True)
         return Index(blocks, row_ptr, self._columns.index_select(0, blocks))
 
-    def use(self, index: Index) -> Tensor:
+    def use(self, index: Index, rows: Tensor) -> Tensor:
         """Compute with these blocks in training mode, until :meth:`rest`.
+
+        Args:
+            index: The blocks.
+            rows: int64[nnzb], where they are in the weight, which may have been cut to some.
 
         Returns:
             [nnzb, bi, bo], the values that the layer computes with: a leaf, whose gradient autograd
             fills in. They are overwritten by the next call.
         """
-        values = self._scratch.gather("values", self.weight.detach(), index.blocks)
+        values = self._scratch.gather("values", self.weight.detach(), rows)
         values.requires_grad_(self.weight.requires_grad)
         self._use = index, values
         self.runs = 0
@@ -97,16 +100,21 @@ class SampledLayer(nn.Module):
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """What the dense layer returns, with absent blocks zero."""
-        if self._use is not None and self.training:
+        if self._use is not None:
+            if not self.training:
+                raise RuntimeError(
+                    "SampledLayer: masks are drawn in training mode only; call model.train() "
+                    "before pruner.backward()"
+                )
             index, values = self._use
             self.runs += 1
+        elif len(self.weight) != self.whole.nnz_blocks:
+            raise RuntimeError(
+                "SampledLayer: between pruner.backward() and pruner.step() the weight holds the "
+                f"drawn blocks only ({len(self.weight)} of {self.whole.nnz_blocks}); run the "
+                "model after pruner.step()"
+            )
         else:
-            if len(self.weight) != self.whole.nnz_blocks:
-                raise RuntimeError(
-                    "SampledLayer: between pruner.backward() and pruner.step() the weight holds "
-                    f"the drawn blocks only ({len(self.weight)} of {self.whole.nnz_blocks}); run "
-                    "the model after pruner.step()"
-                )
             index = self._kept()
             values = self.weight.index_select(0, index.blocks)
         (run,) = self._runner

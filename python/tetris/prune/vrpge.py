@@ -28,7 +28,7 @@ from .plan import Scope
 from .pruner import Execution, Pruner
 from .rows import Rows
 from .saliency import layer_saliency
-from .sampled import Part, SampledLayer, TopBlocks
+from .sampled import Index, Part, SampledLayer, TopBlocks
 from .target import Target
 from .tree import Selector, check_hooks
 
@@ -181,7 +181,7 @@ class VRPGEPruner(Pruner):
         self._top = self._make_gates(clamp)
         self._rows: dict[str, Rows] = {}
         self._pending = False  # between backward() and step()
-        self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr)
+        self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr, fused=True)
         plans = self.search(
             {
                 name: layer_saliency(self.name, name, layer, self.layer_options[name].importance)
@@ -221,19 +221,18 @@ class VRPGEPruner(Pruner):
             self._check_states(where, trained=True)
         masks = self.gates.draw(self.samples, self.generator)
         random = torch.get_rng_state()
-        losses, found = [], []
+        losses = []
         try:
-            for mask in masks:
+            drawn = self._cut(masks)
+            for indices in drawn:
                 torch.set_rng_state(random)
-                loss, gradients = self._run(where, closure, mask)
-                losses.append(loss)
-                found.append(gradients)
+                losses.append(self._run(where, closure, indices))
+        except BaseException:
+            self._put_back()
+            raise
         finally:
             for layer in self.sampled.values():
                 layer.rest()
-        for name, layer in self.sampled.items():
-            if layer.weight.requires_grad:
-                self._set_gradient(name, [own[name] for own in found if name in own])
         self._pending = True
         measured = ranks.mean(torch.tensor(losses, dtype=torch.float64))
         self.gates.s.grad = estimate(measured, masks, self.gates.s)
@@ -261,10 +260,7 @@ class VRPGEPruner(Pruner):
                 f"{self.name}.step: no gradients to learn from; call loss = "
                 "pruner.backward(closure) and optimizer.step() first, or prune() to fine-tune"
             )
-        if self.lazy:
-            for name, layer in self.sampled.items():
-                if layer.weight.requires_grad:
-                    self._rows[name].put_back()
+        self._put_back()
         self._pending = False
         self.gate_optimizer.step()
         self.gates.s.grad = None
@@ -467,38 +463,45 @@ class VRPGEPruner(Pruner):
 
     # -- inside: a step -----------------------------------------------------------------------
 
-    def _run(
-        self, where: str, closure: Callable[[], Tensor], mask: Tensor
-    ) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
-        """Loss of one mask; name -> blocks that were drawn and have a gradient, and this one."""
-        drawn: dict[str, tuple[Tensor, Tensor]] = {}
+    def _cut(self, masks: Tensor) -> list[dict[str, Index]]:
+        """Let Parameters hold what any mask needs; name -> its blocks, mask by mask."""
+        drawn: list[dict[str, Index]] = [{} for _ in masks]
         for name, layer in self.sampled.items():
-            index = layer.index(self._top.parts[name].blocks(mask))
-            drawn[name] = index.blocks, layer.use(index)
+            own = [layer.index(self._top.parts[name].blocks(mask)) for mask in masks]
+            for indices, index in zip(drawn, own, strict=True):
+                indices[name] = index
+            weight = layer.weight
+            if weight.requires_grad and self.lazy:
+                any_mask = self._top.parts[name].blocks(masks.any(0))
+                self._rows[name].cut(any_mask.nonzero().squeeze(1), self._optimizers)
+            elif weight.requires_grad:
+                weight.grad = torch.zeros_like(weight)
+        return drawn
+
+    def _put_back(self) -> None:
+        for rows in self._rows.values():
+            rows.put_back()
+
+    def _run(
+        self, where: str, closure: Callable[[], Tensor], indices: Mapping[str, Index]
+    ) -> float:
+        """Loss of one mask; adds its gradients."""
+        used: list[tuple[Tensor, Tensor, nn.Parameter]] = []
+        for name, layer in self.sampled.items():
+            rows = self._rows[name].local(indices[name].blocks)
+            used.append((rows, layer.use(indices[name], rows), layer.weight))
         loss = closure()
         _check_loss(where, loss)
         if not any(layer.runs for layer in self.sampled.values()):
             raise RuntimeError(
-                f"{where}: the closure ran no sampled layer in training mode; call model.train(), "
-                "and run the model that the pruner was given"
+                f"{where}: the closure ran no sampled layer; run the model that the pruner was "
+                "given"
             )
         (loss / self.samples).backward()
-        return float(loss.detach()), {
-            n: (blocks, v.grad) for n, (blocks, v) in drawn.items() if v.grad is not None
-        }
-
-    def _set_gradient(self, name: str, found: list[tuple[Tensor, Tensor]]) -> None:
-        """Sum up a layer's gradients; with lazy, let its Parameter be the drawn blocks."""
-        weight = self.sampled[name].weight
-        if not self.lazy:
-            weight.grad = torch.zeros_like(weight)
-            for blocks, own in found:
-                weight.grad.index_add_(0, blocks, own)
-            return
-        drawn = torch.zeros(len(weight), dtype=torch.bool)
-        for blocks, _ in found:
-            drawn.index_fill_(0, blocks, True)
-        self._rows[name].cut(drawn.nonzero().squeeze(1), found, self._optimizers)
+        for rows, values, weight in used:
+            if values.grad is not None and weight.grad is not None:
+                weight.grad.index_add_(0, rows, values.grad)
+        return float(loss.detach())
 
     # -- inside: the layers -------------------------------------------------------------------
 

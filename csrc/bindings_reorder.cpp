@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <exception>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@ namespace {
 
 namespace ro = tetris::reorder;
 using Saliency = py::array_t<float, py::array::c_style>;
+using Indices = py::array_t<int32_t, py::array::c_style>;
 
 ro::Problem make_problem(const Saliency& saliency, int64_t block_rows, int64_t block_cols,
                          int64_t kept, bool balanced, bool allow_empty_rows) {
@@ -50,12 +52,33 @@ py::array to_mask(const ro::Problem& p, const ro::Selection& selection) {
   return mask;
 }
 
+ro::Permutation to_permutation(const Indices& array, int64_t n) {
+  std::vector<bool> seen(static_cast<size_t>(n));
+  if (array.ndim() != 1 || array.size() != n) throw std::invalid_argument("reorder: bad length");
+  for (int64_t q = 0; q < n; ++q) {
+    const int32_t i = array.data()[q];
+    if (i < 0 || i >= n || seen[i]) throw std::invalid_argument("reorder: not a permutation");
+    seen[i] = true;
+  }
+  return ro::Permutation(array.data(), array.data() + n);
+}
+
 py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t block_cols,
-                      int64_t kept, bool balanced, bool allow_empty_rows, int method, int start,
-                      uint64_t seed, double seconds, int64_t repeats, int64_t sweeps, int threads,
-                      const py::object& progress) {
-  const ro::Problem problem =
+                      int64_t kept, bool balanced, bool allow_empty_rows,
+                      const std::optional<Indices>& rows, const std::optional<Indices>& cols,
+                      int method, int start, uint64_t seed, double seconds, int64_t repeats,
+                      int64_t sweeps, int threads, const py::object& progress) {
+  ro::Problem problem =
       make_problem(saliency, block_rows, block_cols, kept, balanced, allow_empty_rows);
+  ro::Order held;
+  if (rows) {
+    held.rows = to_permutation(*rows, problem.rows);
+    problem.held_rows = &held.rows;
+  }
+  if (cols) {
+    held.cols = to_permutation(*cols, problem.cols);
+    problem.held_cols = &held.cols;
+  }
   ro::SearchOptions options;
   options.method = static_cast<ro::Method>(method);
   options.start = static_cast<ro::Start>(start);
@@ -103,21 +126,10 @@ py::dict search_order(const Saliency& saliency, int64_t block_rows, int64_t bloc
 }
 
 py::array select_mask(const Saliency& saliency, int64_t block_rows, int64_t block_cols,
-                      int64_t kept, bool balanced, bool allow_empty_rows,
-                      const py::array_t<int32_t, py::array::c_style>& rows,
-                      const py::array_t<int32_t, py::array::c_style>& cols) {
+                      int64_t kept, bool balanced, bool allow_empty_rows, const Indices& rows,
+                      const Indices& cols) {
   const ro::Problem problem =
       make_problem(saliency, block_rows, block_cols, kept, balanced, allow_empty_rows);
-  const auto to_permutation = [](const py::array_t<int32_t, py::array::c_style>& array, int64_t n) {
-    std::vector<bool> seen(static_cast<size_t>(n));
-    if (array.ndim() != 1 || array.size() != n) throw std::invalid_argument("reorder: bad length");
-    for (int64_t q = 0; q < n; ++q) {
-      const int32_t i = array.data()[q];
-      if (i < 0 || i >= n || seen[i]) throw std::invalid_argument("reorder: not a permutation");
-      seen[i] = true;
-    }
-    return ro::Permutation(array.data(), array.data() + n);
-  };
   const ro::Order order{to_permutation(rows, problem.rows), to_permutation(cols, problem.cols)};
   ro::Selection selection;
   {
@@ -133,8 +145,9 @@ py::array select_mask(const Saliency& saliency, int64_t block_rows, int64_t bloc
 void bind_reorder(py::module_& m) {
   m.def("reorder_search", &search_order, py::arg("saliency").noconvert(), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("kept"), py::arg("balanced"), py::arg("allow_empty_rows"),
-        py::arg("method"), py::arg("start"), py::arg("seed"), py::arg("seconds"),
-        py::arg("repeats"), py::arg("sweeps"), py::arg("threads"), py::arg("progress"));
+        py::arg("rows"), py::arg("cols"), py::arg("method"), py::arg("start"), py::arg("seed"),
+        py::arg("seconds"), py::arg("repeats"), py::arg("sweeps"), py::arg("threads"),
+        py::arg("progress"));
   m.def("reorder_select", &select_mask, py::arg("saliency").noconvert(), py::arg("block_rows"),
         py::arg("block_cols"), py::arg("kept"), py::arg("balanced"), py::arg("allow_empty_rows"),
         py::arg("rows"), py::arg("cols"));

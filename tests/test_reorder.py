@@ -217,6 +217,38 @@ def test_block_mask_repeats_the_choice_of_the_search():
     assert torch.equal(mask, found.mask)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("axis", ["row_perm", "col_perm"])
+def test_a_given_order_is_held_and_the_other_axis_searched(method, axis):
+    torch.manual_seed(1)
+    w = torch.from_numpy(planted(96, 8, 0)[0][:, :80].copy())
+    held = torch.randperm(96 if axis == "row_perm" else 80)
+    arguments = {"method": method, **FAST}
+    found = reorder.search(w, (8, 8), 0.7, **{axis: held}, **arguments)
+    assert torch.equal(getattr(found, axis).long(), held)
+    assert found.retained == pytest.approx(retained(w.numpy(), (8, 8), found), rel=1e-5)
+    mask = reorder.block_mask(w, (8, 8), 0.7, **{axis: held})
+    sums = block_sums(w.numpy(), (8, 8), **{axis: held})
+    identity = sums[mask.numpy()].sum() / sums.sum()
+    assert found.identity_retained == pytest.approx(identity, rel=1e-5)
+    assert found.retained >= max(identity, found.l1_sort_retained if method != "identity" else 0)
+    if method == "threshold":  # half of the structure is not enough, and both halves are
+        both = reorder.search(w, (8, 8), 0.7, **FAST)
+        assert found.retained < both.retained - 0.1
+        half = reorder.search(w, (8, 8), 0.7, **{axis: getattr(both, axis)}, **arguments)
+        assert half.retained > both.retained - 0.01
+
+
+def test_both_orders_held_leave_nothing_to_search():
+    w = torch.from_numpy(lognormal(24, 16))
+    rows, cols = torch.randperm(24), np.random.default_rng(0).permutation(16)
+    found = reorder.search(w, (4, 4), 0.5, row_perm=rows, col_perm=cols)
+    assert found.row_perm.tolist() == rows.tolist()
+    assert found.col_perm.tolist() == cols.tolist()
+    assert found.sweeps == 0
+    assert torch.equal(found.mask, reorder.block_mask(w, (4, 4), 0.5, rows, cols))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes(dtype):
     w = torch.from_numpy(lognormal(32, 32)).to(dtype)
@@ -302,6 +334,8 @@ def test_any_problem(
         ({"sweeps": 0}, "sweeps must be at least 1"),
         ({"budget": -1.0}, "budget must be"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"row_perm": np.arange(3)}, "search: row_perm must be 4 integers"),
+        ({"col_perm": np.zeros(4, np.int32)}, "search: col_perm must hold each of 0 .. 3 once"),
         ({"saliency": np.ones((4, 2000), np.float32), "method": "assign"}, "above 1024 .*4 x 2000"),
     ],
 )

@@ -14,6 +14,8 @@
 
 namespace tetris::reorder {
 
+using Permutation = std::vector<int32_t>;
+
 struct Problem {
   const float* saliency = nullptr;  // finite, non-negative, row-major
   int64_t rows = 0, cols = 0, positions = 1;
@@ -21,6 +23,10 @@ struct Problem {
   int64_t kept = 0;               // blocks to keep
   bool balanced = false;          // every block row keeps the same number, give or take one
   bool allow_empty_rows = false;  // otherwise every block row keeps its best block
+  // Orders to keep, of this axis' length; where there is none, the axis is searched. For layers
+  // that share an order: one is searched for all of them and held while the other axes move.
+  const Permutation* held_rows = nullptr;
+  const Permutation* held_cols = nullptr;
 
   int64_t row_groups() const { return (rows + block_rows - 1) / block_rows; }
   int64_t col_groups() const { return (cols + block_cols - 1) / block_cols; }
@@ -28,12 +34,10 @@ struct Problem {
   int64_t blocks() const { return row_groups() * blocks_per_row(); }
   int64_t row_elements() const { return cols * positions; }
 
-  // Blocks one line high or wide do not care about the order of that axis.
-  bool rows_matter() const { return block_rows > 1 && row_groups() > 1; }
-  bool cols_matter() const { return block_cols > 1 && col_groups() > 1; }
+  // Axes to search. Blocks one line high or wide do not care about the order of that axis.
+  bool rows_matter() const { return !held_rows && block_rows > 1 && row_groups() > 1; }
+  bool cols_matter() const { return !held_cols && block_cols > 1 && col_groups() > 1; }
 };
-
-using Permutation = std::vector<int32_t>;
 
 struct Order {
   Permutation rows, cols;
@@ -45,8 +49,10 @@ inline Permutation identity_permutation(int64_t n) {
   return p;
 }
 
+// Identity, where nothing else is held.
 inline Order identity_order(const Problem& problem) {
-  return {identity_permutation(problem.rows), identity_permutation(problem.cols)};
+  return {problem.held_rows ? *problem.held_rows : identity_permutation(problem.rows),
+          problem.held_cols ? *problem.held_cols : identity_permutation(problem.cols)};
 }
 
 }  // namespace tetris::reorder

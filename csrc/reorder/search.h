@@ -1,5 +1,5 @@
 // The permutation search: a ladder of methods that maximise the saliency kept by a given number of
-// blocks. No rung returns less than identity or the L1 sort would keep.
+// blocks. No rung returns less than identity or the L1 sort would keep (of axes that are not held).
 #pragma once
 
 #include <cstdint>
@@ -26,7 +26,7 @@ struct SearchOptions {
 
 struct SearchResult {
   Order order;
-  bool rows_moved = false, cols_moved = false;  // false: that axis keeps identity
+  bool rows_moved = false, cols_moved = false;  // false: that axis is in identity order
   Selection selection;
   double total = 0;  // of the saliency
   double identity_mass = 0, l1_sort_mass = 0;

@@ -21,6 +21,8 @@ def reorder_search(
     kept: int,
     balanced: bool,
     allow_empty_rows: bool,
+    rows: NDArray[np.int32] | None,
+    cols: NDArray[np.int32] | None,
     method: int,
     start: int,
     seed: int,

@@ -118,6 +118,8 @@ def search(
     balanced: bool = False,
     allow_empty_rows: bool = False,
     tie_kernel: bool = False,
+    row_perm: torch.Tensor | NDArray[Any] | None = None,
+    col_perm: torch.Tensor | NDArray[Any] | None = None,
     threads: int | None = None,
     progress: bool = False,
 ) -> SearchResult:
@@ -126,6 +128,11 @@ def search(
     The result never retains less than identity or the L1 sort. With ``sweeps`` it depends on the
     arguments only, whatever the number of threads; with a time budget (the default) it may also
     depend on the speed of the machine.
+
+    An order that is given, ``row_perm`` or ``col_perm``, is held and the other axis alone searched;
+    identity and L1 sort then stand for orders of the other axis under it. To go on from an order p
+    instead, permute the saliency: ``search(saliency[p], ..., start="identity")`` starts there, and
+    ``p[found.row_perm]`` is its result.
 
     Args:
         saliency: ``[out, in]`` or ``[out, in, kh, kw]``, non-negative and finite, of any float
@@ -146,6 +153,8 @@ def search(
         balanced: every block row keeps the same number of blocks, give or take one.
         allow_empty_rows: otherwise every block row keeps its best block, counted in the budget.
         tie_kernel: all positions of a channel block live or die together.
+        row_perm: int ``[out]``, original row at each packed position: an order to hold.
+        col_perm: int ``[in]``, the same of columns.
         threads: number of threads, by default all.
         progress: show a progress bar.
 
@@ -160,6 +169,8 @@ def search(
         >>> weight = torch.randn(512, 512)
         >>> found = tetris.reorder.search(weight.abs(), (32, 32), sparsity=0.75)
         >>> packed = weight[found.row_perm][:, found.col_perm]
+        >>> next_layer = torch.randn(10, 512).abs()  # its inputs in the order of these outputs
+        >>> tetris.reorder.search(next_layer, (2, 32), 0.75, col_perm=found.row_perm)
     """
     _check_choice("method", method, METHODS)
     _check_choice("start", start, STARTS)
@@ -167,6 +178,8 @@ def search(
     check_search(where, seed=seed, budget=budget, sweeps=sweeps, threads=threads)
     problem = _Problem.of(where, saliency, block, sparsity, tie_kernel)
     rows, cols, _ = problem.values.shape
+    held_rows = None if row_perm is None else _permutation(where, "row_perm", row_perm, rows)
+    held_cols = None if col_perm is None else _permutation(where, "col_perm", col_perm, cols)
     if method == "assign" and sweeps is None and max(rows, cols) > ASSIGN_LIMIT:
         raise ValueError(
             f'{where}: method="assign" takes minutes above {ASSIGN_LIMIT} rows or columns '
@@ -177,13 +190,15 @@ def search(
         budget = enough
     # Beyond some length, a second search from each start finds more than a slower one.
     repeats = 1 if sweeps else max(1, min(8, int(budget / (2 * enough)))) if enough > 0 else 1
-    with _progress_bar(progress) as report:
+    with progress_bar(progress) as report:
         found = _C.reorder_search(
             problem.values,
             *problem.block,
             problem.kept,
             balanced,
             allow_empty_rows,
+            held_rows,
+            held_cols,
             METHODS.index(method),
             STARTS.index(start),
             int(seed) % 2**64,
@@ -376,7 +391,7 @@ def _permutation(
 
 
 @contextmanager
-def _progress_bar(show: bool) -> Iterator[Callable[[float], None] | None]:
+def progress_bar(show: bool) -> Iterator[Callable[[float], None] | None]:
     """A callback for the share of work done, or None."""
     if not show:
         yield None

@@ -267,14 +267,20 @@ TEST(Objective, TiesGoToTheLowerIndex) {
 
 TEST(Objective, HeaviestElements) {
   Pool pool(2);
-  std::vector<float> values = random_values(1001, 5);
-  values[3] = values[4] = values[5] = 0.5f;
-  std::vector<float> sorted = values;
-  std::sort(sorted.rbegin(), sorted.rend());
-  const double total = std::accumulate(values.begin(), values.end(), 0.0);
-  for (int64_t count : {0, 1, 2, 500, 610, 1000, 1001}) {
-    const double expected = std::accumulate(sorted.begin(), sorted.begin() + count, 0.0) / total;
-    EXPECT_NEAR(heaviest_elements_share(values.data(), 1001, count, pool), expected, 1e-9);
+  for (int64_t size : {1001, 600001}) {  // by partition and by histograms
+    std::vector<float> values = random_values(size, 5);
+    values[3] = values[4] = values[5] = 0.5f;
+    std::vector<float> sorted = values;
+    std::sort(sorted.rbegin(), sorted.rend());
+    const double total = std::accumulate(values.begin(), values.end(), 0.0);
+    const int64_t ties = std::find(sorted.begin(), sorted.end(), 0.5f) - sorted.begin();
+    for (int64_t count :
+         {int64_t{0}, int64_t{1}, int64_t{2}, size / 2, ties, ties + 1, ties + 2, size - 1, size}) {
+      const double expected = std::accumulate(sorted.begin(), sorted.begin() + count, 0.0) / total;
+      EXPECT_NEAR(heaviest_elements_share(values.data(), size, count, pool), expected, 1e-9);
+    }
+    std::fill(values.begin(), values.end(), 0.0f);
+    EXPECT_EQ(heaviest_elements_share(values.data(), size, 7, pool), 1);
   }
 }
 
@@ -398,6 +404,84 @@ TEST(Search, FindsTheBestOrderOfNearlyAllSmallProblems) {
     }
     EXPECT_LE(missed, 1) << "of 32, " << allow_empty;
   }
+}
+
+class HeldAxis : public testing::TestWithParam<Method> {};
+
+// Holding an axis is the same as searching the other axis of a matrix that is permuted already.
+TEST_P(HeldAxis, StaysAndTheOtherOneIsSearched) {
+  for (const bool hold_rows : {true, false}) {
+    for (const bool balanced : {false, true}) {
+      Case c(52, 45, 2, 4, 6, 0.7, 5);
+      c.problem.balanced = balanced;
+      const Order order = c.random_order(3);
+      (hold_rows ? c.problem.held_rows : c.problem.held_cols) =
+          hold_rows ? &order.rows : &order.cols;
+      SearchOptions options;
+      options.method = GetParam();
+      options.sweeps = 6;
+      options.threads = 2;
+      Control control;
+      const SearchResult found = search(c.problem, options, control);
+      const Permutation& held = hold_rows ? found.order.rows : found.order.cols;
+      const Permutation& other = hold_rows ? found.order.cols : found.order.rows;
+      EXPECT_EQ(held, hold_rows ? order.rows : order.cols);
+      EXPECT_TRUE(hold_rows ? found.rows_moved : found.cols_moved);
+      EXPECT_TRUE(is_permutation(other));
+      const auto mass_of = [&](const Order& o) {
+        const std::vector<double> sums = c.reference_sums(o);
+        const std::vector<float> rounded(sums.begin(), sums.end());
+        return select_blocks(c.problem, rounded).mass;
+      };
+      EXPECT_NEAR(found.selection.mass, mass_of(found.order), 1e-3);
+      Order start = identity_order(c.problem);
+      EXPECT_EQ(hold_rows ? start.rows : start.cols, held);
+      EXPECT_NEAR(found.identity_mass, mass_of(start), 1e-3);
+      Pool pool(1);
+      const Order sorted = l1_sorted_order(c.problem, pool);
+      EXPECT_EQ(hold_rows ? sorted.rows : sorted.cols, held);
+      EXPECT_NEAR(found.l1_sort_mass, mass_of(sorted), 1e-3);
+      EXPECT_GE(found.selection.mass, found.identity_mass);
+      if (options.method != Method::kIdentity) {
+        EXPECT_GE(found.selection.mass, found.l1_sort_mass);
+      }
+
+      std::vector<float> permuted(c.values.size());
+      const int64_t positions = c.problem.positions;
+      for (int64_t r = 0; r < c.problem.rows; ++r) {
+        for (int64_t k = 0; k < c.problem.cols; ++k) {
+          const int64_t from = start.rows[r] * c.problem.cols + start.cols[k];
+          const int64_t to = r * c.problem.cols + k;
+          std::copy_n(c.values.data() + from * positions, positions,
+                      permuted.data() + to * positions);
+        }
+      }
+      Problem same = c.problem;
+      same.saliency = permuted.data();
+      const Order identity{identity_permutation(same.rows), identity_permutation(same.cols)};
+      same.held_rows = hold_rows ? &identity.rows : nullptr;
+      same.held_cols = hold_rows ? nullptr : &identity.cols;
+      const SearchResult again = search(same, options, control);
+      EXPECT_EQ(hold_rows ? again.order.cols : again.order.rows, other);
+      EXPECT_FALSE(hold_rows ? again.rows_moved : again.cols_moved);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Methods, HeldAxis,
+                         testing::Values(Method::kIdentity, Method::kL1Sort, Method::kSwap,
+                                         Method::kAssign, Method::kThreshold));
+
+TEST(Search, HoldsBothAxes) {
+  Case c(24, 20, 1, 4, 5, 0.5);
+  const Order order = c.random_order(9);
+  c.problem.held_rows = &order.rows;
+  c.problem.held_cols = &order.cols;
+  Control control;
+  const SearchResult found = search(c.problem, {}, control);
+  EXPECT_EQ(found.order.rows, order.rows);
+  EXPECT_EQ(found.order.cols, order.cols);
+  EXPECT_EQ(found.selection.mass, found.identity_mass);
 }
 
 TEST(Search, StopsInTheMiddleOfALongRound) {

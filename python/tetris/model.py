@@ -15,6 +15,7 @@ from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport, warn_of_shortfall
 from .prune.saliency import check_importance, layer_saliency, prepare_importance
+from .prune.shared import Share
 from .prune.target import Target, budgeted
 from .prune.tree import Selector, check_hooks, layer_options, select_layers
 
@@ -29,6 +30,7 @@ class SparsifyArguments(LayerOverride, total=False):
     exclude: Selector | Iterable[Selector] | None
     overrides: Mapping[str, LayerOverride] | None
     scope: Scope
+    share: Share
     target: Target | None
     types: tuple[type[nn.Module], ...]
     inplace: bool
@@ -58,6 +60,7 @@ def sparsify(
     exclude: Selector | Iterable[Selector] | None = None,
     overrides: Mapping[str, LayerOverride] | None = None,
     scope: Scope = "layer",
+    share: Share = (),
     target: Target | None = None,
     types: tuple[type[nn.Module], ...] = DENSE_TYPES,
     inplace: bool = False,
@@ -86,6 +89,9 @@ def sparsify(
         scope: ``"layer"``: each layer has this sparsity. ``"global"``: all layers together have it;
             blocks compete by saliency per number, so that layers with larger weights keep more.
             Layers whose sparsity an override sets stay out of the competition.
+        share: Channels that several layers write or read in one order, one or several
+            :class:`tetris.prune.SharedOrder`. These layers are searched together, and their
+            permutations along the shared axes are equal.
         target: What is to be left, in place of ``sparsity``: :class:`tetris.prune.Parameters` or
             :class:`tetris.prune.Flops`, of all layers whose sparsity no override sets.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.
@@ -166,6 +172,7 @@ def sparsify(
         progress,
         {n: groups_of(selection.layers[n]) for n in saliency},
         {} if budget is None else budget.costs,
+        share,
     )
 
     result = copy_or_same(model, inplace)

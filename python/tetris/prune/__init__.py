@@ -20,6 +20,7 @@ from .report import SparsifyReport as SparsifyReport
 from .schedule import Cubic as Cubic
 from .schedule import OneShot as OneShot
 from .schedule import Schedule as Schedule
+from .shared import SharedOrder as SharedOrder
 from .synaptic import SynapticPruner as SynapticPruner
 from .target import Flops as Flops
 from .target import Parameters as Parameters

@@ -14,6 +14,7 @@ from ..layout_search import search_method
 from ..reorder import SearchResult
 from .allocate import allocate, l1_order, scored
 from .options import LayerOptions
+from .shared import Share, search_shared
 
 Scope = Literal["layer", "global"]
 
@@ -45,6 +46,7 @@ def plan_layers(
     progress: bool,
     groups: Mapping[str, int],
     costs: Mapping[str, float] | None = None,
+    share: Share = (),
 ) -> dict[str, Plan]:
     """Search a layout for every layer.
 
@@ -58,6 +60,7 @@ def plan_layers(
         progress: Show progress bars.
         groups: name -> groups of a convolution, 1 of a linear layer.
         costs: name -> cost of one weight, with scope ``global``; 1 where nothing is said.
+        share: Orders that several layers have in common.
     """
     if scope not in ("layer", "global"):
         raise ValueError(f"{where}: scope must be 'layer' or 'global' (got {scope!r})")
@@ -79,9 +82,13 @@ def plan_layers(
             )
         for name, own in allocate(scores, sparsity).items():
             options[name] = replace(options[name], sparsity=own)
+    together = search_shared(where, saliency, options, share, groups, progress)
     plans = {}
     for name, values in saliency.items():
         o = options[name]
+        if name in together:
+            plans[name] = Plan(o, values, *together[name])
+            continue
         try:
             layout, search = search_layout(
                 f"{where}: layer {name!r}",

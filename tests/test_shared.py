@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tetris import reorder, sparsify
-from tetris.prune import LayerOptions, SharedOrder
+from tetris.prune import Cubic, LayerOptions, SharedOrder, TetrisPruner
 from tetris.prune.plan import plan_layers
 from tetris.prune.shared import search_shared
 
@@ -309,6 +309,34 @@ def test_scope_global_and_overrides(model):
     )
     assert torch.equal(sparse.head.col_perm, sparse.up.row_perm)
     assert sparse.a1.layout.sparsity == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_pruners_keep_the_order_while_masks_change(model, execution):
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = TetrisPruner(
+        model,
+        sparsity=0.5,
+        block=(4, 4),
+        share=iter([STREAM]),
+        schedule=Cubic(0, 4),
+        execution=execution,
+        optimizers=optimizer,
+        **FAST,
+    )
+    model.train()
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(4, 16, 8, 8)).square().mean().backward()
+        optimizer.step()
+        pruner.step()
+    sparse = pruner.finalize()
+    orders = [sparse.get_submodule(name).row_perm for name in STREAM.rows]
+    orders += [sparse.get_submodule(name).col_perm for name in STREAM.cols]
+    assert not torch.equal(orders[0], torch.arange(16, dtype=torch.int32))
+    assert all(torch.equal(order, orders[0]) for order in orders)
+    with pytest.raises(ValueError, match="TetrisPruner: share names 'steam'"):
+        TetrisPruner(pruner.remove(), share=SharedOrder(rows=("stem", "steam")))
 
 
 @pytest.mark.parametrize(

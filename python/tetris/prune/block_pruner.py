@@ -30,6 +30,7 @@ from .report import warn_of_shortfall
 from .saliency import prepare_importance
 from .schedule import Schedule, as_schedule
 from .select import Units, keep_heaviest
+from .shared import Share
 from .target import Target
 from .tree import Selector
 
@@ -52,6 +53,7 @@ class BlockPruner(Pruner):
         types: Exact types to prune.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.
+        share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         target: What is to be left, in place of ``sparsity``.
         search_every_update: Search the permutations anew whenever masks change. A refresh may
             bring removed blocks back, with zero weights. Not on stored blocks, which do not tell.
@@ -75,6 +77,7 @@ class BlockPruner(Pruner):
         types: tuple[type[nn.Module], ...] = DENSE_TYPES,
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "layer",
+        share: Share = (),
         target: Target | None = None,
         search_every_update: bool = False,
         execution: Execution = "masked",
@@ -95,6 +98,7 @@ class BlockPruner(Pruner):
             types=types,
             overrides=overrides,
             scope=scope,
+            share=share,
             target=target,
             execution=execution,
             optimizers=optimizers,

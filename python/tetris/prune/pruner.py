@@ -27,6 +27,7 @@ from .options import LayerOptions, LayerOverride
 from .plan import Plan, Scope, plan_layers
 from .report import LayerReport, SparsifyReport
 from .saliency import check_importance
+from .shared import Share, check_share
 from .stored import StoredBlocks
 from .target import Target, budgeted
 from .tree import Selector, check_hooks, layer_options, select_layers
@@ -69,6 +70,7 @@ class Pruner:
         types: Exact types to prune.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.
+        share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         target: What is to be left, such as ``tetris.prune.Flops(0.2, x)``, in place of
             ``sparsity``.
         execution: ``"masked"``, or ``"sparse"`` to train on stored blocks.
@@ -93,6 +95,7 @@ class Pruner:
         types: tuple[type[nn.Module], ...] = DENSE_TYPES,
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "layer",
+        share: Share = (),
         target: Target | None = None,
         execution: Execution = "masked",
         optimizers: Optimizer | Iterable[Optimizer] = (),
@@ -139,14 +142,21 @@ class Pruner:
         )
         check_importance(where, asked.importance, self.layers)
         self._check_execution()
+        whole = {name: self._whole(name) for name in self.layers}
+        self.share = check_share(
+            where,
+            share,
+            {name: layout.weight_shape for name, layout in whole.items()},
+            self.layer_options,
+            {name: layout.groups for name, layout in whole.items()},
+        )
         self._plans: dict[str, Plan] = {}
         self._masks: dict[str, MaskedWeight | StoredBlocks] = {}
         for name, layer in self.layers.items():
-            whole = self._whole(name)
             if execution == "sparse":
-                self._masks[name] = StoredBlocks(model, name, layer, whole)
+                self._masks[name] = StoredBlocks(model, name, layer, whole[name])
             else:
-                self._masks[name] = MaskedWeight(layer, whole)
+                self._masks[name] = MaskedWeight(layer, whole[name])
 
     # -- for methods --------------------------------------------------------------------------
 
@@ -215,6 +225,7 @@ class Pruner:
                 self.progress,
                 {name: groups_of(layer) for name, layer in self.layers.items()},
                 self._costs(),
+                self.share,
             )
             return {n: (p.options.sparsity, p.layout, p.search) for n, p in plans.items()}
 

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,10 @@ class SharedOrder:
     Rows are outputs, also of transposed convolutions, columns inputs. What adds up needs one order:
     in a residual network the rows of all layers that write to a stream and the columns of those
     that read it. A layer may be among both.
+
+    Along such channels permutations cancel: bias and norms put into the order, none is left to
+    apply. Layers keep theirs all the same, and the CPU kernels gather through any order at no more
+    cost, so there it buys nothing yet and costs some saliency; it is for contiguous loads.
 
     Attributes:
         rows: Names of layers whose outputs these channels are.
@@ -98,7 +102,7 @@ Share = SharedOrder | Iterable[SharedOrder]
 def check_share(
     where: str,
     share: Share,
-    saliency: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
     options: Mapping[str, LayerOptions],
     groups: Mapping[str, int],
 ) -> tuple[SharedOrder, ...]:
@@ -107,7 +111,7 @@ def check_share(
     Args:
         where: Function named in messages.
         share: See :class:`SharedOrder`.
-        saliency: name -> [out, in, ...] of all layers.
+        shapes: name -> (out, in, ...) of all layers.
         options: name -> settings.
         groups: name -> groups of a convolution, 1 of a linear layer.
 
@@ -128,10 +132,10 @@ def check_share(
                 f"cols=...) (got {describe(shared)})"
             )
         for name, axis in shared.members:
-            if name not in saliency:
+            if name not in shapes:
                 raise ValueError(
                     f"{where}: share names {name!r}, which is not a layer that is pruned "
-                    f"(pruned: {', '.join(saliency)})"
+                    f"(pruned: {', '.join(shapes)})"
                 )
             if groups[name] > 1:
                 raise ValueError(
@@ -144,7 +148,7 @@ def check_share(
                     "needs one order into one SharedOrder"
                 )
             seen.add((name, axis))
-        _agree(where, "sizes", shared, lambda name, axis: saliency[name].shape[axis])
+        _agree(where, "sizes", shared, lambda name, axis: shapes[name][axis])
         _agree(
             where,
             "blocks of one size (or 1)",
@@ -200,7 +204,8 @@ def search_shared(
         TypeError, ValueError: as :func:`check_share`.
     """
     result = {}
-    for part, shared in _components(check_share(where, share, saliency, options, groups)).items():
+    shapes = {name: values.shape for name, values in saliency.items()}
+    for part, shared in _components(check_share(where, share, shapes, options, groups)).items():
         joint = _Joint({n: _Layer.of(saliency[n], options[n]) for n in part}, shared, where)
         with reorder.progress_bar(progress) as report:
             joint.run(report or (lambda done: None))

@@ -28,6 +28,7 @@ class TetrisPruner(BlockPruner):
         types: Exact types to prune.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.
+        share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         target: What is to be left in place of ``sparsity``: :class:`Parameters` or :class:`Flops`.
         search_every_update: Search anew whenever masks change; off, the permutations of the dense
             model stay.

@@ -97,9 +97,9 @@ class SynapticPruner(Pruner):
         lr_sum: In place of ``penalty``: the sum of the learning rates of all steps until
             :meth:`prune` (steps * lr / 2 of a linear or cosine decay to zero). The penalty is then
             such that a strength whose gradient is zero shrinks by ``shrinkage`` medians.
-        shrinkage: Total shrinkage for ``lr_sum``, in units of the median initial strength: more
-            where more is to be removed. 1 to 1.5 kept a tenth of the kernels of a small network
-            with little loss before fine-tuning, .5 did not.
+        shrinkage: Total shrinkage for ``lr_sum``, in units of the median initial strength. More
+            leaves less to fine-tuning: with a tenth of a small network's kernels .84 were right
+            before it with 1, .97 with 1.5; after it .992 and .990 (5 seeds).
         refresh: With ``per="block"``: search the blocks anew every so many steps, of the weights
             as they are then.
         batches: Needed where batch norm does not tell the scale of the inputs, which is measured

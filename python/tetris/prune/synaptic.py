@@ -24,6 +24,7 @@ from .pruner import Execution, Pruner
 from .rates import LearningRates
 from .report import SparsifyReport, warn_of_shortfall
 from .scales import Scales
+from .shared import Share
 from .strength import StrengthLayer, Synapses
 from .target import Target
 from .tree import Selector
@@ -110,6 +111,7 @@ class SynapticPruner(Pruner):
         overrides: Settings for some layers.
         scope: ``"global"`` or ``"layer"``.
         target: What is to be left, in place of ``sparsity``.
+        share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         execution: What layers compute with from :meth:`prune` on, see :class:`Pruner`.
         optimizers: Optimizers whose learning rate and states are followed; see :meth:`attach`.
         progress: Show progress bars during searches.
@@ -170,6 +172,7 @@ class SynapticPruner(Pruner):
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "global",
         target: Target | None = None,
+        share: Share = (),
         execution: Execution = "masked",
         optimizers: Optimizer | Iterable[Optimizer] = (),
         progress: bool = False,
@@ -184,6 +187,7 @@ class SynapticPruner(Pruner):
             overrides=overrides,
             scope=scope,
             target=target,
+            share=share,
             execution=execution,
             optimizers=optimizers,
             progress=progress,

@@ -54,7 +54,7 @@ class VrpgeExperiment:
     """See the module."""
 
     name = "vrpge"
-    title = "VR-PGE: a fifth of the blocks of an MLP, among inputs most of which are noise"
+    title = "VR-PGE: a fifth of the blocks of an MLP, whose inputs are pixels and noise"
 
     def rows(self, setting: Setting, progress: Progress) -> Iterator[Row]:
         """Dense, the heaviest blocks of it, random ones, and learnt ones."""

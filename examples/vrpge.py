@@ -29,10 +29,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--tiny", action="store_true", help="two epochs")
     args = parser.parse_args()
-    epochs = 2 if args.tiny else args.epochs
 
     torch.manual_seed(0)
-    data = load_digits()
+    data, epochs = load_digits(), 2 if args.tiny else args.epochs
     train_x, test_x = (
         torch.cat([x, 0.75 * torch.randn(len(x), 192)], 1) for x in (data.train_x, data.test_x)
     )

@@ -2,9 +2,6 @@
 
 import copy
 import itertools
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from scipy.optimize import minimize
 from torch import nn
 
 from tetris.nn.base import SparseLayer
-from tetris.prune import VRPGEPruner
+from tetris.prune import SharedOrder, Taylor, VRPGEPruner
 from tetris.prune.gates import Budget, Gates, estimate, project
 
 # -- estimator ------------------------------------------------------------------------------------
@@ -411,6 +408,27 @@ def test_clamped_gates_can_come_back():
     assert float(pruner.gates.s.sum()) <= pruner.gates.budgets[0].amount
 
 
+def test_the_order_follows_importance_and_may_be_shared():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    batches = [(torch.randn(8, 16), torch.randint(0, 16, (8,)))]
+    pruner = VRPGEPruner(
+        model,
+        sparsity=0.5,
+        block=(4, 4),
+        sweeps=2,
+        importance=Taylor(batches, F.cross_entropy),
+        share=SharedOrder(rows=("0",), cols=("2",)),
+        optimizers=optimizer,
+    )
+    train(model, *batches[0], optimizer, pruner, 3)
+    for _ in range(2):
+        layouts = pruner.layouts()
+        assert torch.equal(layouts["0"].row_perm, layouts["2"].col_perm)
+        pruner.refresh()
+
+
 @pytest.mark.parametrize("arguments", [{}, {"scope": "layer"}, {"sparsity": 0.6, "scope": "layer"}])
 def test_budgets_of_layers(arguments):
     torch.manual_seed(0)
@@ -596,13 +614,3 @@ def test_empty_masks_run():
     loss = train(model, x, target, made, pruner, 1)
     model[0].eval()
     assert loss.isfinite().all()
-
-
-def test_example():
-    script = Path(__file__).parent.parent / "examples" / "vrpge.py"
-    done = subprocess.run(
-        [sys.executable, script, "--tiny"], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "80% of the blocks removed" in done.stdout
-    assert not done.stderr

@@ -27,8 +27,9 @@ from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
 from .pruner import Execution, Pruner
 from .rows import Rows
-from .saliency import layer_saliency
+from .saliency import layer_saliency, prepare_importance
 from .sampled import Index, Part, SampledLayer, TopBlocks
+from .shared import Share
 from .target import Target
 from .tree import Selector, check_hooks
 
@@ -92,6 +93,7 @@ class VRPGEPruner(Pruner):
         types: Exact types to prune.
         overrides: Settings for some layers; one with a sparsity has a budget of its own.
         scope: ``"global"``: one budget for all layers; ``"layer"``: one each.
+        share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         target: What is to be left, in place of ``sparsity``.
         execution: Of the fine-tuning after :meth:`prune`: ``"sparse"`` or ``"masked"``.
         optimizers: Whose states follow the blocks, one or several.
@@ -146,6 +148,7 @@ class VRPGEPruner(Pruner):
         types: tuple[type[nn.Module], ...] = DENSE_TYPES,
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "global",
+        share: Share = (),
         target: Target | None = None,
         execution: Execution = "sparse",
         optimizers: Optimizer | Iterable[Optimizer] = (),
@@ -165,6 +168,7 @@ class VRPGEPruner(Pruner):
             types=types,
             overrides=overrides,
             scope=scope,
+            share=share,
             target=target,
             execution=execution,
             optimizers=optimizers,
@@ -182,6 +186,7 @@ class VRPGEPruner(Pruner):
         self._rows: dict[str, Rows] = {}
         self._pending = False  # between backward() and step()
         self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr, fused=True)
+        prepare_importance(model, self.layers, self.layer_options)
         plans = self.search(
             {
                 name: layer_saliency(self.name, name, layer, self.layer_options[name].importance)

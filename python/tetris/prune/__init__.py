@@ -7,6 +7,9 @@ when masks change. :class:`BlockPruner` does the rest, in this order::
 """
 
 from .block_pruner import BlockPruner as BlockPruner
+from .channels import ChannelReport as ChannelReport
+from .channels import shrink_channels as shrink_channels
+from .dcp import DCPPruner as DCPPruner
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride

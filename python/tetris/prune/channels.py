@@ -1,9 +1,9 @@
 """Making a dense network smaller: input channels that layers ignore, and who computes them.
 
-A layer whose weight is zero for an input channel does not read that channel. Its columns go; and if
-no other consumer reads the channel either, the rows of the layer that produces it go as well, with
-everything in between (batch norm, depthwise convolutions). Residual adds tie channels together: they
-go from all addends or from none.
+A layer whose weight is zero for an input channel does not read that channel. Its columns go; and
+if no other consumer reads the channel either, the rows of the layer that produces it go as well,
+with everything in between (batch norm, depthwise convolutions). Residual adds tie channels
+together: they go from all addends or from none.
 
 The graph of the model says who produces and who consumes what. Where it does not tell (an operation
 that is not known to treat channels one by one, an input or output of the model), all channels stay,
@@ -147,8 +147,8 @@ def shrink_channels(
     except Exception as error:  # a model's own code runs here: anything can come out of it
         text = " ".join(str(error).split())
         raise ValueError(
-            f"{where}: {type(model).__name__} cannot be traced ({type(error).__name__}: {text}), so "
-            "nothing tells which layer reads which channels; trace a part of it, or keep the "
+            f"{where}: {type(model).__name__} cannot be traced ({type(error).__name__}: {text}), "
+            "so nothing tells which layer reads which channels; trace a part of it, or keep the "
             "channels as they are and use blocks"
         ) from error
     return _Shrinker(where, target, graph, keep).run()

@@ -1,0 +1,554 @@
+"""DCP: keep the channels, or blocks, that a classifier right behind them asks for."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD, Optimizer
+from torch.utils.data import DataLoader, Dataset
+
+from ..checks import describe
+from ..layout import BlockLayout
+from ..modules import copy_or_same
+from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
+from .atoms import Atom, Atoms
+from .channels import ChannelReport, shrink_channels
+from .forward import Forward
+from .greedy import Batch, Loss, Objective, Score, Selection, select_atoms
+from .heads import Head, Stage, place_heads
+from .masks import unmask
+from .options import LayerOptions, LayerOverride, shows_settings
+from .plan import Scope
+from .pruner import Execution, Pruner
+from .report import SparsifyReport
+from .saliency import layer_saliency
+from .target import Target
+from .tree import Selector
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 1e-4
+
+
+class DCPPruner(Pruner):
+    """Chooses blocks or input channels by what they do for reconstruction and discrimination.
+
+    Heads, small classifiers, are attached in the middle of the network. The layers before a head
+    are pruned one after the other, each from nothing: the atoms with the largest gradient of
+    ``L = L_M + lam * L_S`` enter, and SGD fits the weights that have entered. ``L_M`` is half the
+    mean squared difference of the layer's outputs to those in the unpruned network, ``L_S`` the
+    cross-entropy of the head (Zhuang et al., "Discrimination-aware Channel Pruning for Deep Neural
+    Networks", NeurIPS 2018, algorithms 1 and 2).
+
+    An atom is a block, under the permutations that the search finds for the importance of the
+    dense weights, or with ``atom="channel"`` an input channel with all its weights (bi of them with
+    a block of that width). Channels end in a smaller dense network, blocks in sparse layers.
+
+    Where this departs from the paper: an atom is scored by the norm of its gradient, not by sums of
+    squares over kernels; several enter per round; every block row keeps its best block unless
+    ``allow_empty_rows``; the network is kept at its best weights for each head by the same few
+    epochs that train the head.
+
+    Args:
+        model: The model, which ``torch.fx`` must be able to trace and which returns logits
+            [N, classes]; changed in place until :meth:`remove` or :meth:`finalize`.
+        options: Settings of the layers as one object, in place of the keywords below.
+        heads: Layers behind which heads stand, by name; or a number, spread over the pruned
+            layers; None for one per five pruned layers, and one where there are fewer.
+        atom: ``"block"`` or ``"channel"``.
+        lam: Weight of L_S; 0 leaves it out.
+        reconstruction: Weight of L_M; 0 leaves it out.
+        score: What chooses atoms: ``"gradient"``; ``"random"`` or ``"norm"``, the norm of the old
+            weights, are to compare with, by the same solver.
+        joint: Train all heads together once, weighted by ``max(0.01, (depth / last depth)^2)``, and
+            choose in all layers then, as the authors' code does; otherwise head after head.
+        include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
+        exclude: Layers to leave alone: the first and the last as a rule.
+        types: Exact types to prune.
+        overrides: Settings for some layers.
+        scope: ``"layer"`` or ``"global"``, which shares the budget by importance.
+        target: What is to be left, in place of ``sparsity``; blocks only.
+        execution: ``"masked"`` or ``"sparse"``, from the selection on; channels are masked.
+        optimizers: With ``"sparse"``: whose states follow the blocks.
+        progress: Show a progress bar.
+        sparsity: Share of atoms to remove; this and the rest as for :func:`tetris.sparsify`.
+        block: (bo, bi); for channels bi is the number of channels of an atom.
+        importance: What a weight is worth in the search for permutations, which shares the budget
+            with scope ``"global"``.
+        reorder: Search to use.
+        balanced: Not supported.
+        allow_empty_rows: Let block rows lose all their blocks.
+        tie_kernel: All kernel positions of a block of channels are one atom.
+        seed: Of the search, heads, batches and random atoms.
+        budget: Seconds per layer for the search.
+        sweeps: Sweeps instead of seconds.
+
+    Attributes:
+        stages: Heads, and the layers chosen under each.
+        selections: name -> :class:`Selection`, how :meth:`select` went.
+        shrunk: What :meth:`finalize` made of channels.
+
+    Raises:
+        ValueError: as :func:`tetris.sparsify`; the model cannot be traced; a layer is not called
+            exactly once, or has no atom left; a head is misplaced.
+
+    Example:
+        >>> pruner = tetris.prune.DCPPruner(
+        ...     model, heads=["conv5", "conv9"], atom="channel", sparsity=0.5,
+        ...     exclude=["conv1", "classifier"],
+        ... )
+        >>> pruner.select(loader)              # trains heads, chooses channels
+        >>> for x, target in loader:           # then fine-tune as ever
+        ...     optimizer.zero_grad()
+        ...     criterion(model(x), target).backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        >>> small = pruner.finalize()          # dense, with fewer channels
+        >>> print(pruner.shrunk)
+
+    BatchNorm statistics of the unpruned model do not fit the pruned one: before it is used without
+    fine-tuning, pass training data through ``torch.optim.swa_utils.update_bn``.
+    """
+
+    @shows_settings
+    def __init__(
+        self,
+        model: nn.Module,
+        options: LayerOptions | None = None,
+        *,
+        heads: int | Iterable[str] | None = None,
+        atom: Atom = "block",
+        lam: float = 1.0,
+        reconstruction: float = 1.0,
+        score: Score = "gradient",
+        joint: bool = False,
+        include: Selector | Iterable[Selector] | None = None,
+        exclude: Selector | Iterable[Selector] | None = None,
+        types: tuple[type[nn.Module], ...] = DENSE_TYPES,
+        overrides: Mapping[str, LayerOverride] | None = None,
+        scope: Scope = "layer",
+        target: Target | None = None,
+        execution: Execution = "masked",
+        optimizers: Optimizer | Iterable[Optimizer] = (),
+        progress: bool = False,
+        **settings: Unpack[LayerOverride],
+    ) -> None:
+        for name, value, known in (("atom", atom, Atom), ("score", score, Score)):
+            if value not in get_args(known):
+                raise ValueError(
+                    f"{self.name}: {name} must be one of "
+                    f"{', '.join(map(repr, get_args(known)))} (got {describe(value)})"
+                )
+        for name, value in (("lam", lam), ("reconstruction", reconstruction)):
+            if not value >= 0:
+                raise ValueError(f"{self.name}: {name} must be at least 0 (got {value})")
+        if lam == reconstruction == 0:
+            raise ValueError(
+                f"{self.name}: lam and reconstruction are both 0, which leaves no loss"
+            )
+        self.atom: Atom = atom
+        self.lam, self.reconstruction = float(lam), float(reconstruction)
+        self.score: Score = score
+        self.joint = joint
+        self.selections: dict[str, Selection] = {}
+        self.shrunk: ChannelReport | None = None
+        super().__init__(
+            model,
+            options,
+            include=include,
+            exclude=exclude,
+            types=types,
+            overrides=overrides,
+            scope=scope,
+            target=target,
+            execution=execution,
+            optimizers=optimizers,
+            progress=progress,
+            **settings,
+        )
+        self._check_layers(target)
+        if atom == "channel":
+            for name, own in self.layer_options.items():
+                if own.block[1] == 1:  # then no order of rows or columns changes a channel
+                    self.layer_options[name] = replace(own, reorder="identity")
+        self._forward = Forward(self.name, model)
+        self.stages = place_heads(self.name, heads, self._forward, self.layers)
+
+    def select(
+        self,
+        data: Dataset | Iterable[Batch],
+        *,
+        epochs: int = 1,
+        lr: float = 0.01,
+        rounds: int = 8,
+        steps: int = 8,
+        step_lr: float = 0.01,
+        epsilon: float | None = None,
+        samples: int = 10_000,
+        batch: int = 64,
+        loss: Loss = F.cross_entropy,
+    ) -> SparsifyReport:
+        """Train heads, choose what every layer keeps, and keep it from now on.
+
+        Per head: ``epochs`` epochs, in each step of which SGD descends the head's loss and then the
+        network's; then the layers before it are pruned, one after the other, with batch norm in
+        eval mode. Both use Nesterov's momentum 0.9 and weight decay 1e-4.
+
+        Args:
+            data: Pairs of inputs and targets: batches that can be gone through several times (a
+                DataLoader, a list), or a Dataset.
+            epochs: Passes over the data per head, and for the network's own loss.
+            lr: Learning rate in these.
+            rounds: The budget of a layer enters in so many rounds.
+            steps: SGD steps on the layer after each round.
+            step_lr: Learning rate in these.
+            epsilon: Stop adding to a layer when a round changes its loss by no more than
+                ``epsilon`` times that of the empty layer (DCP-Adapt): ``sparsity`` is then the
+                least that is removed. None keeps as many as ``sparsity`` says. As changes shrink
+                with the round, more rounds need a smaller epsilon.
+            samples: The first so many samples are the set that losses and gradients of the
+                selection are computed on.
+            batch: Size of batches of a Dataset.
+            loss: ``(logits, target) -> scalar``, a mean over the batch; of heads and network.
+
+        Returns:
+            What is kept.
+
+        Raises:
+            RuntimeError: the selection has been made; the pruner has ended.
+            TypeError: data are no pairs, or can be read only once.
+            ValueError: there are no data; the model returns something else than [N, classes].
+        """
+        self._check_attached("select")
+        if self.selections:
+            raise RuntimeError(
+                f"{self.name}.select: the layers have been chosen; remove() this pruner and make a "
+                "new one to choose again"
+            )
+        self._check_numbers(epochs=epochs, rounds=rounds, steps=steps, samples=samples, batch=batch)
+        device = next(iter(self.layers.values())).weight.device
+        reference = copy.deepcopy(self.model).eval().requires_grad_(False)
+        modes = [(module, module.training) for module in self.model.modules()]
+        chosen: dict[str, BlockLayout] = {}
+        with _seeded(self.options.seed, device), Progress(disable=not self.progress) as bar:
+            batches = self._batches(data, batch, device)
+            sample = list(_first(batches(), samples))
+            atoms, budgets = self._atoms()
+            trainings = epochs * (1 if self.joint else len(self.stages))
+            task = bar.add_task("heads", total=len(self.layers) + trainings)
+            heads = self._heads(sample[0][0])
+
+            def passes() -> Iterator[Batch]:
+                for _ in range(epochs):
+                    yield from batches()
+                    bar.advance(task)
+
+            unpruned = Forward(self.name, reference)
+            try:
+                for number, stage in enumerate(self.stages):
+                    bar.update(task, description=f"head behind {stage.head or 'the output'}")
+                    if not self.joint:
+                        self._train_stage(stage, heads, passes(), lr, loss, chosen)
+                    elif number == 0:
+                        self._train_jointly(heads, passes(), lr, loss)
+                    self.model.eval()
+                    for name in stage.layers:
+                        bar.update(task, description=f"choosing in {name}")
+                        objective = self._objective(name, stage, heads, unpruned, sample, loss)
+                        kept, log = select_atoms(
+                            objective,
+                            atoms[name],
+                            budgets[name],
+                            score=self.score,
+                            rounds=rounds,
+                            steps=steps,
+                            lr=step_lr,
+                            momentum=MOMENTUM,
+                            weight_decay=WEIGHT_DECAY,
+                            epsilon=epsilon,
+                            seed=self.layer_options[name].seed,
+                        )
+                        chosen[name] = atoms[name].stored(kept)
+                        self.selections[name] = log
+                        bar.advance(task)
+            except BaseException:
+                self.model.load_state_dict(reference.state_dict())
+                self.selections = {}
+                raise
+            finally:
+                for module, mode in modes:
+                    module.training = mode
+                self.model.zero_grad(set_to_none=True)
+        self.keep(chosen)
+        return self.report()
+
+    def finalize(self, *, inplace: bool = False) -> nn.Module:
+        """Return the model with sparse layers, or with ``atom="channel"`` a smaller dense one.
+
+        It computes what the masked model computes, up to rounding. Of channels, :attr:`shrunk` says
+        where rows of the layers before could go, too (see :func:`shrink_channels`).
+
+        Args:
+            inplace: Change the model itself; the pruner is done then. Otherwise the result is a
+                deep copy and training may go on.
+
+        Raises:
+            ValueError: as :meth:`Pruner.finalize`, and as :func:`shrink_channels`.
+        """
+        if self.atom == "block":
+            return super().finalize(inplace=inplace)
+        self._check_attached("finalize")
+        keep = {name: _input_channels(layout) for name, layout in self.layouts().items()}
+        target = copy_or_same(self.model, inplace)
+        masked = [name for name in keep if name in self.selections]
+        for name in masked:
+            unmask(target.get_submodule(name))
+        target, self.shrunk = shrink_channels(target, keep, inplace=True)
+        if inplace:
+            self._end()
+        return target
+
+    def extra_state(self) -> dict[str, Any]:
+        """How the selection went, and what the atoms are."""
+        return {
+            "atom": self.atom,
+            "selections": {name: copy.deepcopy(vars(s)) for name, s in self.selections.items()},
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
+        if state["atom"] != self.atom:
+            raise ValueError(
+                f"{self.name}.load_state_dict: the state is of atom={state['atom']!r}, this pruner "
+                f"has {self.atom!r}"
+            )
+        self.selections = {n: Selection(**copy.deepcopy(s)) for n, s in state["selections"].items()}
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _check_layers(self, target: Target | None) -> None:
+        for name, layer in self.layers.items():
+            options = self.layer_options[name]
+            if options.sparsity >= 1.0:
+                raise ValueError(
+                    f"{self.name}: layer {name!r} keeps nothing with "
+                    f"sparsity={options.sparsity:g}; give a smaller one, or exclude it"
+                )
+            if options.balanced:
+                raise ValueError(
+                    f"{self.name}: blocks are chosen wherever they are, which balanced=True "
+                    f"forbids (layer {name!r}); leave it out"
+                )
+            if self.atom == "channel" and groups_of(layer) > 1:
+                raise ValueError(
+                    f"{self.name}: layer {name!r} has {groups_of(layer)} groups, which cannot lose "
+                    "single input channels; exclude it, or use atom='block'"
+                )
+        if self.atom == "channel" and self.execution == "sparse":
+            raise ValueError(
+                f"{self.name}: atom='channel' ends in a smaller dense network and has no stored "
+                "blocks to train on; use execution='masked'"
+            )
+        if self.atom == "channel" and (target is not None or self.scope == "global"):
+            raise ValueError(
+                f"{self.name}: target= and scope='global' share blocks between layers, not "
+                "channels; give sparsity=, and overrides= for single layers"
+            )
+
+    def _check_numbers(self, **numbers: int) -> None:
+        for name, value in numbers.items():
+            least = 0 if name in ("epochs", "steps") else 1
+            if not isinstance(value, int) or value < least:
+                raise ValueError(
+                    f"{self.name}.select: {name} must be an int of at least {least} "
+                    f"(got {describe(value)})"
+                )
+
+    def _batches(
+        self, data: object, batch: int, device: torch.device
+    ) -> Callable[[], Iterator[Batch]]:
+        """A function that starts a pass over the data."""
+        where = f"{self.name}.select"
+        if isinstance(data, Dataset):
+            data = DataLoader(data, batch, shuffle=True)
+        if not isinstance(data, Iterable) or isinstance(data, Iterator):
+            raise TypeError(
+                f"{where}: data must be a Dataset, a DataLoader or a list of (inputs, targets), "
+                f"which is read several times (got {describe(data)})"
+            )
+        passes: Iterable[Any] = data
+
+        def read() -> Iterator[Batch]:
+            count = 0
+            for pair in passes:
+                if not (isinstance(pair, (tuple, list)) and len(pair) == 2):
+                    raise TypeError(
+                        f"{where}: data must give pairs of inputs and targets "
+                        f"(got {describe(pair)})"
+                    )
+                count += 1
+                yield pair[0].to(device), pair[1].to(device)
+            if not count:
+                raise ValueError(f"{where}: data must hold at least one batch (got none)")
+
+        return read
+
+    def _atoms(self) -> tuple[dict[str, Atoms], dict[str, int]]:
+        """Atoms of each layer, and how many it may keep."""
+        importance = {
+            name: layer_saliency(self.name, name, layer, self.layer_options[name].importance)
+            for name, layer in self.layers.items()
+        }
+        atoms, budgets = {}, {}
+        for name, plan in self.search(importance).items():
+            options = plan.options
+            own = Atoms.of(
+                plan.layout.to(self.layers[name].weight.device),
+                self.atom,
+                tie_kernel=options.tie_kernel,
+                floor=not options.allow_empty_rows,
+            )
+            atoms[name] = own
+            budgets[name] = max(own.count - math.floor(options.sparsity * own.count), own.rows)
+        return atoms, budgets
+
+    @torch.no_grad()
+    def _heads(self, x: Tensor) -> dict[str, Head]:
+        """A new head for each stage that ends at one."""
+        logits = self.model.eval()(x)
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+            got = list(logits.shape) if isinstance(logits, Tensor) else describe(logits)
+            raise ValueError(
+                f"{self.name}.select: the model must return logits [N, classes] (got {got} for "
+                f"{len(x)} inputs)"
+            )
+        names = [stage.head for stage in self.stages if stage.head is not None]
+        layers = {name: self.model.get_submodule(name) for name in names}
+        return {n: Head(layer, logits.shape[1]) for n, layer in layers.items()}  # type: ignore[arg-type]
+
+    def _train_stage(
+        self,
+        stage: Stage,
+        heads: Mapping[str, Head],
+        batches: Iterable[Batch],
+        lr: float,
+        loss: Loss,
+        chosen: Mapping[str, BlockLayout],
+    ) -> None:
+        """A step on the loss of the head and one on that of the network, per batch."""
+        self.model.train()
+        network = _optimizer(self.model.parameters(), lr)
+        masks = self._element_masks(chosen)
+        head = None if stage.head is None else heads[stage.head].train()
+        if stage.head is not None and head is not None:
+            until = self._forward.until(stage.head)
+            both = _optimizer([*head.parameters(), *self.model.parameters()], lr)
+        for x, target in batches:
+            if stage.head is not None and head is not None:
+                _step(both, loss(head(until(x)), target))
+                _remask(masks)
+            _step(network, loss(self.model(x), target))
+            _remask(masks)
+        if head is not None:
+            head.eval()
+
+    def _train_jointly(
+        self, heads: Mapping[str, Head], batches: Iterable[Batch], lr: float, loss: Loss
+    ) -> None:
+        """Steps on the losses of all heads and of the network together."""
+        self.model.train()
+        depth = self._forward.depth
+        weights = [max(0.01, (depth[name] / len(depth)) ** 2) for name in heads] + [1.0]
+        for head in heads.values():
+            head.train()
+        forward = self._forward.with_heads(heads.items())
+        optimizer = _optimizer(forward.parameters(), lr)
+        for x, target in batches:
+            losses = [w * loss(y, target) for w, y in zip(weights, forward(x), strict=True)]
+            _step(optimizer, torch.stack(losses).sum())
+        for head in heads.values():
+            head.eval()
+
+    def _objective(
+        self,
+        name: str,
+        stage: Stage,
+        heads: Mapping[str, Head],
+        unpruned: Forward,
+        sample: list[Batch],
+        loss: Loss,
+    ) -> Objective:
+        forward = self._forward
+        return Objective(
+            layer=self.layers[name],
+            before=forward.before(name, stage.head),
+            after=forward.after(name, stage.head),
+            head=nn.Identity() if stage.head is None else heads[stage.head],
+            reference=unpruned.until(name),
+            batches=sample,
+            loss=loss,
+            lam=self.lam,
+            reconstruction=self.reconstruction,
+        )
+
+    def _element_masks(self, chosen: Mapping[str, BlockLayout]) -> list[tuple[Tensor, Tensor]]:
+        """Weights of the layers that have been pruned, and what they keep."""
+        layers: list[tuple[Tensor, DenseLayer, BlockLayout]] = [
+            (self.layers[name].weight, self.layers[name], layout) for name, layout in chosen.items()
+        ]
+        return [(weight, oriented(layer, layout.mask())) for weight, layer, layout in layers]
+
+
+def _optimizer(parameters: Iterable[nn.Parameter], lr: float) -> SGD:
+    return SGD(parameters, lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
+
+
+def _step(optimizer: SGD, loss: Tensor) -> None:
+    optimizer.zero_grad()  # to None: what the loss does not reach is not moved
+    loss.backward()
+    optimizer.step()
+
+
+@torch.no_grad()
+def _remask(masks: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+    for weight, mask in masks:
+        weight.masked_fill_(~mask, 0.0)
+
+
+def _first(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
+    """Batches of the first samples, the last one cut."""
+    for x, target in batches:
+        yield x[:samples], target[:samples]
+        samples -= len(x)
+        if samples <= 0:
+            return
+
+
+def _input_channels(layout: BlockLayout) -> Tensor:
+    """bool[in], the input channels of which anything is stored, in original order."""
+    columns = layout.block_mask().any(0).view(layout.blocking.positions, -1).any(0)
+    packed = columns.repeat_interleave(layout.block[1])[: layout.in_features]
+    if layout.col_perm is None:
+        return packed
+    kept = torch.empty_like(packed)
+    kept[layout.col_perm.long()] = packed
+    return kept
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of a seed inside, and those of before outside."""
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
+        torch.manual_seed(seed)
+        yield

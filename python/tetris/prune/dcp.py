@@ -521,7 +521,7 @@ def _step(optimizer: SGD, loss: Tensor) -> None:
 
 
 @torch.no_grad()
-def _remask(masks: Iterable[tuple[nn.Parameter, Tensor]]) -> None:
+def _remask(masks: Iterable[tuple[Tensor, Tensor]]) -> None:
     for weight, mask in masks:
         weight.masked_fill_(~mask, 0.0)
 

@@ -13,24 +13,25 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, Dataset
 
 from ..checks import describe
 from ..layout import BlockLayout
-from ..modules import copy_or_same
+from ..modules import copy_or_same, replace_modules
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
+from . import ranks
 from .atoms import Atom, Atoms
 from .channels import ChannelReport, shrink_channels
 from .forward import Forward
 from .greedy import Batch, Loss, Objective, Score, Selection, select_atoms
 from .heads import Head, Stage, place_heads
-from .masks import unmask
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
 from .pruner import Execution, Pruner
-from .report import SparsifyReport
-from .saliency import layer_saliency
+from .report import SparsifyReport, warn_of_shortfall
+from .saliency import layer_saliency, prepare_importance
 from .target import Target
 from .tree import Selector
 
@@ -236,6 +237,12 @@ class DCPPruner(Pruner):
                 f"{self.name}.select: the layers have been chosen; remove() this pruner and make a "
                 "new one to choose again"
             )
+        if ranks.count() > 1:
+            raise RuntimeError(
+                f"{self.name}.select: it trains, and would train otherwise in each of "
+                f"{ranks.count()} processes; call it in one process, save state_dict() and the "
+                "model's, and load both in all of them"
+            )
         self._check_numbers(epochs=epochs, rounds=rounds, steps=steps, samples=samples, batch=batch)
         device = next(iter(self.layers.values())).weight.device
         reference = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -291,6 +298,13 @@ class DCPPruner(Pruner):
                     module.training = mode
                 self.model.zero_grad(set_to_none=True)
         self.keep(chosen)
+        if epsilon is None and self.scope == "layer":
+            warn_of_shortfall(
+                self.name,
+                {name: layout.sparsity for name, layout in chosen.items()},
+                {name: options.sparsity for name, options in self.layer_options.items()},
+                stacklevel=2,
+            )
         return self.report()
 
     def finalize(self, *, inplace: bool = False) -> nn.Module:
@@ -311,9 +325,8 @@ class DCPPruner(Pruner):
         self._check_attached("finalize")
         keep = {name: _input_channels(layout) for name, layout in self.layouts().items()}
         target = copy_or_same(self.model, inplace)
-        masked = [name for name in keep if name in self.selections]
-        for name in masked:
-            unmask(target.get_submodule(name))
+        masked = [n for n in keep if parametrize.is_parametrized(target.get_submodule(n), "weight")]
+        replace_modules(target, {name: _unmasked(target.get_submodule(name)) for name in masked})
         target, self.shrunk = shrink_channels(target, keep, inplace=True)
         if inplace:
             self._end()
@@ -406,6 +419,7 @@ class DCPPruner(Pruner):
 
     def _atoms(self) -> tuple[dict[str, Atoms], dict[str, int]]:
         """Atoms of each layer, and how many it may keep."""
+        prepare_importance(self.model, self.layers, self.layer_options)
         importance = {
             name: layer_saliency(self.name, name, layer, self.layer_options[name].importance)
             for name, layer in self.layers.items()
@@ -533,6 +547,19 @@ def _first(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
         samples -= len(x)
         if samples <= 0:
             return
+
+
+def _unmasked(layer: nn.Module) -> nn.Module:
+    """An ordinary layer with the weight of a masked one.
+
+    torch's remove_parametrizations changes the class, which a deep copy shares with its original.
+    """
+    twin = nn.Module.__new__(parametrize.type_before_parametrizations(layer))
+    twin.__dict__ = dict(layer.__dict__, _modules={})
+    masked: list[nn.Parameter] = list(layer.parametrizations.weight.parameters())  # type: ignore[union-attr]
+    weight = nn.Parameter(layer.weight.detach(), requires_grad=masked[0].requires_grad)  # type: ignore[operator]
+    twin._parameters = {"weight": weight, "bias": layer._parameters["bias"]}
+    return twin
 
 
 def _input_channels(layout: BlockLayout) -> Tensor:

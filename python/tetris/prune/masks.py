@@ -186,12 +186,7 @@ class MaskedWeight:
         """End the parametrization, with the masked weight or the original one."""
         if self._mask is None:
             return
-        unmask(self.module, masked=masked)
+        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=masked)
+        bias = self.module._parameters.pop("bias")  # the weight comes first, as optimizers count
+        self.module._parameters["bias"] = bias
         self._mask = None
-
-
-def unmask(layer: nn.Module, *, masked: bool = True) -> None:
-    """End the parametrization of a layer, with the masked weight or the original one."""
-    parametrize.remove_parametrizations(layer, "weight", leave_parametrized=masked)
-    bias = layer._parameters.pop("bias")  # the weight comes first, as optimizers count
-    layer._parameters["bias"] = bias

@@ -56,10 +56,11 @@ class DCPPruner(Pruner):
     dense weights, or with ``atom="channel"`` an input channel with all its weights (bi of them with
     a block of that width). Channels end in a smaller dense network, blocks in sparse layers.
 
-    Where this departs from the paper: an atom is scored by the norm of its gradient, not by sums of
-    squares over kernels; several enter per round; every block row keeps its best block unless
-    ``allow_empty_rows``; the network is kept at its best weights for each head by the same few
-    epochs that train the head.
+    Where this departs from the paper: several atoms enter per round, and every block row keeps its
+    best block, counted in the budget, unless ``allow_empty_rows``. As in the paper, and unlike its
+    released code, an atom is scored by the Frobenius norm of its whole gradient, L_M has its half,
+    and heads are trained one after the other (``joint=True`` is the code's order). The unpruned
+    network of L_M is the one that :meth:`select` is given, not what training of heads makes of it.
 
     Args:
         model: The model, which ``torch.fx`` must be able to trace and which returns logits

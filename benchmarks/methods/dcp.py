@@ -33,7 +33,6 @@ BLOCK = (8, 8)
 HEADS = ("conv2",)
 CHOICES: dict[str, dict[str, Any]] = {
     "DCP": {},
-    "DCP jointly": {"joint": True},
     "L_M only": {"lam": 0.0},
     "L_S only": {"reconstruction": 0.0},
     "random": {"score": "random"},
@@ -66,7 +65,7 @@ class Plan:
 
 
 _PLANS = {
-    ("digits", False): Plan(None, 10_000, Recipe(epochs=12), Recipe(epochs=5), 5),
+    ("digits", False): Plan(None, 640, Recipe(epochs=12), Recipe(epochs=5), 4),
     ("digits", True): Plan(None, 512, Recipe(epochs=6), Recipe(epochs=2), 2),
     ("fashion", False): Plan(2500, 256, Recipe(epochs=4), Recipe(epochs=1), 1),
     ("fashion", True): Plan(1000, 128, Recipe(epochs=2), Recipe(epochs=1), 1),

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tetris import SparseConv2d
 from tetris.nn.kinds import oriented
-from tetris.prune import DCPPruner
+from tetris.prune import DCPPruner, SharedOrder
 from tetris.prune.atoms import Atoms
 from tetris.prune.forward import Forward
 from tetris.prune.greedy import Objective, select_atoms
@@ -348,6 +348,17 @@ def test_transposed_grouped_and_one_dimensional_layers():
     assert close(made.finalize()(x), model(x))
 
 
+def test_blocks_in_an_order_that_layers_share():
+    model = cnn()
+    made = pruner(model, share=SharedOrder(rows="3", cols="6"))
+    made.select(data(), rounds=2, steps=1)
+    layouts = made.layouts()
+    assert torch.equal(layouts["3"].row_perm, layouts["6"].col_perm)
+    model.eval()
+    x = data(1)[0][0]
+    assert close(made.finalize()(x), model(x))
+
+
 def test_training_on_stored_blocks_after_the_choice():
     model = cnn()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -447,6 +458,7 @@ def test_a_failure_leaves_the_model_as_it_was():
         ({"balanced": True}, "balanced"),
         ({"atom": "channel", "execution": "sparse"}, "execution='masked'"),
         ({"atom": "channel", "scope": "global"}, "scope='global'"),
+        ({"atom": "channel", "share": SharedOrder("3", "6")}, "share="),
     ],
 )
 def test_settings_that_cannot_be(settings, message):

@@ -32,6 +32,7 @@ from .plan import Scope
 from .pruner import Execution, Pruner
 from .report import SparsifyReport, warn_of_shortfall
 from .saliency import layer_saliency, prepare_importance
+from .shared import Share
 from .target import Target
 from .tree import Selector
 
@@ -81,6 +82,7 @@ class DCPPruner(Pruner):
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``, which shares the budget by importance.
         target: What is to be left, in place of ``sparsity``; blocks only.
+        share: Channels whose order several layers share, see :class:`SharedOrder`; blocks only.
         execution: ``"masked"`` or ``"sparse"``, from the selection on; channels are masked.
         optimizers: With ``"sparse"``: whose states follow the blocks.
         progress: Show a progress bar.
@@ -141,6 +143,7 @@ class DCPPruner(Pruner):
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "layer",
         target: Target | None = None,
+        share: Share = (),
         execution: Execution = "masked",
         optimizers: Optimizer | Iterable[Optimizer] = (),
         progress: bool = False,
@@ -174,6 +177,7 @@ class DCPPruner(Pruner):
             overrides=overrides,
             scope=scope,
             target=target,
+            share=share,
             execution=execution,
             optimizers=optimizers,
             progress=progress,
@@ -373,6 +377,11 @@ class DCPPruner(Pruner):
             raise ValueError(
                 f"{self.name}: atom='channel' ends in a smaller dense network and has no stored "
                 "blocks to train on; use execution='masked'"
+            )
+        if self.atom == "channel" and self.share:
+            raise ValueError(
+                f"{self.name}: share= gives blocks of several layers one order, which channels do "
+                "not need; leave it out"
             )
         if self.atom == "channel" and (target is not None or self.scope == "global"):
             raise ValueError(

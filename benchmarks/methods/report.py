@@ -208,6 +208,8 @@ def plot(outcome: Outcome, path: Path) -> Path | None:
         return None
     figure = matplotlib_figure("benchmarks.methods")(figsize=(4.8 * len(axes), 4.6), dpi=130)
     figure.set_layout_engine("constrained")
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     markers = "osD^v<>pPX*h"
     panels = figure.subplots(1, len(axes), squeeze=False, sharey=True)[0]
     for panel, (axis, found) in zip(panels, axes.items(), strict=True):
@@ -226,6 +228,10 @@ def plot(outcome: Outcome, path: Path) -> Path | None:
                     label=name,
                 )
         panel.set_xscale(scale)
+        if scale == "log":  # plain numbers, few enough not to overlap
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(text)
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("test accuracy, %")

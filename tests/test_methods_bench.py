@@ -347,6 +347,11 @@ def test_only_full_runs_replace_the_published_ones(words, seeds, folder):
     assert setting.out == Path(folder)
 
 
+def test_seeds_start_where_they_are_told_to():
+    words = ["--method", "tetris", "--seeds", "3", "--first-seed", "10"]
+    assert command.setting_of(command.parser().parse_args(words)).seeds == (10, 11, 12)
+
+
 def test_unknown_methods_and_data_are_explained(capsys):
     with pytest.raises(SystemExit):
         command.main(["--method", "magic"])

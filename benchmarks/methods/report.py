@@ -176,9 +176,9 @@ def markdown(outcome: Outcome, picture: Path | None) -> str:
     if picture is not None:
         parts.append(f"![accuracy against what is left]({picture.name})")
     parts.append(
-        f"{len(seeds)} seed{'s' * (len(seeds) != 1)} ({spread}), {torch.get_num_threads()} "
-        f"thread(s), {outcome.seconds:.0f} s. {machine.sentence(machine.describe())}. "
-        f"Command: `{outcome.command}`."
+        f"{len(seeds)} seed{'s' * (len(seeds) != 1)} from {seeds[0]} on ({spread}), "
+        f"{torch.get_num_threads()} thread(s), {outcome.seconds:.0f} s. "
+        f"{machine.sentence(machine.describe())}. Command: `{outcome.command}`."
     )
     return "\n\n".join(parts) + "\n"
 

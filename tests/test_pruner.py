@@ -1,6 +1,7 @@
 """What all pruning methods inherit, seen through a method of a few lines."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -138,3 +139,63 @@ def test_errors_say_what_is_missing():
     pruner.remove()
     with pytest.raises(RuntimeError, match="Late.step: the pruner has ended"):
         pruner.step()
+
+
+def test_only_fitting_layouts_are_kept():
+    pruner = Late(mlp(), sparsity=0.75, **FAST)
+    right = tetris.BlockLayout.from_mask(torch.ones(32, 16, dtype=torch.bool), (4, 4))
+    with pytest.raises(ValueError, match=r"no layer '1' is pruned here \(only 0, 2\)"):
+        pruner.keep({"1": right})
+    with pytest.raises(ValueError, match="Late.keep: the layout of layer '2' must have its size"):
+        pruner.keep({"2": right})
+    other = tetris.BlockLayout.from_mask(torch.ones(32, 16, dtype=torch.bool), (8, 8))
+    with pytest.raises(ValueError, match="the pruner's block"):
+        pruner.keep({"0": other})
+    assert pruner.sparsity == 0.0
+    pruner.keep({"0": right})
+
+
+def test_a_search_takes_dense_shapes_also_when_blocks_are_stored():
+    model = mlp()
+    pruner = Late(model, sparsity=0.75, execution="sparse", **FAST)
+    worth = {n: layer.weight.detach().abs() for n, layer in pruner.layers.items()}
+    first = {n: p.layout for n, p in pruner.search(worth).items()}
+    pruner.keep(first)
+    assert {n: p.layout for n, p in pruner.search(worth).items()} == first
+
+
+def test_after_a_resume_the_report_knows_no_saliency():
+    pruner = Late(mlp(), sparsity=0.75, **FAST)
+    pruner.search({n: torch.ones_like(layer.weight) for n, layer in pruner.layers.items()})
+    pruner.prune()
+    resumed = Late(mlp(), sparsity=0.75, **FAST)
+    resumed.load_state_dict(pruner.state_dict())
+    before, after = pruner.report(), resumed.report()
+    assert after.sparsity == before.sparsity
+    assert math.isnan(after.layers[0].retained)
+    assert "nan" not in str(after)
+
+
+def test_a_block_that_covers_a_layer_is_halved():
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 20))
+    for scope in ("layer", "global"):
+        sparse, report = tetris.sparsify(
+            model, sparsity=0.5, block=(128, 128), scope=scope, sweeps=1, return_report=True
+        )
+        assert [r.block for r in report.layers] == [(64, 32), (20, 32)]
+        assert sparse[0].layout.density == 0.5
+
+
+def test_a_falling_schedule_is_refused_on_stored_blocks():
+    def schedule(step, final):
+        return final if step < 2 else final / 2
+
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    pruner = tetris.prune.TetrisPruner(
+        model, sparsity=0.75, schedule=schedule, execution="sparse", optimizers=optimizer, **FAST
+    )
+    train(model, pruner, optimizer, 1)
+    with pytest.raises(ValueError, match=r"the schedule falls from 75\.0% to 37\.5%"):
+        train(model, pruner, optimizer, 1)
+    assert pruner.sparsity == pytest.approx(0.75)

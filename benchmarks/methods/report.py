@@ -176,7 +176,7 @@ def markdown(outcome: Outcome, picture: Path | None) -> str:
     if picture is not None:
         parts.append(f"![accuracy against what is left]({picture.name})")
     parts.append(
-        f"{len(seeds)} seed{'s' * (len(seeds) != 1)} from {seeds[0]} on ({spread}), "
+        f"{len(seeds)} seed{'s' * (len(seeds) != 1)} from {min(seeds)} on ({spread}), "
         f"{torch.get_num_threads()} thread(s), {outcome.seconds:.0f} s. "
         f"{machine.sentence(machine.describe())}. Command: `{outcome.command}`."
     )

@@ -101,7 +101,7 @@ def sparsify(
             retain, and which layers stay dense and why.
         sparsity: Share of blocks to remove, in [0, 1]; 0.9 by default.
         block: (bo, bi), block height along outputs and width along inputs, each from 1 to 128;
-            (4, 1) by default.
+            (4, 1) by default. A layer that one block would cover gets blocks of half its size.
         importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
             ``"squared"``, a function ``f(layer name, layer) -> tensor`` shaped like the layer's
             weight, or a dict from layer name to such a tensor; non-negative. With data:

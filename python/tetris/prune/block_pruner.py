@@ -140,6 +140,8 @@ class BlockPruner(Pruner):
         sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
         if sparsity == self._reached and not self._regrowth.share(self.steps):
             return
+        if self.execution == "sparse" and self._reached is not None:
+            self._check_rising(sparsity)
         if self._reached is None and sparsity == self._targets:
             layouts = {n: p.layout for n, p in self._plans.items()}
         elif self.execution == "sparse":
@@ -222,6 +224,16 @@ class BlockPruner(Pruner):
     def _end(self) -> None:
         self._regrowth.stop()
         super()._end()
+
+    def _check_rising(self, sparsity: Mapping[str, float]) -> None:
+        assert self._reached is not None
+        for name, share in sparsity.items():
+            if share < self._reached[name]:
+                raise ValueError(
+                    f"{self.name}.step: the schedule falls from {self._reached[name]:.1%} to "
+                    f"{share:.1%} after {self.steps} steps (layer {name!r}), but stored blocks do "
+                    "not come back by themselves; use execution='masked', or regrow="
+                )
 
     def _scheduled(self, final: float) -> float:
         return min(

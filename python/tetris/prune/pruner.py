@@ -150,6 +150,8 @@ class Pruner:
             self.layer_options,
             {name: layout.groups for name, layout in whole.items()},
         )
+        # The dense weights' shapes: on stored blocks the Parameters get other ones.
+        self._like = {n: layer.weight.detach().to("meta") for n, layer in self.layers.items()}
         self._plans: dict[str, Plan] = {}
         self._masks: dict[str, MaskedWeight | StoredBlocks] = {}
         for name, layer in self.layers.items():
@@ -199,7 +201,7 @@ class Pruner:
         worth = {
             name: oriented(
                 layer,
-                saliency_of(f"{self.name}: layer {name!r}", layer.weight, saliency[name]),
+                saliency_of(f"{self.name}: layer {name!r}", self._like[name], saliency[name]),
             )
             for name, layer in self.layers.items()
         }
@@ -236,7 +238,24 @@ class Pruner:
         return self._plans
 
     def keep(self, layouts: Mapping[str, BlockLayout]) -> None:
-        """Keep the blocks of these layouts from now on, and no others, in the layers they name."""
+        """Keep the blocks of these layouts from now on, and no others, in the layers they name.
+
+        Raises:
+            ValueError: a name is none of :attr:`layers`, or a layout is not of the layer's size and
+                the pruner's block.
+        """
+        where = f"{self.name}.keep"
+        for name, layout in layouts.items():
+            if name not in self._masks:
+                raise ValueError(
+                    f"{where}: no layer {name!r} is pruned here (only {', '.join(self._masks)})"
+                )
+            own = self._masks[name].layout().blocking
+            if layout.blocking != own:
+                raise ValueError(
+                    f"{where}: the layout of layer {name!r} must have its size and the pruner's "
+                    f"block (got {layout.blocking}, the layer has {own})"
+                )
         self._set(ranks.first_layouts(layouts))
         self._apply()
 
@@ -276,13 +295,14 @@ class Pruner:
 
     @torch.no_grad()
     def report(self) -> SparsifyReport:
-        """What is kept now, in terms of the saliency the last layout search saw."""
-        if not self._plans:
+        """What is kept now, in terms of the saliency the last layout search saw.
+
+        After :meth:`load_state_dict` that saliency is not known, and shares of it are NaN.
+        """
+        if not self._plans and self.sparsity == 0.0:
             raise RuntimeError(f"{self.name}.report: nothing has been removed yet")
         layers = [
-            LayerReport.of(
-                name, layout.to("cpu"), self._plans[name].saliency, self._plans[name].search
-            )
+            LayerReport.of(name, layout.to("cpu"), *_seen(self._plans.get(name)))
             for name, layout in self.layouts().items()
         ]
         return SparsifyReport(tuple(layers), self._skipped)
@@ -410,6 +430,7 @@ class Pruner:
             layouts[name] = mask.saved_layout(saved)
         self._set(layouts, saved=layers)
         self.steps = int(state["steps"])
+        self._plans = {}
         self.load_extra_state(state)
         self._apply()
 
@@ -481,3 +502,7 @@ class Pruner:
 
     def _end(self) -> None:
         self._masks = {}
+
+
+def _seen(plan: Plan | None) -> tuple[Tensor | None, SearchResult | None]:
+    return (None, None) if plan is None else (plan.saliency, plan.search)

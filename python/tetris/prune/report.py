@@ -54,15 +54,25 @@ class LayerReport:
 
     @classmethod
     def of(
-        cls, name: str, layout: BlockLayout, saliency: Tensor, search: SearchResult
+        cls,
+        name: str,
+        layout: BlockLayout,
+        saliency: Tensor | None,
+        search: SearchResult | None,
     ) -> LayerReport:
-        """Describe a layout under a saliency in its weight's shape, beside its search."""
+        """Describe a layout under a saliency in its weight's shape, beside its search.
+
+        Without them shares of saliency are NaN.
+        """
         mask = layout.block_mask()
         blocking = layout.blocking
-        sums = blocking.sums(saliency.double(), layout.row_perm, layout.col_perm)
+        retained = math.nan
+        if saliency is not None:
+            sums = blocking.sums(saliency.double(), layout.row_perm, layout.col_perm)
+            total = float(sums.sum())
+            retained = float(sums[mask].sum()) / total if total > 0 else 1.0
         # [groups, block rows, positions, column groups]
         parts = mask.unflatten(1, (blocking.positions, -1)).unflatten(0, (layout.groups, -1))
-        total = float(sums.sum())
         return cls(
             name=name,
             shape=layout.weight_shape,
@@ -71,13 +81,13 @@ class LayerReport:
             stored_blocks=layout.nnz_blocks,
             block_sparsity=layout.sparsity,
             element_sparsity=1.0 - float(layout.mask().double().mean()),
-            retained=float(sums[mask].sum()) / total if total > 0 else 1.0,
-            identity_retained=search.identity_retained,
-            l1_sort_retained=search.l1_sort_retained,
-            unstructured_retained=search.unstructured_retained,
+            retained=retained,
+            identity_retained=getattr(search, "identity_retained", math.nan),
+            l1_sort_retained=getattr(search, "l1_sort_retained", math.nan),
+            unstructured_retained=getattr(search, "unstructured_retained", math.nan),
             empty_rows=int((~mask.any(1)).sum()),
             empty_cols=int((~parts.any(2).any(1)).sum()),
-            floor_bound=search.floor_bound,
+            floor_bound=search is not None and search.floor_bound,
         )
 
 
@@ -119,8 +129,8 @@ class SparsifyReport:
             lines.append(
                 f"{r.name:{width}}  {'x'.join(map(str, r.shape)):>13}  "
                 f"{f'{r.block[0]}x{r.block[1]}':>7}  {f'{r.stored_blocks}/{r.blocks}':>14}  "
-                f"{r.element_sparsity:7.1%}  {r.retained:8.1%}  {r.identity_retained:8.1%}  "
-                f"{r.l1_sort_retained:8.1%}  {r.unstructured_retained:8.1%}"
+                f"{r.element_sparsity:7.1%}  {_share(r.retained)}  {_share(r.identity_retained)}  "
+                f"{_share(r.l1_sort_retained)}  {_share(r.unstructured_retained)}"
             )
             if r.floor_bound:
                 lines.append(
@@ -131,6 +141,10 @@ class SparsifyReport:
         lines.append(f"{'all':{width}}  {self.sparsity:.1%} of these weights removed")
         lines += [f"dense: {name or '(root)'}: {reason}" for name, reason in self.skipped.items()]
         return "\n".join(lines)
+
+
+def _share(value: float) -> str:
+    return f"{'-':>8}" if math.isnan(value) else f"{value:8.1%}"
 
 
 def warn_of_shortfall(

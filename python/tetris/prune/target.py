@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..blocking import Blocking
 from ..checks import describe
-from ..nn.kinds import DenseLayer
+from ..nn.kinds import DenseLayer, groups_of, oriented
+from .batches import Batch, undisturbed
 from .options import LayerOptions
 from .tree import Selection
 
@@ -34,7 +37,9 @@ class Target(ABC):
 
     A subclass says what one weight of each layer costs. With ``scope="global"`` blocks compete by
     saliency per cost until the budget is used up; with ``scope="layer"`` every layer keeps the
-    same share. Layers whose sparsity an override sets are outside of the budget.
+    same share, rounded to whole blocks. What is stored stays within the budget, counted in whole
+    blocks, unless the floor of one block per block row is more. Layers whose sparsity an override
+    sets are outside of the budget.
 
     Attributes:
         kept: A share of what the dense layers cost, if a float; else as many units, an int.
@@ -83,8 +88,8 @@ class Flops(Target):
 
     Attributes:
         kept: Operations that are left, an int; or their share of the dense ones, a float in (0, 1].
-        example_inputs: What the model is called with, a tensor or a tuple of arguments; run once,
-            in eval mode. The whole batch counts.
+        example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of
+            them by name; run once, in eval mode. The whole batch counts.
 
     Example:
         >>> target = tetris.prune.Flops(0.25, torch.randn(1, 3, 224, 224))
@@ -117,33 +122,32 @@ def uses_of(
     """Name -> how often each weight of a layer is used when the model runs on an example.
 
     The output positions of a convolution, the input positions of a transposed one, the tokens of a
-    linear layer; over the whole batch and all calls. The model's mode and buffers are left alone.
+    linear layer; over the whole batch and all calls. The model stays as it was.
     """
     uses = dict.fromkeys(layers, 0)
 
     def note(name: str):
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
             if isinstance(layer, nn.Linear):
                 uses[name] += output.numel() // max(1, output.shape[-1])
-            else:
-                seen = args[0] if isinstance(layer, nn.ConvTranspose2d) else output
-                spatial = seen.shape[-(len(layer.kernel_size)) :]  # type: ignore[arg-type]
-                batch = seen.shape[0] if seen.dim() == len(spatial) + 2 else 1
-                uses[name] += batch * spatial.numel()
+                return
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            seen = (args[0] if args else kwargs["input"]) if transposed else output
+            spatial = seen.shape[-len(layer.kernel_size) :]  # type: ignore[arg-type]
+            batch = seen.shape[0] if seen.dim() == len(spatial) + 2 else 1
+            uses[name] += batch * spatial.numel()
 
         return hook
 
-    handles = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    handles = [
+        layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()
+    ]
     try:
-        inputs = example_inputs
-        model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
+        with undisturbed(model):
+            Batch(example_inputs).outputs(model)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes:
-            module.training = mode
     return uses
 
 
@@ -187,12 +191,43 @@ def budgeted(
     if not layers:
         raise ValueError(f"{where}: overrides set the sparsity of all layers, target= has none")
     costs = target.costs(model, layers)
-    total = sum(costs[name] * layer.weight.numel() for name, layer in layers.items())
-    kept = target.kept / total if isinstance(target.kept, int) else target.kept
-    if kept > 1.0:
+    units = {n: _units(where, n, layer, options[n], costs[n]) for n, layer in layers.items()}
+    total = sum(count * cost for count, cost in units.values())
+    budget = target.kept if isinstance(target.kept, int) else target.kept * total
+    if budget > total:
         raise ValueError(
             f"{where}: target={target!r} asks for more than the dense layers have, {total:,.0f}"
         )
-    asked = replace(asked, sparsity=1.0 - kept)
-    own = {n: o if n in fixed else replace(o, sparsity=1.0 - kept) for n, o in options.items()}
-    return Budget(kept, costs), asked, own
+    kept = _shared_out(units, budget)
+    asked = replace(asked, sparsity=1.0 - budget / total)
+    own = {
+        # Half a unit more, and floor() finds the number of removed ones again.
+        n: replace(o, sparsity=min(1.0, (units[n][0] - kept[n] + 0.5) / units[n][0]))
+        for n, o in options.items()
+        if n not in fixed
+    }
+    return Budget(budget / total, costs), asked, {**options, **own}
+
+
+def _units(
+    where: str, name: str, layer: DenseLayer, options: LayerOptions, cost: float
+) -> tuple[int, float]:
+    """How many blocks a layer has (those of all kernel positions as one, if tied), cost of each."""
+    weight = oriented(layer, layer.weight.detach())
+    sizes = Blocking.of(where, f"weight of layer {name!r}", weight, options.block, groups_of(layer))
+    tied = sizes.positions if options.tie_kernel else 1
+    bo, bi = sizes.block
+    return math.prod(sizes.grid) // tied, bo * bi * tied * cost
+
+
+def _shared_out(units: Mapping[str, tuple[int, float]], budget: float) -> dict[str, int]:
+    """How many units each layer keeps: the same share, rounded such that the budget holds."""
+    share = budget / sum(count * cost for count, cost in units.values())
+    kept = {n: math.floor(share * count * (1.0 + 1e-12)) for n, (count, _) in units.items()}
+    left = budget * (1.0 + 1e-12) - sum(kept[n] * cost for n, (_, cost) in units.items())
+    for name in sorted(units, key=lambda n: kept[n] - share * units[n][0]):
+        count, cost = units[name]
+        if cost <= left and kept[name] < count:
+            kept[name] += 1
+            left -= cost
+    return kept

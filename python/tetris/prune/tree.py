@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ..checks import check_model, describe, listed
 from ..modules import hooks_of
 from ..nn.base import SparseLayer
-from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, sparse_type
+from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from .masks import BlockMask
 from .options import LayerOptions, LayerOverride
 
@@ -139,7 +139,8 @@ def layer_options(
 ) -> tuple[dict[str, LayerOptions], set[str]]:
     """Settings of each selected layer, and the layers whose sparsity an override fixes.
 
-    Later overrides win over earlier ones.
+    Later overrides win over earlier ones. A block that covers a whole layer is made smaller, such
+    that there are two.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
         raise TypeError(
@@ -158,6 +159,8 @@ def layer_options(
             options[name] = options[name].override(f"{where}: overrides[{pattern!r}]", changes)
             if "sparsity" in changes:
                 fixed.add(name)
+    for name, layer in selection.layers.items():
+        options[name] = replace(options[name], block=_fitting(layer, options[name].block))
     for first, group in selection.tied.items():
         for other in group[1:]:
             if options[other] != options[first]:
@@ -165,6 +168,15 @@ def layer_options(
                     f"{where}: {first!r} and {other!r} share one weight and need equal overrides"
                 )
     return options, fixed
+
+
+def _fitting(layer: DenseLayer, block: tuple[int, int]) -> tuple[int, int]:
+    """The block, or half of the layer if that is one block at each kernel position of a group."""
+    out, in_ = oriented(layer, layer.weight.detach()).shape[:2]
+    out //= groups_of(layer)
+    if block[0] < out or block[1] < in_:
+        return block
+    return (out, -(-in_ // 2)) if in_ >= out else (-(-out // 2), in_)
 
 
 def check_hooks(where: str, name: str, module: nn.Module) -> None:

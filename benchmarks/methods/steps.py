@@ -31,7 +31,6 @@ from tetris.timing import Candidate, Plan, interleave, unpacked_product
 
 from .. import machine
 from ..training import run_linear_by, step_of
-from .experiment import Check
 from .networks import mlp
 
 BATCH, BLOCK = 256, (16, 16)
@@ -120,22 +119,6 @@ def _sampling(model: nn.Module, x: torch.Tensor, kept: float, settled: bool) -> 
         pruner.step()
 
     return step
-
-
-def check() -> list[Check]:
-    """The targets, on the middle network."""
-    result: list[Check] = []
-    for kept, target in TARGETS.items():
-        for step in measure(NETWORKS[1], kept):
-            result.append(
-                (
-                    f"a step of {step.network} at {kept:.0%} kept, gates {step.gates}: "
-                    f"at most {target} of the dense one",
-                    step.ratio <= target,
-                    f"{step.ratio:.2f} ({step.ms:.1f} of {step.dense_ms:.1f} ms, {step.dense_by})",
-                )
-            )
-    return result
 
 
 def table(steps: Sequence[Step]) -> str:

@@ -18,7 +18,17 @@ import tetris
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from benchmarks.methods import __main__ as command
-from benchmarks.methods import compare, data, latency, networks, report, stats, training
+from benchmarks.methods import (
+    compare,
+    data,
+    latency,
+    networks,
+    report,
+    stats,
+    steps,
+    training,
+    vrpge,
+)
 from benchmarks.methods import tetris as tetris_experiment
 from benchmarks.methods.experiment import Claim, Row, Setting
 from benchmarks.methods.progress import Progress
@@ -419,6 +429,91 @@ def test_tiny_run_of_the_comparison(hasty, tmp_path):
     assert max(stored) - min(stored) <= 3 * 64
     assert (tmp_path / "compare-digits.png").exists()
     assert "equal numbers of stored weights at 75%" in said
+
+
+def test_tiny_run_of_vrpge(hasty, tmp_path, monkeypatch):
+    monkeypatch.setitem(vrpge._TRAIN, "digits", Recipe(4, 100, 3e-3))
+    monkeypatch.setitem(vrpge._TUNE, "digits", Recipe(1, 100, 3e-3))
+    monkeypatch.setitem(vrpge._IMAGES, "digits", 200)
+    found, said = run(vrpge.EXPERIMENT, tmp_path)
+    assert {row.variant for row in found.rows} == {
+        *("dense", "magnitude", "input norm", "random static", "random static, equal passes"),
+        *("VR-PGE Ks=2", "VR-PGE Ks=4"),
+    }
+    verdict = {what: holds for what, holds, _ in found.checks}
+    assert verdict["every pruned layer keeps blocks, in all rows"]
+    assert "median accuracy of VR-PGE Ks=2" in said
+    assert not any("step of" in what for what in verdict)  # timed by benchmarks.methods.steps alone
+    cut = [replace(row, extra={**row.extra, "fewest blocks": 0}) for row in found.rows[:1]]
+    checks = vrpge.EXPERIMENT.check(cut + found.rows[1:])
+    assert [what for what, holds, _ in checks if "keeps blocks" in what and not holds]
+
+
+def test_rivals_of_vrpge_keep_blocks_in_every_layer():
+    """A first layer that is far heavier, as wide layers beside noise are, takes nothing away."""
+    model = networks.mlp((256, 128, 64, 10))
+    with torch.no_grad():
+        model.linear1.weight.mul_(1e3)
+    for worth in ("magnitude", vrpge.random(model, 0)):
+        assert vrpge.blocks_of(vrpge.keep(model, worth)) == {"linear1": 26, "linear2": 7}
+
+
+def test_rivals_of_vrpge_clip_gradients(monkeypatch):
+    norms = []
+
+    class Watching(torch.optim.SGD):
+        def step(self, closure=None):
+            grads = [p.grad for group in self.param_groups for p in group["params"]]
+            norms.append(float(nn.utils.get_total_norm(grads)))
+            return super().step(closure)
+
+    monkeypatch.setattr(vrpge, "CLIP", 1e-3)
+    monkeypatch.setattr(Recipe, "optimizer_of", lambda _, m: Watching(m.parameters(), 0.1))
+    small = data.split("digits", 0, images=100, flat=True)
+    vrpge.trained(networks.mlp((64, 16, 10)), small, Recipe(1, 50), 0)
+    assert norms == pytest.approx([1e-3] * 2, rel=1e-2)
+
+
+# -- steps of VR-PGE ------------------------------------------------------------------------------
+
+
+def timed(dense):
+    """Step times whose ratio to a dense step is 1/2, but in one round."""
+    dense = np.asarray(dense)
+    sampled = 0.5 * dense * np.where(np.arange(len(dense)) == 0, 2.0, 1.0)
+    times = {"torch": 2 * dense, "oneDNN": dense, "start": sampled}
+    return steps.judge("1-2", 0.2, ["torch", "oneDNN"], times)
+
+
+def test_a_step_is_judged_against_the_faster_dense_one_round_by_round():
+    (step,) = timed([1e-3] * 8)
+    assert (step.dense_by, step.dense_ms, step.ms) == ("oneDNN", 1.0, 0.5)
+    assert (step.low, step.ratio, step.high) == (0.5, 0.5, 0.5)
+    assert step.drift == 0.0
+    assert steps.warning([step]) is None
+
+
+def test_a_machine_that_is_not_quiet_is_told_of():
+    assert steps.warning(timed([1e-3] * 4 + [1.09e-3] * 4)) is None
+    told = steps.warning(timed([1e-3] * 8) + timed([1e-3] * 4 + [0.8e-3] * 4))
+    assert told is not None
+    assert "moved by -20% between the halves" in told
+
+
+def test_steps_write_files_of_their_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "measure", lambda sizes, kept: timed([1e-3] * 4 + [2e-3] * 4))
+    monkeypatch.setattr(steps, "TARGETS", {0.2: 0.5})
+    assert steps.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"steps.md", "steps.json"}
+    text = (tmp_path / "steps.md").read_text()
+    assert "| 0.50 (0.50-0.50) | +100% |" in text
+    assert "Warning: the machine was not quiet" in text
+    assert "Warning" in capsys.readouterr().out
+    (saved,) = json.loads((tmp_path / "steps.json").read_text())["steps"]
+    assert (saved["low"], saved["high"], saved["drift"]) == (0.5, 0.5, 1.0)
+
+
+# -- equal time -----------------------------------------------------------------------------------
 
 
 def curve(points):

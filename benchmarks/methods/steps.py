@@ -3,6 +3,11 @@
     python -m benchmarks.methods.steps                  every network, about three minutes
     python -m benchmarks.methods.steps --quick          the middle one
 
+Run it on a machine that does nothing else: the two steps are bound by different things, so another
+program slows them unequally. The quartiles of the rounds' ratios, and how far the dense median
+moves from the first half of the rounds to the second, tell whether it did; more than 10 % is warned
+of.
+
 Dense is the faster of torch's linear layers and oneDNN's, as in benchmarks/training.py. A step is
 zero_grad, forward and backward (twice for VR-PGE, with two masks), clipping the norm (VR-PGE only),
 optimizer.step and pruner.step; SGD with momentum and weight decay, timed in turns. Gates are
@@ -27,7 +32,7 @@ from rich.markdown import Markdown
 from torch import nn
 
 from tetris.prune import VRPGEPruner
-from tetris.timing import Candidate, Plan, interleave, unpacked_product
+from tetris.timing import Candidate, Durations, Plan, interleave, quartiles, unpacked_product
 
 from .. import machine
 from ..training import run_linear_by, step_of
@@ -42,6 +47,9 @@ NETWORKS = (
 TARGETS = {0.1: 0.35, 0.2: 0.5}
 """Kept share -> of the dense step's time at most."""
 
+DRIFT = 0.1
+"""Of the dense median between halves of the rounds; beyond it the machine was not quiet."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -55,6 +63,9 @@ class Step:
         dense_by: What ran it.
         ms: Median of VR-PGE's.
         ratio: Median of ms / dense_ms, round by round.
+        low: Lower quartile of that.
+        high: Upper quartile.
+        drift: The dense median of the second half of the rounds over that of the first, minus one.
     """
 
     network: str
@@ -64,6 +75,14 @@ class Step:
     dense_by: str
     ms: float
     ratio: float
+    low: float
+    high: float
+    drift: float
+
+    @property
+    def steady(self) -> bool:
+        """Whether the machine was as fast in the end as in the beginning."""
+        return abs(self.drift) <= DRIFT
 
 
 def measure(sizes: Sequence[int], kept: float, plan: Plan | None = None) -> list[Step]:
@@ -79,21 +98,32 @@ def measure(sizes: Sequence[int], kept: float, plan: Plan | None = None) -> list
     dense = list(found)
     for gates in ("start", "settled"):
         found[gates] = _sampling(copy.deepcopy(fresh), x, kept, gates == "settled")
-    times = interleave(found, plan or Plan(sample_s=0.0, budget_s=10.0, min_rounds=7))
+    times = interleave(found, plan or Plan(sample_s=0.0, budget_s=10.0, min_rounds=8))
+    return judge("-".join(map(str, sizes)), kept, dense, times)
+
+
+def judge(network: str, kept: float, dense: Sequence[str], times: Durations) -> list[Step]:
+    """What times by turns say.
+
+    Args:
+        network: Its name.
+        kept: Share of the blocks in the budget.
+        dense: Names of the dense candidates.
+        times: name -> seconds, round by round; the rest are VR-PGE's.
+    """
     median = {name: 1e3 * float(np.median(values)) for name, values in times.items()}
     best = min(dense, key=median.__getitem__)
-    return [
-        Step(
-            "-".join(map(str, sizes)),
-            kept,
-            gates,
-            median[best],
-            best,
-            median[gates],
-            float(np.median(times[gates] / times[best])),
+    first, second = np.array_split(times[best], 2)
+    drift = float(np.median(second) / np.median(first)) - 1.0
+    found = []
+    for gates in times:
+        if gates in dense:
+            continue
+        low, ratio, high = quartiles(times[gates] / times[best])
+        found.append(
+            Step(network, kept, gates, median[best], best, median[gates], ratio, low, high, drift)
         )
-        for gates in ("start", "settled")
-    ]
+    return found
 
 
 def _sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -124,20 +154,37 @@ def _sampling(model: nn.Module, x: torch.Tensor, kept: float, settled: bool) -> 
 def table(steps: Sequence[Step]) -> str:
     """As markdown."""
     lines = [
-        "| network | kept | gates | VR-PGE ms | dense ms | dense by | ratio | target |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | kept | gates | VR-PGE ms | dense ms | dense by | ratio (quartiles) | "
+        "dense drift | target |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for s in steps:
         verdict = "met" if s.ratio <= TARGETS[s.kept] else "missed"
         lines.append(
             f"| {s.network} | {s.kept:.0%} | {s.gates} | {s.ms:.1f} | {s.dense_ms:.1f} | "
-            f"{s.dense_by} | {s.ratio:.2f} | {TARGETS[s.kept]:g}, {verdict} |"
+            f"{s.dense_by} | {s.ratio:.2f} ({s.low:.2f}-{s.high:.2f}) | {s.drift:+.0%} | "
+            f"{TARGETS[s.kept]:g}, {verdict} |"
         )
     return "\n".join(lines)
 
 
+def warning(steps: Sequence[Step]) -> str | None:
+    """What to say if the machine was not quiet."""
+    worst = max(steps, key=lambda s: abs(s.drift))
+    if worst.steady:
+        return None
+    unsteady = len({(s.network, s.kept) for s in steps if not s.steady})
+    return (
+        f"Warning: the machine was not quiet in {unsteady} of "
+        f"{len({(s.network, s.kept) for s in steps})} comparisons. The dense step's median moved "
+        f"by {worst.drift:+.0%} between the halves of the rounds ({worst.network}, "
+        f"{worst.kept:.0%} kept); beyond {DRIFT:.0%} do not rely on the ratios. Run it again on an "
+        "idle machine."
+    )
+
+
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print, write vrpge-steps.{md,json}."""
+    """Measure, print, write steps.{md,json}."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.methods.steps",
         description=__doc__,
@@ -161,18 +208,23 @@ def main(words: Sequence[str] | None = None) -> int:
             "# Training steps of VR-PGE",
             machine.sentence(about),
             f"`{command}`: batch {BATCH}, blocks of {BLOCK[0]}x{BLOCK[1]}, float32, "
-            f"{args.threads} thread(s). Medians; the ratio is the median of the rounds' ratios.",
+            f"{args.threads} thread(s). Medians; the ratio is the median of the rounds' ratios. "
+            "Drift: the dense median of the later half of the rounds against that of the earlier.",
+            *([told] if (told := warning(steps)) else []),
             table(steps),
         ]
     )
-    (out / "vrpge-steps.md").write_text(text + "\n")
-    (out / "vrpge-steps.json").write_text(
+    (out / "steps.md").write_text(text + "\n")
+    (out / "steps.json").write_text(
         json.dumps(
             {"machine": about, "command": command, "steps": [asdict(s) for s in steps]}, indent=1
         )
         + "\n"
     )
-    Console().print(Markdown(table(steps)))
+    console = Console()
+    console.print(Markdown(table(steps)))
+    if told:
+        console.print(told, style="bold red")
     return 0
 
 

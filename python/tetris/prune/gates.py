@@ -7,7 +7,8 @@ and a budget that is "never exceeded" should not depend on rounding to float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..blocking import Blocking
+from .options import LayerOptions
 
 Atom = Literal["block", "channel"]
 """What one gate keeps or drops: a block, or a whole block row (with bo = 1: a filter)."""
@@ -184,3 +186,87 @@ class Gates:
             fits = self.cost[own].cumsum(0) <= budget.amount * (1 + 1e-12)
             keep[own[fits]] = True
         return keep
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one layer has of the gates.
+
+    Attributes:
+        gates: Which of all.
+        atom: int64[G * C], the atom of each block, counted from 0; None: every block is one.
+        keep_rows: Every block row keeps its best block in the end.
+    """
+
+    gates: slice
+    atom: Tensor | None
+    keep_rows: bool
+
+    def blocks(self, atoms: Tensor) -> Tensor:
+        """[G * C] of a vector over all gates."""
+        own = atoms[self.gates]
+        return own if self.atom is None else own.index_select(0, self.atom)
+
+    def per_atom(self, blocks: Tensor) -> Tensor:
+        """Sums of numbers per block, one per atom."""
+        if self.atom is None:
+            return blocks
+        sums = blocks.new_zeros(self.gates.stop - self.gates.start)
+        return sums.index_add_(0, self.atom, blocks)
+
+
+def make_gates(
+    where: str,
+    blockings: Mapping[str, Blocking],
+    options: Mapping[str, LayerOptions],
+    groups: Sequence[tuple[Sequence[str], float]],
+    *,
+    atom: Atom,
+    costs: Mapping[str, float],
+    clamp: float,
+) -> tuple[Gates, dict[str, Part]]:
+    """Gates of layers, all at what their budget leaves, and whose they are.
+
+    Args:
+        where: Named in messages.
+        blockings: name -> sizes of a layer's weight.
+        options: name -> settings.
+        groups: Layers that share a budget, and the sparsity that it leaves; each layer in one.
+        atom: ``"block"`` or ``"channel"``.
+        costs: name -> what a stored number costs, 1 if absent.
+        clamp: Of the gates.
+
+    Raises:
+        ValueError: a budget is too small for one atom, or for ``clamp`` of all.
+    """
+    parts: dict[str, Part] = {}
+    prices, start = [], 0
+    for name, blocking in blockings.items():
+        own, (bo, bi) = options[name], blocking.block
+        atoms, count = atoms_of_blocks(blocking, atom, own.tie_kernel)
+        keep_rows = atom == "block" and not own.allow_empty_rows
+        every = count == len(atoms)
+        parts[name] = Part(slice(start, start + count), None if every else atoms, keep_rows)
+        price = bo * bi * (len(atoms) // count) * costs.get(name, 1.0)
+        prices.append(torch.full((count,), price, dtype=torch.float64))
+        start += count
+    cost = torch.cat(prices)
+    cost /= cost.max()
+    s, budgets = torch.empty_like(cost), []
+    for names, sparsity in groups:
+        mine = torch.cat([torch.arange(len(cost))[parts[n].gates] for n in names])
+        total = float(cost[mine].sum())
+        amount = (1.0 - sparsity) * total
+        if len(names) == 1:  # whole atoms, as all methods count them
+            amount = (len(mine) - math.floor(sparsity * len(mine))) * float(cost[mine[0]])
+        if amount < float(cost[mine].min()) or amount < clamp * total:
+            raise ValueError(
+                f"{where}: sparsity {sparsity:g} leaves a budget of {amount / total:.3g} of the "
+                f"blocks of {', '.join(map(repr, names))}, too little for one of {len(mine)}"
+                + (f", or for clamp={clamp:g} of each" if clamp else "")
+            )
+        s[mine] = amount / total
+        budgets.append(Budget(mine if len(names) < len(parts) else slice(None), amount))
+    gates = Gates(s, cost, tuple(budgets), clamp)
+    gates.project()
+    return gates, parts

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..layout import BlockLayout
 from ..nn.base import make_sparse
 from ..nn.kinds import DenseLayer, sparse_type
-from .gates import Gates
+from .gates import Gates, Part
 from .rows import Scratch
 
 
@@ -131,33 +131,6 @@ class SampledLayer(nn.Module):
         """Describe the layer in one line."""
         bo, bi = self.whole.block
         return f"{self.whole.blocking}, block={bo}x{bi}, blocks={self.whole.nnz_blocks}"
-
-
-@dataclass
-class Part:
-    """What one layer has of the gates.
-
-    Attributes:
-        gates: Which of all.
-        atom: int64[G * C], the atom of each block, counted from 0; None: every block is one.
-        keep_rows: Every block row keeps its best block in the end.
-    """
-
-    gates: slice
-    atom: Tensor | None
-    keep_rows: bool
-
-    def blocks(self, atoms: Tensor) -> Tensor:
-        """[G * C] of a vector over all gates."""
-        own = atoms[self.gates]
-        return own if self.atom is None else own.index_select(0, self.atom)
-
-    def per_atom(self, blocks: Tensor) -> Tensor:
-        """Sums of numbers per block, one per atom."""
-        if self.atom is None:
-            return blocks
-        sums = blocks.new_zeros(self.gates.stop - self.gates.start)
-        return sums.index_add_(0, self.atom, blocks)
 
 
 class TopBlocks:

@@ -6,7 +6,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -16,19 +15,19 @@ from torch.optim import Optimizer
 
 from ..checks import check_weight, describe
 from ..layout import BlockLayout
-from ..modules import replace_modules
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
-from ..parameters import check_states, holds, move_parameter
 from ..relayout import layout_of_keys
 from . import ranks
-from .gates import Atom, Budget, Gates, atoms_of_blocks, estimate
+from .carry import carry, spread
+from .exchange import Exchange
+from .gates import Atom, Gates, estimate, make_gates
 from .options import LayerOptions, LayerOverride, shows_settings
+from .passes import own_gradients, run_masks
 from .plan import Scope
 from .pruner import Execution, Pruner
-from .rows import Rows
 from .saliency import layer_saliency, prepare_importance
-from .sampled import Index, Part, SampledLayer, TopBlocks
+from .sampled import SampledLayer, TopBlocks
 from .shared import Share
 from .target import Target
 from .tree import Selector, check_hooks
@@ -66,7 +65,9 @@ class VRPGEPruner(Pruner):
     drawn blocks, at their cost. Blocks that were not drawn do not move in that step: their momentum
     and weight decay stand still, as with sparse gradients. With ``lazy=False`` the Parameter keeps
     its size and its gradient is zero elsewhere: all blocks move, as in the authors' code, at
-    the optimizer's dense cost.
+    the optimizer's dense cost. The pruner need not know the optimizer then, until the shape or the
+    order of weights changes: :meth:`refresh` asks for it, :meth:`prune` if ``execution="sparse"``.
+    After :meth:`prune` with ``"masked"`` one that the pruner does not know is to be made anew.
 
     **In eval mode**, and in training mode outside :meth:`backward`, layers compute with the blocks
     that :meth:`prune` would keep now; nothing is drawn. Batch norm is the trap: its statistics mix
@@ -182,8 +183,18 @@ class VRPGEPruner(Pruner):
                     f"(layer {name!r}); leave it out"
                 )
         self.generator = torch.Generator().manual_seed(self.options.seed)
-        self._top = self._make_gates(clamp)
-        self._rows: dict[str, Rows] = {}
+        self._top = TopBlocks(
+            *make_gates(
+                self.name,
+                {name: self._whole(name).blocking for name in self.layers},
+                self.layer_options,
+                self._budgets(),
+                atom=atom,
+                costs=self._costs(),
+                clamp=clamp,
+            )
+        )
+        self._exchange = Exchange(model, self.layers, self._top, lazy)
         self._pending = False  # between backward() and step()
         self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr, fused=True)
         prepare_importance(model, self.layers, self.layer_options)
@@ -200,6 +211,9 @@ class VRPGEPruner(Pruner):
     def backward(self, closure: Callable[[], Tensor]) -> Tensor:
         """Draw the masks of a step, and compute all gradients.
 
+        Call ``optimizer.zero_grad()`` first: masks differ from step to step, so gradients do not
+        add up over calls. If something fails, gradients and weights are what they were before.
+
         Args:
             closure: Runs the model on the step's data and returns the loss, a scalar; it calls no
                 ``backward``. Called ``samples`` times, with one mask each, from the same state of
@@ -210,8 +224,9 @@ class VRPGEPruner(Pruner):
 
         Raises:
             RuntimeError: :meth:`step` has not been called since the last time; :meth:`prune` has;
-                the closure ran none of the layers in training mode; a loss is not finite; no
-                attached optimizer holds a weight (with ``lazy``).
+                a parameter of the model has a gradient already; the closure ran none of the layers
+                in training mode; a loss is not finite; no attached optimizer holds a weight (with
+                ``lazy``).
             TypeError: the closure returns something else than a tensor.
             ValueError: the loss is no scalar, or has no gradient.
         """
@@ -223,33 +238,24 @@ class VRPGEPruner(Pruner):
                 "pruner.step() after each backward()"
             )
         if self.lazy:
-            self._check_states(where, trained=True)
-        masks = self.gates.draw(self.samples, self.generator)
-        random = torch.get_rng_state()
-        losses = []
-        try:
-            drawn = self._cut(masks)
-            for indices in drawn:
-                torch.set_rng_state(random)
-                losses.append(self._run(where, closure, indices))
-        except BaseException:
-            self._put_back()
-            raise
-        finally:
-            for layer in self.sampled.values():
-                layer.rest()
+            alternative = ", or make the pruner with lazy=False"
+            self._check_states(where, held=True, otherwise=alternative)
+        with own_gradients(where, self.model):
+            try:
+                masks = self.gates.draw(self.samples, self.generator)
+                drawn = self._exchange.cut(masks, self._optimizers)
+                losses = run_masks(where, closure, self._exchange, drawn)
+                measured = ranks.mean(torch.tensor(losses, dtype=torch.float64))
+                self.gates.s.grad = estimate(measured, masks, self.gates.s)
+                for parameter in _learning(self.model):
+                    assert parameter.grad is not None
+                    parameter.grad = ranks.mean(parameter.grad)
+                self._clip()
+            except BaseException:
+                self._exchange.put_back()
+                self.gates.s.grad = None
+                raise
         self._pending = True
-        measured = ranks.mean(torch.tensor(losses, dtype=torch.float64))
-        self.gates.s.grad = estimate(measured, masks, self.gates.s)
-        learnt = [p for p in self.model.parameters() if p.grad is not None]
-        for parameter in learnt:
-            assert parameter.grad is not None
-            parameter.grad = ranks.mean(parameter.grad)
-        if self.clip is not None:
-            learnt.append(self.gates.s)  # type: ignore[arg-type]
-            norm = get_total_norm([p.grad for p in learnt if p.grad is not None])
-            if norm > self.clip:
-                clip_grads_with_norm_(learnt, self.clip, norm)
         return measured.mean()
 
     def update(self) -> None:
@@ -265,7 +271,7 @@ class VRPGEPruner(Pruner):
                 f"{self.name}.step: no gradients to learn from; call loss = "
                 "pruner.backward(closure) and optimizer.step() first, or prune() to fine-tune"
             )
-        self._put_back()
+        self._exchange.put_back()
         self._pending = False
         self.gate_optimizer.step()
         self.gates.s.grad = None
@@ -277,34 +283,28 @@ class VRPGEPruner(Pruner):
         """Search the permutations anew, on ``s_B * |w|``; between epochs, as a rule.
 
         Gates travel with their weights: each weight keeps its gate, and a new block's gate (and
-        Adam's moments of it) is the mean over its weights, which leaves what all spend as it was.
+        Adam's moments of it) is the mean over its weights. Entries that ragged blocks lack count,
+        too, so what the gates of a layer spend stays as it was.
 
         Raises:
-            RuntimeError: between :meth:`backward` and :meth:`step`, or after :meth:`prune`.
+            RuntimeError: between :meth:`backward` and :meth:`step`, or after :meth:`prune`; after a
+                step, no attached optimizer holds a weight, whose momentum would stay behind.
         """
         self._check_sampling("refresh")
         self._check_idle("refresh")
-        self._check_states(f"{self.name}.refresh", trained=True)
-        state = self.gate_optimizer.state[self.gates.s]
-        moved = {"s": self.gates.s, **{k: v for k, v in state.items() if v.dim()}}
-        spread = {
-            key: {
-                n: _spread(layer.whole, self._top.parts[n], vector)
-                for n, layer in self.sampled.items()
-            }
-            for key, vector in moved.items()
-        }
-        self._unsample()
+        self._check_states(f"{self.name}.refresh", held=self.steps > 0)
+        old = {name: layer.whole for name, layer in self.sampled.items()}
+        parts = self._top.parts
+        chance = {name: spread(whole, parts[name], self.gates.s) for name, whole in old.items()}
+        self._exchange.unsample(self._optimizers)
         worth = {n: oriented(layer, layer.weight).abs() for n, layer in self.layers.items()}
-        plans = self.search(
-            {n: oriented(self.layers[n], spread["s"][n] * w) for n, w in worth.items()}
-        )
-        orders = {name: _all_blocks(plan.layout) for name, plan in plans.items()}
-        self._sample(orders)
-        for key, vector in moved.items():
-            for name, whole in orders.items():
-                part = self._top.parts[name]
-                vector[part.gates] = _gather(whole, part, spread[key][name])
+        plans = self.search({n: oriented(self.layers[n], chance[n] * w) for n, w in worth.items()})
+        self._sample({name: _all_blocks(plan.layout) for name, plan in plans.items()})
+        state = self.gate_optimizer.state[self.gates.s].values()
+        for vector in (self.gates.s, *(v for v in state if v.dim())):
+            for name, layer in self.sampled.items():
+                part = parts[name]
+                vector[part.gates] = carry(old[name], layer.whole, part, vector)
         self.gates.project()
 
     def prune(self) -> None:
@@ -314,7 +314,8 @@ class VRPGEPruner(Pruner):
         ``pruner.step()``. Measure batch norm's statistics anew first.
 
         Raises:
-            RuntimeError: between :meth:`backward` and :meth:`step`, or called before.
+            RuntimeError: between :meth:`backward` and :meth:`step`, or called before; with
+                ``execution="sparse"``, no attached optimizer holds a weight.
         """
         self._check_sampling("prune")
         self._check_idle("prune")
@@ -387,25 +388,34 @@ class VRPGEPruner(Pruner):
         return super().state_dict()
 
     def extra_state(self) -> dict[str, Any]:
-        """What drawing masks needs to go on exactly."""
+        """What drawing masks needs to go on exactly, and the settings that must agree."""
         wholes = {name: layer.whole for name, layer in self.sampled.items()}
-        return {
+        found = {
             "orders": {
                 n: {"row_perm": w.row_perm, "col_perm": w.col_perm} for n, w in wholes.items()
             },
-            "gates": self.gates.s.clone(),
-            "gate_optimizer": copy.deepcopy(self.gate_optimizer.state_dict()),
+            "gates": self.gates.s.detach(),
+            "gate_optimizer": self.gate_optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "settings": {
+                "samples": self.samples,
+                "atom": self.atom,
+                "clamp": self.gates.clamp,
+                "budget": [budget.amount for budget in self.gates.budgets],
+            },
         }
+        return copy.deepcopy(found)
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take it back, and draw masks again if the saved pruner did."""
+        # Adam keeps the tensors that it is given: without a copy, training would change the state.
+        own = copy.deepcopy({key: state[key] for key in self.extra_state()})
         with torch.no_grad():
-            self.gates.s.copy_(state["gates"])
-        self.gate_optimizer.load_state_dict(state["gate_optimizer"])
-        self.generator.set_state(state["generator"])
+            self.gates.s.copy_(own["gates"])
+        self.gate_optimizer.load_state_dict(own["gate_optimizer"])
+        self.generator.set_state(own["generator"])
         self._sample(
-            {name: replace(self._whole(name), **perms) for name, perms in state["orders"].items()}
+            {name: replace(self._whole(name), **perms) for name, perms in own["orders"].items()}
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -413,139 +423,59 @@ class VRPGEPruner(Pruner):
 
         Load the pruner's state before the model's and the optimizer's: it gives weights the shapes
         these know.
+
+        Raises:
+            ValueError: as there; samples, atom, clamp or a budget differ.
         """
         where = f"{self.name}.load_state_dict"
         self._check_idle("load_state_dict")
+        own = self.extra_state()["settings"]
+        for name, value in state.get("settings", {}).items():
+            if value != own[name]:
+                source = "sparsity, target and scope" if name == "budget" else name
+                raise ValueError(
+                    f"{where}: {name} is {value!r} in the state and {own[name]!r} in this pruner; "
+                    f"make the pruner with the same {source}"
+                )
         if "gates" in state and state["gates"].shape != self.gates.s.shape:
             raise ValueError(
                 f"{where}: the state has {len(state['gates'])} gates, this pruner "
-                f"{len(self.gates.s)}; make the pruner with the same atom and tie_kernel"
+                f"{len(self.gates.s)}; make the pruner with the same tie_kernel"
             )
         super().load_state_dict(state)
 
-    # -- inside: gates ------------------------------------------------------------------------
+    # -- inside -------------------------------------------------------------------------------
 
-    def _make_gates(self, clamp: float) -> TopBlocks:
-        """All gates at what their budget leaves, and whose they are."""
-        parts: dict[str, Part] = {}
-        costs, start = [], 0
-        for name, own in self.layer_options.items():
-            blocking = self._whole(name).blocking
-            atom, count = atoms_of_blocks(blocking, self.atom, own.tie_kernel)
-            gates = slice(start, start + count)
-            every = count == len(atom)
-            keep_rows = self.atom == "block" and not own.allow_empty_rows
-            parts[name] = Part(gates, None if every else atom, keep_rows)
-            numbers = own.block[0] * own.block[1] * (len(atom) // count)
-            cost = numbers * self._costs().get(name, 1.0)
-            costs.append(torch.full((count,), cost, dtype=torch.float64))
-            start += count
-        cost = torch.cat(costs)
-        cost /= cost.max()
-        alone = set(parts) if self.scope == "layer" else self._fixed
-        groups = [([name], self.layer_options[name].sparsity) for name in parts if name in alone]
-        if together := [name for name in parts if name not in alone]:
-            groups.append((together, self.options.sparsity))
-        s, budgets = torch.empty_like(cost), []
-        for names, sparsity in groups:
-            own = torch.cat([torch.arange(len(cost))[parts[n].gates] for n in names])
-            total = float(cost[own].sum())
-            amount = (1.0 - sparsity) * total
-            if len(names) == 1:  # whole atoms, as all methods count them
-                amount = (len(own) - math.floor(sparsity * len(own))) * float(cost[own[0]])
-            if amount < float(cost[own].min()) or amount < clamp * total:
-                raise ValueError(
-                    f"{self.name}: sparsity {sparsity:g} leaves a budget of "
-                    f"{amount / total:.3g} of the blocks of {', '.join(map(repr, names))}, too "
-                    f"little for one of {len(own)}"
-                    + (f", or for clamp={clamp:g} of each" if clamp else "")
-                )
-            s[own] = amount / total
-            budgets.append(Budget(own if len(names) < len(parts) else slice(None), amount))
-        gates = Gates(s, cost, tuple(budgets), clamp)
-        gates.project()
-        return TopBlocks(gates, parts)
-
-    # -- inside: a step -----------------------------------------------------------------------
-
-    def _cut(self, masks: Tensor) -> list[dict[str, Index]]:
-        """Let Parameters hold what any mask needs; name -> its blocks, mask by mask."""
-        drawn: list[dict[str, Index]] = [{} for _ in masks]
-        for name, layer in self.sampled.items():
-            own = [layer.index(self._top.parts[name].blocks(mask)) for mask in masks]
-            for indices, index in zip(drawn, own, strict=True):
-                indices[name] = index
-            weight = layer.weight
-            if weight.requires_grad and self.lazy:
-                any_mask = self._top.parts[name].blocks(masks.any(0))
-                self._rows[name].cut(any_mask.nonzero().squeeze(1), self._optimizers)
-            elif weight.requires_grad:
-                weight.grad = torch.zeros_like(weight)
-        return drawn
-
-    def _put_back(self) -> None:
-        for rows in self._rows.values():
-            rows.put_back()
-
-    def _run(
-        self, where: str, closure: Callable[[], Tensor], indices: Mapping[str, Index]
-    ) -> float:
-        """Loss of one mask; adds its gradients."""
-        used: list[tuple[Tensor, Tensor, nn.Parameter]] = []
-        for name, layer in self.sampled.items():
-            rows = self._rows[name].local(indices[name].blocks)
-            used.append((rows, layer.use(indices[name], rows), layer.weight))
-        loss = closure()
-        _check_loss(where, loss)
-        if not any(layer.runs for layer in self.sampled.values()):
-            raise RuntimeError(
-                f"{where}: the closure ran no sampled layer; run the model that the pruner was "
-                "given"
-            )
-        (loss / self.samples).backward()
-        for rows, values, weight in used:
-            if values.grad is not None and weight.grad is not None:
-                weight.grad.index_add_(0, rows, values.grad)
-        return float(loss.detach())
-
-    # -- inside: the layers -------------------------------------------------------------------
+    def _budgets(self) -> list[tuple[list[str], float]]:
+        """Layers that share a budget, and its sparsity."""
+        alone = set(self.layers) if self.scope == "layer" else self._fixed
+        groups = [
+            ([name], self.layer_options[name].sparsity) for name in self.layers if name in alone
+        ]
+        together = [name for name in self.layers if name not in alone]
+        return [*groups, (together, self.options.sparsity)] if together else groups
 
     def _sample(self, wholes: Mapping[str, BlockLayout]) -> None:
-        """Put layers that hold all blocks into the model, in the place of dense ones."""
-        for name, whole in wholes.items():
-            layer = self.layers[name]
-            whole = whole.to(layer.weight.device)
-            self._move(layer, lambda w, o=whole, x=layer: o.pack(oriented(x, w)))
-            self.sampled[name] = SampledLayer(layer, whole, partial(self._top.index, name))
-            self._rows[name] = Rows(self.sampled[name].weight)
-        if wholes:
-            self._top.version += 1
-            replace_modules(self.model, dict(self.sampled))
-
-    def _unsample(self) -> None:
-        """Put the dense layers back."""
-        for name, sampled in self.sampled.items():
-            layer, unpack = self.layers[name], sampled.whole.unpack
-            self._move(layer, lambda v, u=unpack, x=layer: oriented(x, u(v)).contiguous())
-            layer.train(sampled.training)
-        replace_modules(self.model, dict(self.layers))
-        self.sampled.clear()
-        self._rows.clear()
-
-    @torch.no_grad()
-    def _move(self, layer: DenseLayer, move: Callable[[Tensor], Tensor]) -> None:
-        move_parameter(layer.weight, move, self._optimizers)  # type: ignore[arg-type]
+        self._exchange.sample(wholes, self._optimizers)
 
     def _set(
         self, layouts: Mapping[str, BlockLayout], *, saved: Mapping[str, Any] | None = None
     ) -> None:
         # Masks and stored blocks start from dense layers.
         if self.sampled:
-            self._check_states(self.name, trained=self.steps > 0 and saved is None)
-            self._unsample()
+            moved = self.lazy or self.execution == "sparse"
+            self._check_states(self.name, held=moved and self.steps > 0 and saved is None)
+            self._exchange.unsample(self._optimizers)
         super()._set(layouts, saved=saved)
 
-    # -- inside: checks -----------------------------------------------------------------------
+    def _clip(self) -> None:
+        """Bound the joint norm of the gradients of weights and gates."""
+        if self.clip is None:
+            return
+        learnt: list[Tensor] = [*_learning(self.model), self.gates.s]
+        norm = get_total_norm([p.grad for p in learnt if p.grad is not None])
+        if norm > self.clip:
+            clip_grads_with_norm_(learnt, self.clip, norm)
 
     def _check_execution(self) -> None:
         super()._check_execution()
@@ -573,18 +503,13 @@ class VRPGEPruner(Pruner):
                 "pruner.step() first"
             )
 
-    def _check_states(self, where: str, trained: bool) -> None:
-        """Raise unless what optimizers keep can follow the blocks."""
-        for name, layer in self.sampled.items():
-            weight = layer.weight
-            check_states(f"{where}: layer {name!r}", weight, self._optimizers)
-            if trained and weight.requires_grad:
-                if not any(holds(optimizer, weight) for optimizer in self._optimizers):
-                    raise RuntimeError(
-                        f"{where}: no optimizer known to the pruner holds the weight of layer "
-                        f"{name!r}, so its state cannot follow the drawn blocks; pass optimizers=, "
-                        "call pruner.attach(optimizer), or make the pruner with lazy=False"
-                    )
+    def _check_states(self, where: str, held: bool, otherwise: str = "") -> None:
+        self._exchange.check_states(where, self._optimizers, held, otherwise)
+
+
+def _learning(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters that have a gradient."""
+    return [p for p in model.parameters() if p.requires_grad and p.grad is not None]
 
 
 def _check_settings(
@@ -607,40 +532,6 @@ def _check_settings(
         )
 
 
-def _check_loss(where: str, loss: object) -> None:
-    if not isinstance(loss, Tensor):
-        raise TypeError(
-            f"{where}: the closure must return the loss, a tensor with a gradient, not "
-            f"{describe(loss)}; pruner.backward(lambda: criterion(model(x), target))"
-        )
-    if loss.numel() != 1:
-        raise ValueError(
-            f"{where}: the loss must be one number (got shape {list(loss.shape)}); take the mean"
-        )
-    if not loss.requires_grad:
-        raise ValueError(
-            f"{where}: the loss has no gradient; the closure must not detach it or run under "
-            "torch.no_grad()"
-        )
-    if not bool(loss.isfinite()):
-        raise RuntimeError(
-            f"{where}: the loss is {float(loss.detach())}; gates cannot learn from it. Lower the "
-            "learning rate"
-        )
-
-
 def _all_blocks(layout: BlockLayout) -> BlockLayout:
     """The layout that stores all blocks, in the order of another one."""
     return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))
-
-
-def _spread(whole: BlockLayout, part: Part, gates: Tensor) -> Tensor:
-    """[out, in / groups, ...] with the gate of each weight."""
-    bo, bi = whole.block
-    return whole.unpack(part.blocks(gates)[:, None, None].expand(-1, bi, bo))
-
-
-def _gather(whole: BlockLayout, part: Part, spread: Tensor) -> Tensor:
-    """Mean over the weights of each atom: the inverse of :func:`_spread` where blocks stay."""
-    sums = part.per_atom(whole.pack(spread).sum((1, 2)))
-    return sums / part.per_atom(whole.pack(torch.ones_like(spread)).sum((1, 2)))

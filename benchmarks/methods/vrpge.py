@@ -237,8 +237,10 @@ def random(model: nn.Module, seed: int) -> Mapping[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     result = {}
     for name in LAYERS:
-        rows, columns = model.get_submodule(name).weight.shape  # type: ignore[union-attr,misc]
-        blocks = torch.rand((rows // BLOCK[0], columns // BLOCK[1]), generator=generator)
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        grid = layer.out_features // BLOCK[0], layer.in_features // BLOCK[1]
+        blocks = torch.rand(grid, generator=generator)
         result[name] = blocks.repeat_interleave(BLOCK[0], 0).repeat_interleave(BLOCK[1], 1)
     return result
 

@@ -1,19 +1,81 @@
-"""How large the inputs of layers are, by running the model."""
+"""How large the inputs of layers are, and of which shape, by running the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer
-from .batches import Batches, read_batches, undisturbed
-from .providers import spatial_dims
+from .batches import Batch, Batches, read_batches, undisturbed
 
 
 @torch.no_grad()
+def show_inputs(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    batches: Iterable[Batch],
+    show: Callable[[str, Tensor], None],
+) -> None:
+    """Pass batches through a model, and call ``show(name, x)`` with each input of some modules."""
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
+            show(name, (args[0] if args else next(iter(kwargs.values()))).detach())
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in modules.items()]
+    try:
+        for batch in batches:
+            batch.outputs(model)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def input_squares(
+    where: str,
+    model: nn.Module,
+    layers: Mapping[str, DenseLayer | SparseLayer],
+    batches: Batches,
+) -> dict[str, tuple[Tensor, int]]:
+    """Sum of the squares of each input channel of some layers.
+
+    Args:
+        where: Function named in messages.
+        model: The model that batches go through, in the mode it is in.
+        layers: name -> layer of it.
+        batches: As for :class:`tetris.prune.Taylor`; targets are not looked at.
+
+    Returns:
+        name -> ([in] in float32 at least, samples times positions that the sum is over).
+
+    Raises:
+        ValueError: no batch; a layer that none of them passes through.
+    """
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(layers, 0)
+
+    def add(name: str, x: Tensor) -> None:
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # squares of half precision overflow
+        channels = x.movedim(x.dim() - 1 - spatial_dims(layers[name]), 0).flatten(1)
+        squares = channels.square().sum(1)
+        sums[name] = sums[name].add_(squares) if name in sums else squares
+        counts[name] += channels.shape[1]
+
+    show_inputs(model, layers, read_batches(where, batches), add)
+    if absent := [name for name in layers if name not in sums]:
+        raise ValueError(
+            f"{where}: no batch passed through layer {absent[0]!r}; exclude it, or pass batches "
+            "that use it (torch.compile drops the hook that sees it: compile later)"
+        )
+    return {name: (sums[name], counts[name]) for name in layers}
+
+
 def input_rms(
     where: str, model: nn.Module, layers: Mapping[str, DenseLayer], batches: Batches
 ) -> dict[str, Tensor]:
@@ -29,38 +91,19 @@ def input_rms(
         name -> float32[in], over all samples and positions.
 
     Raises:
-        ValueError: no batch; a layer that none of them passes through; inputs that are not finite.
+        ValueError: as :func:`input_squares`; inputs that are not finite.
     """
-    sums: dict[str, Tensor] = {}
-    counts = dict.fromkeys(layers, 0)
-
-    def watch(name: str, layer: DenseLayer) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            x = (args[0] if args else next(iter(kwargs.values()))).detach()
-            samples = x.movedim(x.dim() - 1 - spatial_dims(layer), -1).flatten(0, -2)
-            squares = samples.double().square().sum(0)
-            sums[name] = sums[name] + squares if name in sums else squares
-            counts[name] += len(samples)
-
-        return hook
-
-    handles = [
-        layer.register_forward_pre_hook(watch(name, layer), with_kwargs=True)
-        for name, layer in layers.items()
-    ]
-    try:
-        with undisturbed(model):
-            for batch in read_batches(where, batches):
-                batch.outputs(model)
-    finally:
-        for handle in handles:
-            handle.remove()
-    for name in layers:
-        if not counts[name]:
-            raise ValueError(
-                f"{where}: no batch passes through layer {name!r}; exclude it, or pass batches "
-                "that use it"
-            )
-        if not bool(sums[name].isfinite().all()):
+    with undisturbed(model):
+        found = input_squares(where, model, layers, batches)
+    for name, (squares, _) in found.items():
+        if not bool(squares.isfinite().all()):
             raise ValueError(f"{where}: the batches give layer {name!r} inputs that are not finite")
-    return {name: (sums[name] / counts[name]).sqrt().float() for name in layers}
+    return {name: (squares / count).sqrt().float() for name, (squares, count) in found.items()}
+
+
+def spatial_dims(layer: nn.Module) -> int:
+    """Dimensions behind the channels of an input."""
+    dense = layer.dense_type if isinstance(layer, SparseLayer) else type(layer)
+    if issubclass(dense, nn.Linear):
+        return 0
+    return 1 if issubclass(dense, nn.Conv1d) else 2

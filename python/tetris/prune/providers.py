@@ -16,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from ..checks import describe
 from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer, groups_of, oriented
 from .batches import Batch, Batches, check_batches, read_batches, undisturbed
+from .calibration import input_squares
 
 Layers = Mapping[str, DenseLayer | SparseLayer]
 
@@ -236,31 +236,8 @@ class ActivationNorm(DataImportance):
     """
 
     def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
-        squares: dict[str, Tensor] = {}
-
-        def watch(name: str) -> Callable[..., None]:
-            def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
-                x = _widened((args[0] if args else next(iter(kwargs.values()))).detach())
-                channels = x.movedim(x.dim() - 1 - spatial_dims(layer), 0).flatten(1)
-                new = channels.square().sum(1)
-                squares[name] = squares[name].add_(new) if name in squares else new
-
-            return hook
-
-        handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in layers.items()]
-        try:
-            with torch.no_grad():
-                for batch in read_batches(self._where, self.batches):
-                    batch.outputs(model)
-        finally:
-            for handle in handles:
-                handle.remove()
-        if absent := [name for name in layers if name not in squares]:
-            raise ValueError(
-                f"{self._where}: no batch passed through layer {absent[0]!r}; exclude it, or pass "
-                "batches that use it (torch.compile drops the hook that sees it: compile later)"
-            )
-        return {name: square.sqrt() for name, square in squares.items()}
+        found = input_squares(self._where, model, layers, self.batches)
+        return {name: squares.sqrt() for name, (squares, _) in found.items()}
 
     def _factor(self, layer: DenseLayer | SparseLayer, measured: Tensor) -> Tensor:
         if isinstance(layer, SparseLayer):
@@ -281,14 +258,6 @@ def per_input(numbers: Tensor, shape: tuple[int, ...], groups: int) -> Tensor:
     out, inputs, *kernel = shape
     parts = numbers.view(groups, 1, inputs).expand(groups, out // groups, inputs)
     return parts.reshape(out, inputs, *(1 for _ in kernel)).expand(shape)
-
-
-def spatial_dims(layer: nn.Module) -> int:
-    """Dimensions behind the channels of an input."""
-    dense = layer.dense_type if isinstance(layer, SparseLayer) else type(layer)
-    if issubclass(dense, nn.Linear):
-        return 0
-    return 1 if issubclass(dense, nn.Conv1d) else 2
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from .nn.base import SparseLayer
 
@@ -36,6 +37,17 @@ def hooks_of(module: nn.Module) -> str:
     """The kinds of hooks a module has, or an empty string."""
     kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return ", ".join(kind.strip("_") for kind in kinds if getattr(module, kind, None))
+
+
+def unparametrize(module: nn.Module, name: str, *, leave_parametrized: bool) -> None:
+    """``torch.nn.utils.parametrize.remove_parametrizations``, without harm to deep copies.
+
+    torch takes the tensor from the class, which a deep copy shares: give the module its own first.
+    """
+    kind = type(module)
+    own = type(kind.__name__, kind.__bases__, dict(vars(kind)))
+    module.__class__ = own  # type: ignore[assignment]
+    parametrize.remove_parametrizations(module, name, leave_parametrized=leave_parametrized)
 
 
 def _set_fast_paths(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from ..blocking import Blocking, swap_channels
 from ..layout import BlockLayout
+from ..modules import unparametrize
 from ..nn.kinds import DenseLayer
 
 
@@ -186,7 +187,7 @@ class MaskedWeight:
         """End the parametrization, with the masked weight or the original one."""
         if self._mask is None:
             return
-        parametrize.remove_parametrizations(self.module, "weight", leave_parametrized=masked)
+        unparametrize(self.module, "weight", leave_parametrized=masked)
         bias = self.module._parameters.pop("bias")  # the weight comes first, as optimizers count
         self.module._parameters["bias"] = bias
         self._mask = None

@@ -35,16 +35,11 @@ def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optim
     """Raise ValueError unless all that optimizers keep of a Parameter can move with its blocks."""
     for optimizer in optimizers:
         kind = type(optimizer).__name__
-        # Its history is of all Parameters in one vector, kept under the first of them.
-        if isinstance(optimizer, torch.optim.LBFGS) and holds(optimizer, parameter):
-            raise ValueError(
-                f"{where}: {kind} keeps vectors over all its parameters, which cannot follow "
-                "blocks; use SGD or Adam"
-            )
+        check_history(where, parameter, optimizer)
         for name, state in optimizer.state.get(parameter, {}).items():
             if isinstance(state, Tensor) and state.shape == parameter.shape:
                 continue
-            for part in _tensors(state):
+            for part in tensors_of(state):
                 if part.dim():
                     inside = "" if part is state else f" in a {type(state).__name__}"
                     raise ValueError(
@@ -52,6 +47,16 @@ def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optim
                         "which cannot follow blocks: states must be scalars or tensors shaped "
                         f"like the parameter, {list(parameter.shape)}; use SGD or Adam"
                     )
+
+
+def check_history(where: str, parameter: nn.Parameter, optimizer: Optimizer) -> None:
+    """Raise ValueError if what an optimizer keeps of a Parameter is mixed with that of others."""
+    # Its history is of all Parameters in one vector, kept under the first of them.
+    if isinstance(optimizer, torch.optim.LBFGS) and holds(optimizer, parameter):
+        raise ValueError(
+            f"{where}: {type(optimizer).__name__} keeps vectors over all its parameters, which "
+            "cannot follow blocks; use SGD or Adam"
+        )
 
 
 def holds(optimizer: Optimizer, parameter: nn.Parameter) -> bool:
@@ -87,10 +92,12 @@ def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     parameter.data = data
 
 
-def _tensors(state: object) -> list[Tensor]:
-    """The tensors of a state, in containers too."""
+def tensors_of(state: object) -> list[Tensor]:
+    """The tensors of a value, in lists, tuples and mappings too."""
     if isinstance(state, Tensor):
         return [state]
     if isinstance(state, Mapping):
         state = list(state.values())
-    return [t for part in state for t in _tensors(part)] if isinstance(state, (list, tuple)) else []
+    return (
+        [t for part in state for t in tensors_of(part)] if isinstance(state, (list, tuple)) else []
+    )

@@ -79,13 +79,8 @@ class StoredBlocks:
         check_states(f"{where}: layer {self._name!r}", self.parameter, optimizers)
         if self.module is self.dense:
             check_hooks(where, self._name, self.dense)
-        known = any(holds(optimizer, self.parameter) for optimizer in optimizers)
-        if trained and self.parameter.requires_grad and not known:
-            raise RuntimeError(
-                f"{where}: no optimizer known to the pruner holds the weight of layer "
-                f"{self._name!r}, so its state cannot follow the blocks; pass optimizers= or call "
-                "pruner.attach(optimizer)"
-            )
+        if trained and self.parameter.requires_grad:
+            check_held(where, self._name, self.parameter, optimizers)
 
     def changes(self, layout: BlockLayout, dense: bool | None = None) -> bool:
         """Whether :meth:`set` would change the Parameter."""
@@ -165,3 +160,14 @@ def _same_order(a: BlockLayout, b: BlockLayout) -> bool:
         if (p is None) != (q is None) or (p is not None and not torch.equal(p, q)):
             return False
     return True
+
+
+def check_held(
+    where: str, name: str, parameter: nn.Parameter, optimizers: tuple[Optimizer, ...]
+) -> None:
+    """Raise unless one of the optimizers holds the Parameter of a layer that was trained."""
+    if not any(holds(optimizer, parameter) for optimizer in optimizers):
+        raise RuntimeError(
+            f"{where}: no optimizer known to the pruner holds the weight of layer {name!r}, so its "
+            "state cannot follow the blocks; pass optimizers= or call pruner.attach(optimizer)"
+        )

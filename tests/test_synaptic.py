@@ -151,7 +151,7 @@ def test_what_else_reads_a_map_or_a_batch_norm_keeps_its_scale_in_place():
 
     def scale(how):
         model = Reads(how)
-        return input_scales(model, {"next": model.next})["next"]
+        return input_scales(model, {"next": model.next}, {"norm": 0})["next"]
 
     assert scale("shape").pushable
     for how in ("output", "parameter"):
@@ -165,9 +165,13 @@ def test_what_else_reads_a_map_or_a_batch_norm_keeps_its_scale_in_place():
     ("flat", "found"),
     [
         (lambda x: x.view(x.size(0), -1), True),
+        (lambda x: x.view(x.shape[0], -1), True),
+        (lambda x: x.relu().reshape(x.size(0), -1), True),
         (lambda x: x.flatten(1), True),
         (lambda x: torch.flatten(x, 1), True),
         (lambda x: x.mean((2, 3)), True),
+        (lambda x: x.mean(dim=[-2, -1]), True),
+        (lambda x: F.pad(x.mean(3).relu(), (1, 1)).flatten(1), False),
         (lambda x: x.permute(0, 2, 3, 1).flatten(1), False),  # channels go last
         (lambda x: x.flatten(2).transpose(1, 2), False),
         (lambda x: torch.sigmoid(x).flatten(1), False),
@@ -193,6 +197,116 @@ def test_flattening_repeats_channels_in_order(flat, found):
         want = model(image())
         SynapticPruner(model, include="fc", block=(2, 2), **FAST)
         torch.testing.assert_close(model(image()), want, rtol=1e-5, atol=1e-5)
+
+
+class Behind(nn.Module):
+    """A batch norm, something between, and a linear layer."""
+
+    def __init__(self, front, norm, between, features=6):
+        super().__init__()
+        self.front, self.norm, self.between = front, norm, between
+        self.fc = nn.Linear(features, 5)
+
+    def forward(self, x):
+        return self.fc(self.between(self.norm(self.front(x))))
+
+
+@pytest.mark.parametrize(
+    ("front", "norm", "between", "shape"),  # sizes are such that channels seem to fit
+    [
+        (nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), lambda y: y.mean(2), (2, 1, 4, 6)),
+        (nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6), lambda y: y.mean((-1, 1)), (2, 1, 6, 4)),
+        (nn.Conv1d(1, 6, 3, padding=1), nn.BatchNorm1d(6), F.relu, (2, 1, 6)),
+        (nn.Linear(4, 6), nn.BatchNorm1d(6), F.relu, (2, 6, 4)),
+        (nn.Linear(4, 6), nn.BatchNorm1d(6), lambda y: F.max_pool1d(y, 3, 1, 1), (2, 4)),
+        (nn.Flatten(), nn.BatchNorm1d(6), lambda y: F.max_pool1d(y, 3, 1, 1), (2, 3, 2)),
+        (
+            nn.Conv1d(1, 6, 3, padding=1),
+            nn.BatchNorm1d(6),
+            lambda y: y.view(y.size(1), -1),
+            (6, 1, 6),
+        ),
+        (
+            nn.Conv1d(1, 6, 3, padding=1),
+            nn.BatchNorm1d(6),
+            lambda y: y.flatten(end_dim=1),
+            (2, 1, 6),
+        ),
+    ],
+    ids=["mean", "mean-channels", "maps", "tokens", "pool", "pool-flat", "view", "flatten"],
+)
+def test_channels_along_another_axis_keep_their_scale(front, norm, between, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    features = between(norm(front(x))).shape[-1]
+    model = randomize(Behind(front, norm, between, features), positive=True)
+    want, gamma = model(x), model.norm.weight.detach().clone()
+    scale = input_scales(model, {"fc": model.fc})["fc"]
+    assert scale.norm is None
+    with pytest.raises(ValueError, match="pass batches"):
+        SynapticPruner(model, include="fc", block=(2, 2), **FAST)
+    SynapticPruner(model, include="fc", block=(2, 2), batches=[x], **FAST)  # it measures
+    assert torch.equal(model.norm.weight, gamma)
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_tell_what_batch_norm_sees():
+    model = randomize(Behind(nn.Linear(4, 6), nn.BatchNorm1d(6), F.relu), positive=True)
+    layers = {"fc": model.fc}
+    assert "[N, C] or [N, C, L]" in input_scales(model, layers)["fc"].reason
+    assert input_scales(model, layers, {"norm": 0})["fc"].pushable
+    x = torch.randn(8, 4)
+    want = model(x)
+    SynapticPruner(model, include="fc", block=(2, 2), batches=[x], **FAST)
+    assert bool((model.norm.weight == 1).all())
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_behind_that_sees_other_axes_keeps_the_scale_of_all_in_place():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.conv, self.fc = nn.Conv2d(6, 4, 1), nn.Linear(6, 4)
+
+        def forward(self, x):
+            x = self.norm(self.stem(x)).relu()
+            return self.conv(x).sum() + self.fc(x).sum()  # the linear layer along the width
+
+    model = randomize(Two())
+    found = input_scales(model, {"conv": model.conv, "fc": model.fc})
+    assert found["conv"].norm == "norm"
+    assert "also goes to fc" in found["conv"].reason
+    assert found["fc"].norm is None
+    x = torch.randn(2, 1, 4, 6)
+    want = model(x)
+    SynapticPruner(model, include=["conv", "fc"], batches=[x], block=(2, 2), **FAST)
+    torch.testing.assert_close(model(x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_graph_that_is_not_the_model_is_found_out_and_undone():
+    class Lies(nn.Module):
+        """Reads the scale of batch norm in a way that no graph shows."""
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.stem, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+            self.conv = nn.Conv2d(6, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(self.norm(self.stem(x)).relu())
+            return y if isinstance(x, torch.fx.Proxy) else y * float(self.norm.weight.sum())
+
+    model = randomize(Lies())
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    with pytest.raises(ValueError, match=r"moving the scales of batch norms \(norm\).*exclude"):
+        SynapticPruner(model, include="conv", batches=[image()], block=(2, 2), **FAST)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
 
 
 # -- the conversion ---------------------------------------------------------------------------
@@ -386,6 +500,90 @@ def test_decay_of_strengths_is_refused():
         pruner.step()
 
 
+def test_every_optimizer_and_group_is_asked_for_decay():
+    pruner = made(model := cnn())
+    decaying = torch.optim.AdamW(model.parameters(), lr=0.01)
+    sparing = torch.optim.Adam(pruner.parameter_groups(), lr=0.01)
+    with pytest.raises(ValueError, match="decays the strengths"):
+        pruner.attach(decaying, sparing)
+    pruner.attach(sparing)  # what was refused has not stayed
+    model(image()).sum().backward()
+    sparing.step()
+    pruner.step()
+    assert not decaying._optimizer_step_post_hooks
+
+
+def test_what_the_constructor_refuses_leaves_the_model_as_it_was():
+    model = cnn()
+    model(image()).sum().backward()
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    gradients = [p.grad for p in parameters]
+    optimizer = torch.optim.AdamW(model.parameters())
+    for _ in range(2):
+        with pytest.raises(ValueError, match="decays the directions"):
+            made(model, optimizers=optimizer)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
+    assert all(p.requires_grad and p.grad is g for p, g in zip(parameters, gradients, strict=True))
+    assert not optimizer._optimizer_step_post_hooks
+    made(model)  # and it can be pruned
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_strengths_of_half_precision_shrink_by_small_steps(dtype):
+    model = cnn().to(dtype)
+    pruner = made(model, lr_sum=None, penalty=1.0)
+    assert model[3].weight.dtype == dtype
+    s = model[3].parametrizations.weight.original0
+    before, weight = s.detach().clone(), model[3].weight.detach().clone()
+    for _ in range(100):
+        pruner.step(lr=1e-4)
+    torch.testing.assert_close(s, (before - 0.03).clamp(min=0), rtol=0, atol=1e-5)
+    assert model[3].weight.float().norm() < 0.99 * weight.float().norm()
+    model(image().to(dtype)).sum().backward()
+    pruner.prune()
+    assert model[3].weight.dtype == dtype
+    late = cnn()
+    pruner = made(late)
+    late.to(dtype)
+    with pytest.raises(RuntimeError, match=r"layer '3' have become.*before making the pruner"):
+        pruner.step(lr=0.1)
+
+
+def test_copies_of_model_pruner_and_optimizer_go_on_alike():
+    model = cnn()
+    pruner = made(model, lr_sum=None, penalty=1.0)
+    optimizer = torch.optim.SGD(pruner.parameter_groups(), lr=0.01)
+    pruner.attach(optimizer)
+    train(model, pruner, optimizer, 1)
+    others = copy.deepcopy((model, pruner, optimizer))
+    for own in ((model, pruner, optimizer), others):
+        torch.manual_seed(7)  # of dropout
+        train(*own, 3)
+    s, t = (m[3].parametrizations.weight.original0 for m in (model, others[0]))
+    assert s is not t
+    assert torch.equal(s, t)
+    for _, own, _ in ((model, pruner, optimizer), others):
+        own.prune()
+    assert torch.equal(model(image()), others[0](image()))
+
+
+@pytest.mark.parametrize("end", ["prune", "remove"])
+def test_copies_of_the_model_outlive_the_strengths(end):
+    model = cnn()
+    pruner = made(model)
+    copied, want = copy.deepcopy(model), model(image())
+    getattr(pruner, end)()
+    torch.testing.assert_close(copied(image()), want)
+    masked = copy.deepcopy(model)
+    if end == "prune":
+        want = masked(image())
+        pruner.remove()
+        torch.testing.assert_close(masked(image()), want)
+
+
 def test_refresh_keeps_the_weights_and_moves_states():
     model = cnn()
     pruner = made(model, per="block", refresh=3, lr_sum=None, penalty=0.0)
@@ -435,17 +633,49 @@ def test_kernels_are_ranked_by_strength_over_all_layers():
     assert int(flat.sum()) == len(flat) - 0.75 * len(flat)
     # The floor takes the best of each row; the others are the strongest of all.
     best = torch.zeros_like(flat)
-    rows = torch.cat([torch.full((s[0] * s[1],), 0) for s in shapes.values()])
     start = 0
     for out, inputs in shapes.values():
-        for row in range(out):
-            piece = scores[start : start + inputs]
-            best[start + int(piece.argmax())] = True
-            rows[start : start + inputs] = row
+        for _ in range(out):
+            best[start + int(scores[start : start + inputs].argmax())] = True
             start += inputs
     assert bool(flat[best].all())
     assert scores[flat & ~best].min() >= scores[~flat].max()
+    shares = [layout.sparsity for layout in pruner.layouts().values()]
+    assert abs(shares[0] - shares[1]) > 0.05  # not the same of each layer
     assert report.sparsity == 0.75
+
+
+@pytest.mark.parametrize("per", ["connection", "block"])
+def test_prune_that_is_refused_changes_nothing(per):
+    model = cnn()
+    block = (4, 4) if per == "block" else (1, 1)
+    pruner = made(model, per=per, block=block, execution="sparse")
+    pruner.step(lr=0.01)  # the optimizer is not known
+    before = copy.deepcopy(model.state_dict())
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"no optimizer known.*pruner\.attach"):
+            pruner.prune()
+        assert not pruner.pruned
+        with pytest.raises(RuntimeError, match=r"call prune\(\) first"):
+            pruner.finalize()
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    bad = torch.optim.LBFGS([p for p in model.parameters() if p.requires_grad])
+    pruner.attach(bad)
+    with pytest.raises((ValueError, RuntimeError)):
+        pruner.prune()
+    assert not pruner.pruned
+    hook = model[3].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="layer '3' has forward_hooks"):
+        pruner.prune()
+    assert not pruner.pruned
+    hook.remove()
+    pruner._optimizers = ()
+    pruner.attach(torch.optim.SGD(model.parameters(), lr=0.01))
+    pruner.prune()
+    assert pruner.pruned
+    assert pruner.sparsity == pytest.approx(0.75, abs=0.02)
 
 
 def test_floor_can_be_left_out_and_layers_can_be_ranked_alone():
@@ -632,7 +862,7 @@ def test_models_without_batch_norm_or_a_graph_need_batches():
     pruner.prune()
     assert pruner.sparsity > 0.7
     pruner = SynapticPruner(Branches(), batches=[-torch.ones(4, 16)], **settings)
-    with pytest.raises(ValueError, match="no batch passes through layer 'a'"):
+    with pytest.raises(ValueError, match="no batch passed through layer 'a'"):
         pruner.prune()
     pruner = SynapticPruner(mlp, batches=[torch.full((4, 16), math.nan)], **settings)
     with pytest.raises(ValueError, match="not finite"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -17,8 +18,16 @@ class LearningRates:
     """
 
     def __init__(self) -> None:
-        self._taken: dict[int, float] = {}  # by id of the Parameter
+        self._taken: dict[nn.Parameter, float] = {}
         self._hooks: list[tuple[Optimizer, RemovableHandle]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of an optimizer has no hooks.
+        return {"taken": self._taken, "optimizers": [optimizer for optimizer, _ in self._hooks]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._taken, self._hooks = state["taken"], []
+        self.follow(state["optimizers"])
 
     def follow(self, optimizers: Iterable[Optimizer]) -> None:
         """Listen to these optimizers too."""
@@ -29,7 +38,7 @@ class LearningRates:
 
     def take(self, parameter: nn.Parameter) -> float:
         """Sum since the last time it was asked for; 0 if there was no step."""
-        return self._taken.pop(id(parameter), 0.0)
+        return self._taken.pop(parameter, 0.0)
 
     def stop(self) -> None:
         """Listen no longer."""
@@ -40,5 +49,5 @@ class LearningRates:
     def _record(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         for group in optimizer.param_groups:
             for parameter in group["params"]:
-                taken = self._taken.get(id(parameter), 0.0)
-                self._taken[id(parameter)] = taken + float(group["lr"])
+                taken = self._taken.get(parameter, 0.0)
+                self._taken[parameter] = taken + float(group["lr"])

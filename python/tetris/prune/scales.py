@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 
 from ..folding import BatchNorm
 from ..nn.kinds import DenseLayer, groups_of, oriented
-from .batches import Batches
-from .calibration import input_rms
+from ..parameters import tensors_of
+from .batches import Batches, read_batches, undisturbed
+from .calibration import input_rms, show_inputs
 from .inputs import input_scales
 from .providers import per_input
 
@@ -27,7 +29,8 @@ class Scales:
         where: Function named in messages.
         model: The model.
         layers: name -> layer of it.
-        batches: For layers whose inputs no batch norm scales.
+        batches: For layers whose inputs no batch norm scales. The first one also tells what a
+            ``BatchNorm1d`` sees, and whether :meth:`push` leaves the outputs as they are.
 
     Raises:
         ValueError: there are such layers, and no batches.
@@ -40,7 +43,8 @@ class Scales:
         layers: Mapping[str, DenseLayer],
         batches: Batches | None,
     ) -> None:
-        self.inputs = input_scales(model, layers)
+        self._first = None if batches is None else next(iter(read_batches(where, batches)))
+        self.inputs = input_scales(model, layers, self._dims(model))
         self._where = where
         self._model = model
         self._layers = layers
@@ -56,14 +60,41 @@ class Scales:
             )
 
     def push(self) -> None:
-        """Move what can be moved from batch norms into the layers; the model computes the same."""
+        """Move what can be moved from batch norms into the layers; the model computes the same.
+
+        Raises:
+            ValueError: the first batch says that it does not; everything is as it was then.
+        """
         behind: dict[str, list[tuple[DenseLayer, int]]] = {}
         for name, scale in self.inputs.items():
             if scale.norm is not None and scale.pushable:
                 behind.setdefault(scale.norm, []).append((self._layers[name], scale.repeat))
-        for norm, layers in behind.items():
-            self._pushed[norm] = PushedScale(self._norm(norm), layers)
-            self._pushed[norm].push()
+        pushed = {norm: PushedScale(self._norm(norm), layers) for norm, layers in behind.items()}
+        before = self._outputs() if pushed else []
+        for norm in pushed:
+            pushed[norm].push()
+            self._pushed[norm] = pushed[norm]
+        after = self._outputs() if pushed else []
+        if not all(map(self._close, after, before)):
+            self.undo()
+            raise ValueError(
+                f"{self._where}: moving the scales of batch norms ({', '.join(behind)}) into the "
+                "layers behind changes the outputs for the first batch, so the model does not "
+                "compute what its graph says; exclude the layers behind those that see their "
+                "channels along another axis, or that forward reads otherwise"
+            )
+
+    def undo(self) -> None:
+        """Undo :meth:`push`, exactly, until :meth:`settle`."""
+        for pushed in self._pushed.values():
+            pushed.undo()
+        self._pushed = {}
+
+    def settle(self) -> None:
+        """Forget what :meth:`undo` needs."""
+        self._first = None
+        for pushed in self._pushed.values():
+            pushed.settle()
 
     def hold(self) -> None:
         """Keep batch norms' scales at 1 where they were moved, wherever an optimizer put them."""
@@ -107,6 +138,36 @@ class Scales:
         for name, channels in state.items():
             self._pushed[name].channels = channels.to(self._pushed[name].channels.device)
 
+    def _dims(self, model: nn.Module) -> dict[str, int]:
+        """Batch norm -> spatial dimensions of what it sees in the first batch."""
+        if self._first is None:
+            return {}
+        found: dict[str, int] = {}
+        norms = {n: m for n, m in model.named_modules() if type(m) is nn.BatchNorm1d}
+        if norms:
+            with undisturbed(model):
+                show_inputs(
+                    model, norms, [self._first], lambda n, x: found.update({n: x.dim() - 2})
+                )
+        return found
+
+    def _outputs(self) -> list[Tensor]:
+        """What the model makes of the first batch, if there is one."""
+        if self._first is None:
+            return []
+        with undisturbed(self._model), torch.no_grad():
+            outputs = tensors_of(self._first.outputs(self._model))
+        return [x.clone() for x in outputs if x.is_floating_point()]
+
+    def _close(self, after: Tensor, before: Tensor) -> bool:
+        """Whether outputs differ by rounding, which moving a scale changes, at most."""
+        dtypes = {before.dtype, *(layer.weight.dtype for layer in self._layers.values())}
+        eps = max(torch.finfo(dtype).eps for dtype in dtypes)
+        if before.is_cuda:  # torch lets convolutions round to TF32
+            eps = max(eps, 2.0**-10)
+        after, before = after.double().nan_to_num(), before.double().nan_to_num()
+        return bool((after - before).norm() <= math.sqrt(eps) * before.norm())
+
     def _norm(self, name: str) -> BatchNorm:
         norm: Any = self._model.get_submodule(name)
         return norm
@@ -133,10 +194,13 @@ class PushedScale:
         self._layers = layers
         gamma = norm.weight.detach()
         self.channels = gamma > LEAST_SCALE * gamma.abs().max()
+        self._before: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def push(self) -> None:
         """Move the scale; the model computes the same afterwards."""
+        changed = [self.norm.weight, self.norm.bias, *(layer.weight for layer, _ in self._layers)]
+        self._before = [(tensor, tensor.detach().clone()) for tensor in changed]
         gamma = torch.where(self.channels, self.norm.weight, 1.0).double()
         for layer, repeat in self._layers:
             scale = _by_input(layer, gamma.repeat_interleave(repeat))
@@ -144,6 +208,16 @@ class PushedScale:
             layer.weight.copy_(oriented(layer, weight.double() * scale))
         self.norm.bias.copy_(self.norm.bias.double() / gamma)
         self.hold()
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Undo :meth:`push`, until :meth:`settle`."""
+        for tensor, before in self._before:
+            tensor.copy_(before)
+
+    def settle(self) -> None:
+        """Forget what :meth:`undo` needs."""
+        self._before = []
 
     @torch.no_grad()
     def hold(self) -> None:

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from ..blocking import Blocking, swap_channels
+from ..modules import unparametrize
 from ..nn.kinds import DenseLayer, groups_of, oriented
 
 _EPS = 1e-12  # V has a redundant scale that nothing keeps from zero
@@ -82,7 +83,9 @@ class Strength(nn.Module):
 
     Its Parameters are ``original0``, the strengths s, [rows, columns] of units, and ``original1``,
     the directions V, shaped like the weight. Of a unit of one weight the direction is a sign, and
-    V is frozen: all that an optimizer would see there is rounding noise.
+    V is frozen: all that an optimizer would see there is rounding noise. Strengths of weights in
+    half precision are in float32: an optimizer step shrinks them by less than half a unit in their
+    last place.
 
     Args:
         synapses: What shares a strength; permutations become buffers, and can be changed.
@@ -110,12 +113,14 @@ class Strength(nn.Module):
         synapses = self.synapses
         parts = synapses.split(self._oriented(v))
         # The norm's own gradient at zero is zero, which that of a root of squares is not.
-        norm = torch.linalg.vector_norm(parts, dim=(1, 2, 4)) + _EPS
-        return self._oriented(synapses.join(parts * (s / norm)[:, None, None, :, None]))
+        norm = torch.linalg.vector_norm(parts, dim=(1, 2, 4), dtype=s.dtype) + _EPS
+        weight = synapses.join(parts * (s / norm)[:, None, None, :, None])
+        return self._oriented(weight).to(v.dtype)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Strengths and directions that give a weight: its norms, and itself."""
-        return self.synapses.norms(self._oriented(weight)), weight
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        return self.synapses.norms(self._oriented(weight).to(wide)), weight
 
     def _oriented(self, weight: Tensor) -> Tensor:
         return swap_channels(weight, self._blocking.groups) if self.transposed else weight
@@ -135,6 +140,7 @@ class StrengthLayer:
     Attributes:
         layer: The layer.
         strength: The parametrization.
+        learns: Whether the weight does.
     """
 
     def __init__(self, layer: DenseLayer, synapses: Synapses) -> None:
@@ -142,12 +148,11 @@ class StrengthLayer:
         self.strength = Strength(synapses, isinstance(layer, nn.ConvTranspose2d))
         weight = layer.weight
         assert isinstance(weight, nn.Parameter)
-        self._learns = weight.requires_grad
+        self.learns = weight.requires_grad
         self._root = synapses.sizes(weight.device).sqrt()
         parametrize.register_parametrization(layer, "weight", self.strength)
         self._originals.original1 = weight
-        weight.grad = None
-        weight.requires_grad_(self._learns and int(synapses.sizes().max()) > 1)
+        weight.requires_grad_(self.learns and int(synapses.sizes().max()) > 1)
 
     @property
     def _originals(self) -> nn.Module:
@@ -208,10 +213,16 @@ class StrengthLayer:
         for optimizer in optimizers:
             for original in (s, v):
                 optimizer.state.pop(original, None)
-        parametrize.remove_parametrizations(self.layer, "weight", leave_parametrized=True)
+        self.undo()
         v.copy_(weight)
         v.grad = None
-        v.requires_grad_(self._learns)
+
+    @torch.no_grad()
+    def undo(self) -> None:
+        """Make V the weight, as it is: the layer as before, if V has not changed since."""
+        v = self.v
+        unparametrize(self.layer, "weight", leave_parametrized=True)
+        v.requires_grad_(self.learns)
         self.layer.weight = v
         bias = self.layer._parameters.pop("bias")  # the weight comes first, as optimizers count
         self.layer._parameters["bias"] = bias

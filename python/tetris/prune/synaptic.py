@@ -15,6 +15,7 @@ from ..checks import describe
 from ..layout import BlockLayout
 from ..layout_search import select_blocks
 from ..nn.kinds import DENSE_TYPES, oriented
+from ..parameters import check_history, check_optimizers, holds
 from . import ranks
 from .allocate import allocate, scored
 from .batches import Batches, check_batches
@@ -25,9 +26,10 @@ from .rates import LearningRates
 from .report import SparsifyReport, warn_of_shortfall
 from .scales import Scales
 from .shared import Share
+from .stored import check_held
 from .strength import StrengthLayer, Synapses
 from .target import Target
-from .tree import Selector
+from .tree import Selector, check_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,6 +71,10 @@ class SynapticPruner(Pruner):
     none at all), the score is ``rms(x_i) s_ij`` with the root mean square of the input over
     ``batches``.
 
+    A ``BatchNorm1d`` in front of a linear layer only counts where the graph shows that it sees
+    ``[N, C]``, or ``batches`` do. With ``batches``, the first one is passed through the model
+    before and after scales move, whose outputs must be the same.
+
     *Blocks.* With ``per="connection"`` strengths are the saliency of the layout search at the end,
     for any block. With ``per="block"`` the weights of a block share one strength; blocks are formed
     by a search on the dense weights, and again every ``refresh`` steps while strengths are dense.
@@ -85,6 +91,10 @@ class SynapticPruner(Pruner):
     input is measured only when they are ranked: of an MLP at 95 % in 8x8 blocks that gave .90, the
     saliency without training .86 (3 seeds). It has no advantage there: :class:`TetrisPruner`, which
     needs no such training, gave .91.
+
+    *Half precision*: convert the model first, for strengths are kept in float32 then; so small are
+    the steps they shrink by. *Deep copies* go on training if model, pruner and optimizers are
+    copied together, ``copy.deepcopy((model, pruner, optimizer))``.
 
     *Distributed training*: wrap the model in DistributedDataParallel after making the pruner, and
     anew after :meth:`prune`, for both exchange Parameters.
@@ -104,7 +114,7 @@ class SynapticPruner(Pruner):
         refresh: With ``per="block"``: search the blocks anew every so many steps, of the weights
             as they are then.
         batches: Needed where batch norm does not tell the scale of the inputs, which is measured
-            on these then; as for :class:`Taylor`.
+            on these then; as for :class:`Taylor`. They also check that moving scales is right.
         include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
         exclude: Layers to leave alone: the first and the last as a rule.
         types: Exact types to prune.
@@ -128,7 +138,8 @@ class SynapticPruner(Pruner):
 
     Raises:
         ValueError: as :func:`tetris.sparsify`; also layers whose inputs have no known scale,
-            settings that contradict each other, nothing that would be left.
+            settings that contradict each other, nothing that would be left, optimizers that decay
+            directions, a model whose outputs change as scales move. The model is as it was then.
         TypeError: batches that can be read but once, such as a generator.
 
     Attributes:
@@ -208,13 +219,23 @@ class SynapticPruner(Pruner):
                 synapses[name] = _ordered(
                     synapses[name], layout.to(self.layers[name].weight.device)
                 )
-        self._scales.push()
-        for name, layer in self.layers.items():
-            self._strengths[name] = StrengthLayer(layer, synapses[name])
-        self._follow()
-        self.penalty = (
-            float(penalty) if penalty is not None else self._default_penalty(lr_sum, shrinkage)
-        )
+        try:
+            self._scales.push()
+            for name, layer in self.layers.items():
+                self._strengths[name] = StrengthLayer(layer, synapses[name])
+            self.penalty = (
+                float(penalty) if penalty is not None else self._default_penalty(lr_sum, shrinkage)
+            )
+            self._check_decay(self._optimizers)
+        except BaseException:
+            for strengths in self._strengths.values():
+                strengths.undo()
+            self._scales.undo()
+            raise
+        self._scales.settle()
+        self._rates.follow(self._optimizers)
+        for strengths in self._strengths.values():
+            strengths.v.grad = None  # it was the weight's
 
     # -- training -----------------------------------------------------------------------------
 
@@ -239,10 +260,12 @@ class SynapticPruner(Pruner):
         """Take the learning rates of these optimizers, and let their states follow the blocks.
 
         Raises:
-            ValueError: one of them decays strengths or directions.
+            ValueError: one of them decays strengths or directions; none is attached then.
         """
+        self._check_decay(check_optimizers(f"{self.name}.attach", optimizers))
         super().attach(*optimizers)
-        self._follow()
+        if not self.pruned:
+            self._rates.follow(self._optimizers)
 
     def step(self, lr: float | None = None) -> None:
         """Call after each ``optimizer.step()``: shrink strengths, or zero what was pruned.
@@ -253,7 +276,7 @@ class SynapticPruner(Pruner):
                 nothing shrinks where they took no step.
 
         Raises:
-            RuntimeError: the learning rate is not known.
+            RuntimeError: the learning rate is not known; strengths are in half precision.
             ValueError: an attached optimizer decays strengths or directions.
         """
         if lr is not None and not (math.isfinite(lr) and lr >= 0):
@@ -304,6 +327,12 @@ class SynapticPruner(Pruner):
 
         Returns:
             What is stored.
+
+        Raises:
+            RuntimeError: it has been called before; with ``execution="sparse"``, no attached
+                optimizer holds the weights that were trained. Nothing is changed then.
+            ValueError: with ``execution="sparse"``, a layer has hooks, or an optimizer keeps what
+                cannot follow blocks.
         """
         self._check_attached("prune")
         self._check_phase("prune", pruned=False)
@@ -507,10 +536,17 @@ class SynapticPruner(Pruner):
         return found
 
     def _check_rates(self) -> None:
-        """Raise unless the learning rate of all strengths is known, and none is decayed."""
-        held = self._follow()
+        """Raise unless strengths can shrink: by known learning rates, which alone shrink them."""
+        self._check_decay(self._optimizers)
         for name, layer in self._strengths.items():
-            if self._lr is None and id(layer.s) not in held:
+            if torch.finfo(layer.s.dtype).bits < 32:
+                raise RuntimeError(
+                    f"{self.name}.step: the strengths of layer {name!r} have become "
+                    f"{layer.s.dtype}, in which small steps are lost; convert the model before "
+                    "making the pruner, which keeps strengths in float32, or train under "
+                    "torch.autocast"
+                )
+            if self._lr is None and not any(holds(o, layer.s) for o in self._optimizers):
                 raise RuntimeError(
                     f"{self.name}.step: no attached optimizer holds the strengths of layer "
                     f"{name!r}, so the learning rate is not known; make the optimizer after the "
@@ -518,25 +554,21 @@ class SynapticPruner(Pruner):
                     "step(lr)"
                 )
 
-    def _follow(self) -> set[int]:
-        """Listen to attached optimizers; return ids of their Parameters.
-
-        Raises:
-            ValueError: one of them decays strengths or directions.
-        """
-        if not self.pruned:
-            self._rates.follow(self._optimizers)
-        held = {id(p): g for o in self._optimizers for g in o.param_groups for p in g["params"]}
+    def _check_decay(self, optimizers: Iterable[Optimizer]) -> None:
+        """Raise ValueError if an optimizer decays strengths or directions."""
+        decays: dict[nn.Parameter, float] = {}
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            for parameter in group["params"] if group.get("weight_decay") else ():
+                decays[parameter] = group["weight_decay"]
         for name, layer in self._strengths.items():
             for parameter, what in ((layer.s, "strengths"), (layer.v, "directions")):
-                decay = held.get(id(parameter), {}).get("weight_decay", 0.0)
-                if decay and parameter.requires_grad:
+                if parameter in decays and parameter.requires_grad:
                     raise ValueError(
                         f"{self.name}: an optimizer decays the {what} of layer {name!r} "
-                        f"(weight_decay={decay:g}), which only the penalty may shrink; make it of "
-                        "pruner.parameter_groups(weight_decay=...), which spares them"
+                        f"(weight_decay={float(decays[parameter]):g}), which only the penalty may "
+                        "shrink; make it of pruner.parameter_groups(weight_decay=...), which "
+                        "spares them"
                     )
-        return set(held)
 
     def _default_penalty(self, lr_sum: float | None, shrinkage: float) -> float:
         """Such that strengths shrink by so many medians while learning rates sum up to lr_sum."""
@@ -558,8 +590,21 @@ class SynapticPruner(Pruner):
         self, layouts: Mapping[str, BlockLayout], *, saved: Mapping[str, Any] | None = None
     ) -> None:
         if saved is None or not all(bool(layer["dense"]) for layer in saved.values()):
+            if self.execution == "sparse":
+                self._check_stored(layouts, trained=self.steps > 0 and saved is None)
             self._fold()
         super()._set(layouts, saved=saved)
+
+    def _check_stored(self, layouts: Mapping[str, BlockLayout], trained: bool) -> None:
+        """Raise where stored blocks could not take weights over, while strengths are there."""
+        for name, layer in self._strengths.items():
+            if not self._masks[name].changes(layouts[name]):
+                continue
+            check_hooks(self.name, name, layer.layer)
+            for optimizer in self._optimizers:  # fold() drops what others keep
+                check_history(f"{self.name}: layer {name!r}", layer.v, optimizer)
+            if trained and layer.learns:
+                check_held(self.name, name, layer.v, self._optimizers)
 
 
 def _ordered(synapses: Synapses, layout: BlockLayout) -> Synapses:

@@ -532,22 +532,32 @@ def test_slower_networks_that_are_no_better_do_not_count():
     assert compare.at_time(curve([(1.0, 0.8), (2.0, 0.7), (4.0, 0.9)]), 2.0) == pytest.approx(0.85)
 
 
-def test_equal_time_needs_times_in_common():
-    some = [
-        Row(name, seed, 0.8 + gain, sparsity=s, latency_ms=scale * (2 - s))
-        for name, gain, scale in (("a", 0.0, 1.0), ("b", 0.05, 10.0))
+def two_methods(sparsities, scale):
+    return [
+        Row(name, seed, 0.99 - 0.2 * s + gain, sparsity=s, latency_ms=factor * (2 - s))
+        for name, gain, factor in (("a", 0.0, 1.0), ("b", 0.05, scale))
         for seed in range(2)
-        for s in (0.5, 0.9)
+        for s in sparsities
     ]
-    ((what, holds, _),) = compare._equal_time(some)
+
+
+@pytest.mark.parametrize(
+    ("sparsities", "verdict"), [((0.75, 0.9), None), (compare.SPARSITIES, False)]
+)
+def test_equal_time_needs_times_in_common(sparsities, verdict):
+    """A quick run may have none; a full one must."""
+    ((what, holds, _),) = compare._equal_time(two_methods(sparsities, 10.0))
     assert what == "all methods reach a common time"
-    assert holds is False
-    same = [
-        replace(row, latency_ms=row.latency_ms / 10) if row.variant == "b" else row for row in some
-    ]
-    checks = list(compare._equal_time(same))
+    assert holds is verdict
+
+
+def test_equal_time_compares_with_single_weights():
+    checks = list(compare._equal_time(two_methods(compare.SPARSITIES, 1.0)))
     assert [holds for _, holds, _ in checks] == [True] * 3
-    assert all("b beats a" in what for what, _, _ in checks)
+    assert [what for what, _, _ in checks] == [
+        f"at {ms} ms b beats a" for ms in ("1.050", "1.255", "1.500")
+    ]
+    assert checks[0][2].startswith("+0.0500")
 
 
 def test_progress_without_a_terminal_is_a_log():

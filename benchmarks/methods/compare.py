@@ -3,7 +3,8 @@
 Every method starts from the same dense network and takes the same number of training steps: a
 second phase, which Synaptic Strength uses to shrink strengths, and fine-tuning on stored blocks.
 Every layer loses the same share, and may lose whole block rows: with a guaranteed block in each,
-blocks of whole kernels would store twice as much at 95 %. Blocks are 8x8, of single kernel
+blocks of whole kernels would store twice as much at 95 %. DCP's selection, which trains heads and
+refits weights, comes on top; its seconds are in the table. Blocks are 8x8, of single kernel
 positions or, as Synaptic Strength needs and TETRIS does in its paper, of whole kernels. Time is
 what a batch takes, each network in the fastest way there is to run it; accuracy at equal time lies
 on the line between neighbouring sparsities.
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from tetris.data import Dataset
 from tetris.nn.base import SparseLayer
-from tetris.prune import SynapticPruner, TetrisPruner
+from tetris.prune import DCPPruner, SynapticPruner, TetrisPruner
 
 from . import latency
 from .data import split
@@ -38,6 +39,7 @@ from .training import Recipe, before, fit, steps_of
 SPARSITIES = (0.5, 0.75, 0.9, 0.95)
 QUICK = (0.75, 0.9)
 BLOCK = (8, 8)
+HEADS = ("conv2",)
 SETTINGS: dict[str, Any] = {
     "include": PRUNED,
     "scope": "layer",
@@ -55,6 +57,7 @@ class Plan:
         dense: Of the dense network.
         second: Of the second phase, from the dense network on.
         tune: Of the pruned networks.
+        samples: Images that DCP's selection looks at.
         batch: Images per call where time is measured.
     """
 
@@ -62,6 +65,7 @@ class Plan:
     dense: Recipe
     second: Recipe
     tune: Recipe
+    samples: int = 512
     batch: int = 32
 
 
@@ -99,6 +103,18 @@ def magnitude(start: Start, sparsity: float, **settings: Any) -> nn.Module:
     return pruner.finalize()
 
 
+def discrimination(start: Start, sparsity: float, **settings: Any) -> nn.Module:
+    """The blocks that a head behind the second convolution, and the outputs, ask for."""
+    model, data = copy.deepcopy(start.continued), start.data
+    pruner = DCPPruner(
+        model, heads=HEADS, sparsity=sparsity, seed=start.seed, **SETTINGS, **settings
+    )
+    order = torch.randperm(len(data.train_y), generator=torch.Generator().manual_seed(start.seed))
+    batches = [(data.train_x[i], data.train_y[i]) for i in order.split(start.plan.tune.batch)]
+    pruner.select(batches, samples=start.plan.samples)
+    return pruner.finalize()
+
+
 def strength(start: Start, sparsity: float, **settings: Any) -> nn.Module:
     """The blocks of the strongest connections."""
     model = copy.deepcopy(start.dense)
@@ -131,6 +147,7 @@ METHODS: dict[str, Method] = {
     "TETRIS": Method(magnitude, {"block": BLOCK}),
     "TETRIS, whole kernels": Method(magnitude, _KERNELS),
     "Synaptic Strength": Method(strength, _KERNELS),
+    "DCP": Method(discrimination, {"block": BLOCK}),
 }
 
 

@@ -38,10 +38,14 @@ class Row:
         seed: Rows of equal seed are paired: same split, same dense network, same batches.
         accuracy: On test data in the end, in [0, 1].
         before: The same before fine-tuning, after a pass for batch norm.
+        valid: On validation data in the end: what to choose by.
+        epochs: Of training altogether, fine-tuning too.
         block: (bo, bi), if the variant has one.
         sparsity: Removed share of blocks that was asked for.
         stored: Weights stored in the pruned layers.
         latency_ms: Measured, of the fastest way to run the whole network.
+        x_dense: How many times as fast as the dense network, of times in the same round.
+        quartiles_ms: Of the times that ``latency_ms`` is the least of.
         extra: Other figures by name; tables show them.
     """
 
@@ -53,6 +57,10 @@ class Row:
     sparsity: float | None = None
     stored: int | None = None
     latency_ms: float | None = None
+    x_dense: float | None = None
+    quartiles_ms: tuple[float, float, float] | None = None
+    valid: float | None = None
+    epochs: int | None = None
     extra: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -71,7 +79,16 @@ class Row:
         return None if found is None else float(found)
 
 
-_FIGURES = ("accuracy", "before", "sparsity", "stored", "latency_ms")
+_FIGURES = (
+    "accuracy",
+    "before",
+    "valid",
+    "epochs",
+    "sparsity",
+    "stored",
+    "latency_ms",
+    "x_dense",
+)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,7 +12,12 @@ from torch import Tensor, fx, nn
 
 import tetris
 from tetris.demo.networks import FORMATS
-from tetris.timing import Candidate, Plan, interleave, prepacked_chain
+from tetris.timing import Candidate, Plan, interleave, prepacked_chain, quartiles
+
+from .experiment import Row
+
+DENSE = "dense"
+"""Name of the network that others are held against."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +28,19 @@ class Latency:
         ms: Milliseconds per batch in the fastest round: other programs only ever add time, and
             experiments run where there are others.
         way: The fastest way, such as ``oneDNN channels_last``.
+        quartiles: Of the rounds' milliseconds: what else ran on the machine shows in the spread.
+        x_dense: The dense network's time over this one's, median of the rounds' ratios; None where
+            no dense network was measured.
     """
 
     ms: float
     way: str
+    quartiles: tuple[float, float, float]
+    x_dense: float | None = None
 
+
+Key = tuple[str, str]
+"""Network and way to run it."""
 
 _LOOK = Plan(sample_s=0.002, budget_s=1.0, min_rounds=2, max_rounds=3)
 
@@ -39,7 +52,8 @@ def measure(
     """Time networks in turns, after a first look that drops the slow ways to run each.
 
     Args:
-        models: Sequences of layers by name, dense or sparse, in eval mode; not changed.
+        models: Sequences of layers by name, dense or sparse, in eval mode; not changed. One named
+            ``dense`` is what the others are held against.
         x: A batch.
         plan: How long to measure.
 
@@ -48,19 +62,32 @@ def measure(
     """
     found = {name: ways(model, x) for name, model in models.items()}
     calls = {(name, way): call for name, group in found.items() for way, call in group.items()}
-    look = _fastest(calls, _LOOK)
+    look = _fastest(_rounds(calls, _LOOK))
     near = {
         (name, way): calls[name, way]
         for name, group in found.items()
         for way in group
         if look[name, way] <= 1.5 * min(look[name, other] for other in group)
     }
-    times = _fastest(near, plan or Plan(sample_s=0.002, budget_s=8.0, min_rounds=10, max_rounds=60))
+    plan = plan or Plan(sample_s=0.002, budget_s=8.0, min_rounds=10, max_rounds=60)
+    rounds = _rounds(near, plan)
+    least = _fastest(rounds)
+    best = {name: min((ms, way) for (n, way), ms in least.items() if n == name) for name in models}
     result = {}
-    for name in models:
-        ms, way = min((t, way) for (owner, way), t in times.items() if owner == name)
-        result[name] = Latency(ms, way)
+    for name, (ms, way) in best.items():
+        own, ratio = rounds[name, way], None
+        if DENSE in models:
+            ratio = float(np.median(rounds[DENSE, best[DENSE][1]] / own))
+        result[name] = Latency(ms, way, quartiles(1e3 * own), ratio)
     return result
+
+
+def timed(row: Row, times: Mapping[str, Latency]) -> Row:
+    """A row with the times of its network, found by its label; as it is if there are none."""
+    found = times.get(row.label)
+    if found is None:
+        return row
+    return replace(row, latency_ms=found.ms, x_dense=found.x_dense, quartiles_ms=found.quartiles)
 
 
 def ways(model: nn.Module, x: Tensor) -> dict[str, Candidate]:
@@ -110,8 +137,11 @@ def chain(model: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def _fastest(
-    calls: Mapping[tuple[str, str], Candidate], plan: Plan
-) -> dict[tuple[str, str], float]:
+def _rounds(calls: Mapping[Key, Candidate], plan: Plan) -> dict[Key, np.ndarray]:
+    """Seconds per round of each."""
     times = interleave({"\0".join(key): call for key, call in calls.items()}, plan)
-    return {key: 1e3 * float(np.min(times["\0".join(key)])) for key in calls}
+    return {key: times["\0".join(key)] for key in calls}
+
+
+def _fastest(rounds: Mapping[Key, np.ndarray]) -> dict[Key, float]:
+    return {key: 1e3 * float(np.min(seconds)) for key, seconds in rounds.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,8 +20,30 @@ from tetris.data import (
 )
 
 TEST_DIGITS = 450
+VALID = 1000  # images at most, and a tenth of the training images at most
 _EXTERNAL = {"cifar10": cifar10, "folder": image_folder}
 DATA = ("digits", "fashion", *_EXTERNAL)
+
+
+@dataclass(frozen=True)
+class Split(Dataset):
+    """Data of one seed in three parts.
+
+    Training images are trained on, whatever is chosen by accuracy is chosen on ``valid``, and test
+    images are for the accuracy that is reported.
+
+    Attributes:
+        valid_x: Images to choose by, in the shape of the others.
+        valid_y: int64, their classes.
+    """
+
+    valid_x: Tensor
+    valid_y: Tensor
+
+    @property
+    def validation(self) -> Dataset:
+        """The same with validation images in place of test images, for what measures on these."""
+        return replace(self, test_x=self.valid_x, test_y=self.valid_y)
 
 
 def split(
@@ -31,8 +53,10 @@ def split(
     images: int | None = None,
     flat: bool = False,
     root: Path | None = None,
-) -> Dataset:
-    """Training and test data of one seed.
+) -> Split:
+    """Training, validation and test data of one seed.
+
+    Validation images are a tenth of the training images, no more than 1000, and not trained on.
 
     Args:
         name: ``digits``: a quarter of scikit-learn's 1797 digits, drawn by the seed, is test data.
@@ -59,10 +83,21 @@ def split(
     else:
         x, y = data.train_x, data.train_y
         train = torch.randperm(len(y), generator=order)
-    train = train[:images]
-    train_x, test_x = standardized(x[train], data.test_x)
+    held = min(VALID, len(train) // 10)
+    train, valid = train[: len(train) - held][:images], train[len(train) - held :]
+    train_x, rest = standardized(x[train], torch.cat([data.test_x, x[valid]]))
+    test_x, valid_x = rest.split([len(data.test_y), held])
     shape = _flat if flat else _image
-    return replace(data, train_x=shape(train_x), train_y=y[train], test_x=shape(test_x))
+    return Split(
+        data.name,
+        data.note,
+        shape(train_x),
+        y[train],
+        shape(test_x),
+        data.test_y,
+        shape(valid_x),
+        y[valid],
+    )
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from .experiment import Check, Claim, Row, Setting
 from .networks import PRUNED, cnn
 from .progress import Progress
 from .stats import figure
-from .training import Recipe, before, fit
+from .training import Recipe, baseline, before, fit
 
 SPARSITY = 0.75
 BLOCK = (8, 8)
@@ -89,12 +89,14 @@ class DCPExperiment:
             data = split(setting.data, seed, images=plan.images)
             torch.manual_seed(seed)
             dense = cnn(setting.data)
-            reached = fit(dense, data, plan.dense, seed)
+            untuned = fit(dense, data, plan.dense, seed)
+            longer, reached = baseline(dense, data, plan.tune, seed + 1000)
+            epochs = plan.dense.epochs + plan.tune.epochs
             progress.advance()
             x = data.test_x[:64].contiguous()
             uses = uses_of(dense, _layers(dense), x)
-            models: dict[str, nn.Module] = {"dense": dense}
-            rows = [Row("dense", seed, reached, stored=_stored(dense))]
+            models: dict[str, nn.Module] = {"dense": longer}
+            rows = [Row("dense", seed, reached, untuned, stored=_stored(dense), epochs=epochs)]
             order = torch.randperm(len(data.train_y), generator=torch.Generator().manual_seed(seed))
             batches = [(data.train_x[i], data.train_y[i]) for i in order.split(64)]
             for atom, ending in ATOMS.items():
@@ -125,6 +127,7 @@ class DCPExperiment:
                         BLOCK if atom == "block" else None,
                         SPARSITY,
                         _stored(final),
+                        epochs=epochs,
                         extra={"share of operations": _flops(final, uses) / _flops(dense, uses)},
                     )
                     models[row.label] = final
@@ -133,7 +136,7 @@ class DCPExperiment:
             progress.describe(f"seed {seed}: measuring latency")
             times = latency.measure(models, x)
             for row in rows:
-                yield Row(**{**vars(row), "latency_ms": times[row.label].ms})
+                yield latency.timed(row, times)
 
     def claims(self, setting: Setting) -> list[Claim]:
         """Before fine-tuning DCP beats the others; afterwards channels tie."""

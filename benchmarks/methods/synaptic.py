@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from .experiment import Check, Claim, Row, Setting
 from .networks import PRUNED, cnn
 from .progress import Progress
 from .stats import figure
-from .training import Recipe, fit
+from .training import Recipe, baseline, fit
 from .training import before as after_norms
 
 Trained = Mapping[str, Tensor]
@@ -111,11 +111,13 @@ class SynapticExperiment:
         start = cnn(setting.data)
         dense = copy.deepcopy(start)
         progress.describe(f"seed {seed}: dense training")
-        reached = fit(dense, data, train, seed)
+        untuned = fit(dense, data, train, seed)
+        longer, reached = baseline(dense, data, tune, seed + 1000)
+        epochs = train.epochs + tune.epochs
         progress.advance()
         stored = sum(dense.get_submodule(n).weight.numel() for n in PRUNED)  # type: ignore[union-attr]
-        rows = [Row("dense", seed, reached, stored=stored)]
-        models: dict[str, nn.Module] = {"dense": dense}
+        rows = [Row("dense", seed, reached, untuned, stored=stored, epochs=epochs)]
+        models: dict[str, nn.Module] = {"dense": longer}
 
         trained: dict[str, Trained] = {}
         for variant, shrinkage in strengths.items():
@@ -139,6 +141,7 @@ class SynapticExperiment:
                 case.block,
                 case.sparsity,
                 sum(layout.stored_values for layout in pruner.layouts().values()),
+                epochs=epochs,
                 extra={"finalize_error": _error(sparse, model, data)},
             )
             rows.append(found)
@@ -172,7 +175,7 @@ class SynapticExperiment:
             data.test_x[:64].contiguous(),
         )
         for row in rows:
-            yield replace(row, latency_ms=times[row.label].ms if row.label in times else None)
+            yield latency.timed(row, times)
 
     def claims(self, setting: Setting) -> list[Claim]:
         """Strengths beat what a network without them tells."""
@@ -245,7 +248,7 @@ def _train(
     extra = {"zeros": pruner.zeros}
     if conversion is not None:
         extra["conversion"] = conversion
-    return Row(variant, seed, reached, extra=extra)
+    return Row(variant, seed, reached, epochs=recipe.epochs, extra=extra)
 
 
 def _epochs(data: Dataset, recipe: Recipe, count: int) -> int:

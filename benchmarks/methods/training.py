@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -79,6 +80,22 @@ def fit(
     )
     recalibrate(model, data, recipe.batch)
     return accuracy(model, data)
+
+
+def baseline(dense: nn.Module, data: Dataset, tune: Recipe, seed: int) -> tuple[nn.Module, float]:
+    """A dense network that is trained as long as the pruned ones, and its test accuracy.
+
+    Fine-tuning is training: without it pruned networks had more steps than what they are held
+    against.
+
+    Args:
+        dense: Trained network that the pruned ones start from; not changed.
+        data: Of the seed.
+        tune: How the pruned networks are fine-tuned.
+        seed: Theirs.
+    """
+    model = copy.deepcopy(dense)
+    return model, fit(model, data, tune, seed)
 
 
 def before(model: nn.Module, data: Dataset, batch: int = 64) -> float:

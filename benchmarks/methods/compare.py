@@ -2,12 +2,13 @@
 
 Every method starts from the same dense network and takes the same number of training steps: a
 second phase, which Synaptic Strength uses to shrink strengths, and fine-tuning on stored blocks.
-Every layer loses the same share, and may lose whole block rows: with a guaranteed block in each,
-blocks of whole kernels would store twice as much at 95 %. DCP's selection, which trains heads and
-refits weights, comes on top; its seconds are in the table. Blocks are 8x8, of single kernel
-positions or, as Synaptic Strength needs and TETRIS does in its paper, of whole kernels. Time is
-what a batch takes, each network in the fastest way there is to run it; accuracy at equal time lies
-on the line between neighbouring sparsities.
+So does the dense network that they are held against. Every layer loses the same share, and may lose
+whole block rows: with a guaranteed block in each, blocks of whole kernels would store twice as much
+where little is left. DCP's selection, which trains heads and refits weights, comes on top; its
+seconds are in the table. Blocks are 8x8, of single kernel positions or, as Synaptic Strength needs
+and TETRIS does in its paper, of whole kernels. Time is what a batch takes, each network in the
+fastest way there is to run it; accuracy at equal time lies on the line between neighbouring
+sparsities, of networks that are worth their time on validation images.
 """
 
 from __future__ import annotations
@@ -17,27 +18,30 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tetris.data import Dataset
 from tetris.nn.base import SparseLayer
 from tetris.prune import DCPPruner, SynapticPruner, TetrisPruner
 
 from . import latency
-from .data import split
+from .data import Split, split
 from .experiment import Check, Claim, Row, Setting
 from .networks import PRUNED, cnn
 from .progress import Progress
 from .stats import Comparison, figure, mean_sd
-from .training import Recipe, before, fit, steps_of
+from .training import Recipe, accuracy, baseline, before, fit, steps_of
 
-SPARSITIES = (0.5, 0.75, 0.9, 0.95)
-QUICK = (0.75, 0.9)
+# What is left halves, so that every layer of these networks stores it exactly, in single weights
+# and in blocks of whole kernels alike. At .95, whole kernels of the digits' layers, which have 16
+# to 64 blocks of them, came to 25 % more weights than single ones.
+SPARSITIES = (0.5, 0.75, 0.875, 0.9375)
+QUICK = (0.75, 0.875)
+TOLERANCE = 0.02
 BLOCK = (8, 8)
 HEADS = ("conv2",)
 SETTINGS: dict[str, Any] = {
@@ -68,6 +72,11 @@ class Plan:
     samples: int = 512
     batch: int = 32
 
+    @property
+    def epochs(self) -> int:
+        """That every network is trained for."""
+        return self.dense.epochs + self.second.epochs + self.tune.epochs
+
 
 _PLANS = {
     "digits": Plan(None, Recipe(12), Recipe(6, learning_rate=1e-3), Recipe(5, learning_rate=2e-3)),
@@ -91,7 +100,7 @@ class Start:
     dense: nn.Module
     continued: nn.Module
     strengths: Mapping[str, Tensor]
-    data: Dataset
+    data: Split
     plan: Plan
     seed: int
 
@@ -143,7 +152,7 @@ class Method:
 
 _KERNELS = {"block": BLOCK, "tie_kernel": True}
 METHODS: dict[str, Method] = {
-    "element-wise": Method(magnitude, {"block": (1, 1)}, (0.75, 0.9, 0.95, 0.98)),
+    "element-wise": Method(magnitude, {"block": (1, 1)}, (0.75, 0.875, 0.9375, 0.984375)),
     "TETRIS": Method(magnitude, {"block": BLOCK}),
     "TETRIS, whole kernels": Method(magnitude, _KERNELS),
     "Synaptic Strength": Method(strength, _KERNELS),
@@ -169,10 +178,20 @@ class CompareExperiment:
         progress.plan(len(setting.seeds) * (1 + len(runs)))
         for seed in setting.seeds:
             progress.describe(f"seed {seed}: dense training")
-            start, reached = _start(setting, plan, seed)
-            models = {"dense": start.continued}
-            stored = sum(start.dense.get_parameter(f"{name}.weight").numel() for name in PRUNED)
-            rows = [Row("dense", seed, reached, stored=stored)]
+            start, untuned = _start(setting, plan, seed)
+            longer, reached = baseline(start.continued, start.data, plan.tune, seed + 1000)
+            models = {"dense": longer}
+            rows = [
+                Row(
+                    "dense",
+                    seed,
+                    reached,
+                    untuned,
+                    stored=sum(longer.get_parameter(f"{name}.weight").numel() for name in PRUNED),
+                    valid=accuracy(longer, start.data.validation),
+                    epochs=plan.epochs,
+                )
+            ]
             progress.advance()
             for variant, method, sparsity in runs:
                 progress.describe(f"seed {seed}: {variant} at {sparsity:.0%}")
@@ -183,7 +202,7 @@ class CompareExperiment:
             progress.describe(f"seed {seed}: measuring latency")
             times = latency.measure(models, start.data.test_x[: plan.batch].contiguous())
             for row in rows:
-                yield replace(row, latency_ms=times[row.label].ms)
+                yield latency.timed(row, times)
 
     def claims(self, setting: Setting) -> list[Claim]:
         """At equal storage nothing is claimed: single weights are the upper bound of blocks."""
@@ -231,6 +250,8 @@ def _pruned(start: Start, variant: str, method: Method, sparsity: float) -> tupl
         method.settings["block"],
         sparsity,
         stored=sum(layer.layout.stored_values for layer in layers),
+        valid=accuracy(model, start.data.validation),
+        epochs=start.plan.epochs,
         extra={"seconds to prune": seconds},
     )
 
@@ -240,8 +261,8 @@ def _equal_storage(rows: Sequence[Row]) -> Iterator[Check]:
         stored = [figure(row, "stored") for row in rows if row.sparsity == sparsity]
         low, high = min(stored), max(stored)
         yield (
-            f"equal numbers of stored weights at {100 * sparsity:g}%, to a block per layer",
-            high - low <= len(PRUNED) * 9 * math.prod(BLOCK),
+            f"equal numbers of stored weights at {100 * sparsity:g}%, to {TOLERANCE:.0%}",
+            high - low <= TOLERANCE * low,
             f"{low:.0f} to {high:.0f}",
         )
 
@@ -285,15 +306,16 @@ def at_time(curve: Sequence[Row], ms: float) -> float:
 
     Args:
         curve: One seed's rows of a method, at several sparsities.
-        ms: Within the times of these. Of slower networks that are no better than faster ones the
-            faster ones count, since nobody would run them.
+        ms: Within the times of these. Slower networks that are no better than faster ones do not
+            count, since nobody would run them; which are better is judged on validation images, or
+            the choice would be of those that are lucky on test images.
     """
-    best: list[tuple[float, float]] = []
+    best: list[Row] = []
     for row in sorted(curve, key=lambda r: figure(r, "latency_ms")):
-        if not best or row.accuracy > best[-1][1]:
-            best.append((math.log(figure(row, "latency_ms")), row.accuracy))
-    x, y = zip(*best, strict=True)
-    return float(np.interp(math.log(ms), x, y))
+        if not best or figure(row, "valid") > figure(best[-1], "valid"):
+            best.append(row)
+    times = [math.log(figure(row, "latency_ms")) for row in best]
+    return float(np.interp(math.log(ms), times, [row.accuracy for row in best]))
 
 
 EXPERIMENT = CompareExperiment()

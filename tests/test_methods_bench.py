@@ -146,6 +146,14 @@ def test_a_split_may_be_small_and_flat():
     assert torch.equal(small.train_y, data.split("digits", 0).train_y[:100])
 
 
+def test_test_images_may_be_fewer():
+    small, full = data.split("digits", 0, tests=50), data.split("digits", 0)
+    assert len(small.test_x) == len(small.test_y) == 50
+    assert torch.equal(small.train_x, full.train_x)
+    known = torch.cat([full.test_x, small.test_x]).flatten(1)
+    assert len(known.unique(dim=0)) == len(full.test_x.flatten(1).unique(dim=0))
+
+
 def test_a_split_needs_its_data(tmp_path):
     with pytest.raises(ValueError, match="one of digits, fashion, cifar10, folder"):
         data.split("mnist", 0)
@@ -464,7 +472,9 @@ def hasty(monkeypatch):
     monkeypatch.setitem(tetris_experiment._WIDTH, "digits", 64)
     monkeypatch.setitem(tetris_experiment._IMAGES, "digits", 200)
     monkeypatch.setattr(tetris_experiment, "SWEEPS", 1)
-    monkeypatch.setitem(compare._PLANS, "digits", compare.Plan(200, short, short, short, batch=4))
+    monkeypatch.setitem(
+        compare._PLANS, "digits", compare.Plan(200, None, short, short, short, batch=4)
+    )
     quick = Plan(sample_s=0.0, budget_s=0.0, min_rounds=2, max_rounds=2)
     measure = latency.measure
     monkeypatch.setattr(latency, "measure", lambda models, x: measure(models, x, quick))
@@ -664,7 +674,7 @@ def test_equal_time_needs_times_in_common(sparsities, verdict):
 
 
 def test_equal_time_compares_with_single_weights():
-    checks = list(compare._equal_time(two_methods(compare.SPARSITIES, 1.0)))
+    checks = list(compare._equal_time(two_methods((0.5, 0.75, 0.9, 0.95), 1.0)))
     assert [holds for _, holds, _ in checks] == [True] * 3
     assert [what for what, _, _ in checks] == [
         f"at {ms} ms b beats a" for ms in ("1.050", "1.255", "1.500")

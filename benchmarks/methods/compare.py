@@ -58,6 +58,8 @@ class Plan:
 
     Attributes:
         images: Training images, all if None.
+        tests: Test images, all if None. Ten thousand, after and before fine-tuning, took as long
+            as training.
         dense: Of the dense network.
         second: Of the second phase, from the dense network on.
         tune: Of the pruned networks.
@@ -66,6 +68,7 @@ class Plan:
     """
 
     images: int | None
+    tests: int | None
     dense: Recipe
     second: Recipe
     tune: Recipe
@@ -79,8 +82,12 @@ class Plan:
 
 
 _PLANS = {
-    "digits": Plan(None, Recipe(12), Recipe(6, learning_rate=1e-3), Recipe(5, learning_rate=2e-3)),
-    "fashion": Plan(8000, Recipe(4), Recipe(2, learning_rate=1e-3), Recipe(2, learning_rate=2e-3)),
+    "digits": Plan(
+        None, None, Recipe(12), Recipe(6, learning_rate=1e-3), Recipe(5, learning_rate=2e-3)
+    ),
+    "fashion": Plan(
+        3500, 4000, Recipe(4), Recipe(2, learning_rate=1e-3), Recipe(2, learning_rate=2e-3)
+    ),
 }
 
 
@@ -215,7 +222,7 @@ class CompareExperiment:
 
 def _start(setting: Setting, plan: Plan, seed: int) -> tuple[Start, float]:
     """And accuracy of the dense network after the second phase."""
-    data = split(setting.data, seed, images=plan.images, root=setting.root)
+    data = split(setting.data, seed, images=plan.images, tests=plan.tests, root=setting.root)
     torch.manual_seed(seed)
     classes, channels = int(data.train_y.max()) + 1, data.train_x.shape[1]
     dense = cnn(setting.data, classes=classes, channels=channels)

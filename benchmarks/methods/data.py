@@ -51,6 +51,7 @@ def split(
     seed: int,
     *,
     images: int | None = None,
+    tests: int | None = None,
     flat: bool = False,
     root: Path | None = None,
 ) -> Split:
@@ -65,6 +66,7 @@ def split(
             :func:`tetris.data.image_folder`: the same with theirs.
         seed: Of the split.
         images: Number of training images, all if None.
+        tests: Number of test images, drawn by the seed, all if None.
         flat: Inputs [N, pixels]; else images [N, channels, height, width].
         root: Folder of the data; needed but for digits and an installed Fashion-MNIST.
 
@@ -83,6 +85,9 @@ def split(
     else:
         x, y = data.train_x, data.train_y
         train = torch.randperm(len(y), generator=order)
+    if tests is not None:
+        drawn = torch.randperm(len(data.test_y), generator=order)[:tests]
+        data = replace(data, test_x=data.test_x[drawn], test_y=data.test_y[drawn])
     held = min(VALID, len(train) // 10)
     train, valid = train[: len(train) - held][:images], train[len(train) - held :]
     train_x, rest = standardized(x[train], torch.cat([data.test_x, x[valid]]))

@@ -51,6 +51,7 @@ class Plan:
 
     Attributes:
         images: Training images, None for all.
+        tests: Test images, None for all.
         samples: Of them, in the set that the selection looks at.
         dense: Training of the dense network.
         tune: Fine-tuning of the pruned ones.
@@ -58,6 +59,7 @@ class Plan:
     """
 
     images: int | None
+    tests: int | None
     samples: int
     dense: Recipe
     tune: Recipe
@@ -65,10 +67,10 @@ class Plan:
 
 
 _PLANS = {
-    ("digits", False): Plan(None, 640, Recipe(epochs=12), Recipe(epochs=5), 4),
-    ("digits", True): Plan(None, 512, Recipe(epochs=6), Recipe(epochs=2), 2),
-    ("fashion", False): Plan(2500, 256, Recipe(epochs=4), Recipe(epochs=1), 1),
-    ("fashion", True): Plan(1000, 128, Recipe(epochs=2), Recipe(epochs=1), 1),
+    ("digits", False): Plan(None, None, 640, Recipe(epochs=12), Recipe(epochs=5), 4),
+    ("digits", True): Plan(None, None, 512, Recipe(epochs=6), Recipe(epochs=2), 2),
+    ("fashion", False): Plan(2000, 4000, 256, Recipe(epochs=4), Recipe(epochs=1), 1),
+    ("fashion", True): Plan(1000, None, 128, Recipe(epochs=2), Recipe(epochs=1), 1),
 }
 
 
@@ -86,7 +88,7 @@ class DCPExperiment:
         progress.plan(len(setting.seeds) * (1 + 2 * len(choices)))
         for seed in setting.seeds:
             progress.describe(f"seed {seed}: dense training")
-            data = split(setting.data, seed, images=plan.images)
+            data = split(setting.data, seed, images=plan.images, tests=plan.tests)
             torch.manual_seed(seed)
             dense = cnn(setting.data)
             untuned = fit(dense, data, plan.dense, seed)

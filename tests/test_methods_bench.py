@@ -515,7 +515,11 @@ def test_tiny_run_of_the_comparison(hasty, tmp_path):
 
 
 def stored_rows(*stored, block=(8, 8)):
-    return [Row("x", s, 0.9, block=block, sparsity=0.9, stored=n) for s, n in enumerate(stored)]
+    names = ("x", "y")
+    return [
+        Row(name, 0, 0.9, block=block, sparsity=0.9, stored=n)
+        for name, n in zip(names, stored, strict=False)
+    ]
 
 
 def test_a_block_of_whole_kernels_more_is_not_equal_storage():
@@ -524,6 +528,7 @@ def test_a_block_of_whole_kernels_more_is_not_equal_storage():
     ((_, holds, measured),) = compare._equal_storage(stored_rows(4032, 4032 + 9 * 64))
     assert not holds
     assert measured == "4032 to 4608"
+    assert not list(compare._equal_storage(stored_rows(4032)))  # one variant equals itself
 
 
 @pytest.mark.parametrize(

@@ -264,8 +264,12 @@ def _pruned(start: Start, variant: str, method: Method, sparsity: float) -> tupl
 
 
 def _equal_storage(rows: Sequence[Row]) -> Iterator[Check]:
+    """At sparsities that several variants have."""
     for sparsity in dict.fromkeys(r.sparsity for r in rows if r.sparsity is not None):
-        stored = [figure(row, "stored") for row in rows if row.sparsity == sparsity]
+        members = [row for row in rows if row.sparsity == sparsity]
+        if len({row.variant for row in members}) < 2:
+            continue
+        stored = [figure(row, "stored") for row in members]
         low, high = min(stored), max(stored)
         yield (
             f"equal numbers of stored weights at {100 * sparsity:g}%, to {TOLERANCE:.0%}",

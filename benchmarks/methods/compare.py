@@ -86,7 +86,7 @@ _PLANS = {
         None, None, Recipe(12), Recipe(6, learning_rate=1e-3), Recipe(5, learning_rate=2e-3)
     ),
     "fashion": Plan(
-        3500, 4000, Recipe(4), Recipe(2, learning_rate=1e-3), Recipe(2, learning_rate=2e-3)
+        2500, 4000, Recipe(4), Recipe(2, learning_rate=1e-3), Recipe(2, learning_rate=2e-3), 256
     ),
 }
 

@@ -50,12 +50,13 @@ class DataImportance(ABC):
         with undisturbed(model):
             self._measured = self._measure(model, layers)
 
-    def __call__(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
+    def __call__(self, name: str, layer: nn.Module) -> Tensor:
         """Worth of each weight, shaped like ``layer.weight``, or ``layer.values`` of a sparse one.
 
         Raises:
             RuntimeError: :meth:`prepare` has not seen the layer, or not with these weights.
         """
+        assert isinstance(layer, DenseLayer | SparseLayer)
         weight = _weight(layer).detach()
         if name in self._measured:
             factor = self._factor(layer, self._measured[name])

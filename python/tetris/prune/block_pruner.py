@@ -15,12 +15,13 @@ from torch.optim import Optimizer
 
 from ..checks import check_sparsity
 from ..layout import BlockLayout
-from ..layout_search import select_blocks, shares
+from ..layout_search import shares
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ..relayout import layout_of_keys
 from . import ranks
-from .allocate import Scored, allocate, scored
+from .allocate import Scored, allocate
+from .choose import choose_blocks
 from .masks import MaskedWeight
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
@@ -263,37 +264,15 @@ class BlockPruner(Pruner):
             n: ranks.mean(oriented(self.layers[n], s), self._masks[n].parameter.device)
             for n, s in self._saliencies().items()
         }
-        old = self.layouts()
-        if self.scope == "global":
-            scores = {
-                n: scored(
-                    saliency[n],
-                    old[n].blocking,
-                    old[n].row_perm,
-                    old[n].col_perm,
-                    tie_kernel=o.tie_kernel,
-                    keep_rows=not o.allow_empty_rows,
-                    cost=self._costs().get(n, 1.0),
-                )
-                for n, o in self.layer_options.items()
-                if n not in self._fixed
-            }
-            sparsity = {**sparsity, **(allocate(scores, together) if scores else {})}
-        result = {}
-        for name, layout in old.items():
-            o = self.layer_options[name]
-            blocks = select_blocks(
-                saliency[name],
-                layout.blocking,
-                sparsity[name],
-                layout.row_perm,
-                layout.col_perm,
-                balanced=o.balanced,
-                allow_empty_rows=o.allow_empty_rows,
-                tie_kernel=o.tie_kernel,
-            )
-            result[name] = layout.with_blocks(blocks.to(layout.device))
-        return result
+        return choose_blocks(
+            saliency,
+            self.layouts(),
+            self.layer_options,
+            sparsity,
+            together if self.scope == "global" else None,
+            self._fixed,
+            self._costs(),
+        )
 
     @torch.no_grad()
     def _choose_stored(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:

@@ -13,12 +13,11 @@ from torch.optim import Optimizer
 
 from ..checks import describe
 from ..layout import BlockLayout
-from ..layout_search import select_blocks
 from ..nn.kinds import DENSE_TYPES, oriented
 from ..parameters import check_history, check_optimizers, holds
 from . import ranks
-from .allocate import allocate, scored
 from .batches import Batches, check_batches
+from .choose import choose_blocks
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
 from .pruner import Execution, Pruner
@@ -499,41 +498,19 @@ class SynapticPruner(Pruner):
         worth = {
             n: ranks.mean(oriented(self.layers[n], s), s.device).cpu() for n, s in saliency.items()
         }
-        synapses = self._synapses()
-        sparsity = {n: o.sparsity for n, o in self.layer_options.items()}
-        if self.scope == "global":
-            rated = {
-                n: scored(
-                    worth[n],
-                    synapses[n].blocking,
-                    synapses[n].row_perm,
-                    synapses[n].col_perm,
-                    tie_kernel=o.tie_kernel,
-                    keep_rows=not o.allow_empty_rows,
-                    cost=self._costs().get(n, 1.0),
-                )
-                for n, o in self.layer_options.items()
-                if n not in self._fixed
-            }
-            sparsity.update(allocate(rated, self.options.sparsity) if rated else {})
-        found = {}
-        for name, o in self.layer_options.items():
-            rows, cols = synapses[name].row_perm, synapses[name].col_perm
-            blocks = select_blocks(
-                worth[name],
-                synapses[name].blocking,
-                sparsity[name],
-                rows,
-                cols,
-                balanced=o.balanced,
-                allow_empty_rows=o.allow_empty_rows,
-                tie_kernel=o.tie_kernel,
-            )
-            whole = self._whole(name)
-            found[name] = replace(whole, row_perm=rows, col_perm=cols).with_blocks(
-                blocks.to(whole.device)
-            )
-        return found
+        orders = {
+            n: replace(self._whole(n), row_perm=s.row_perm, col_perm=s.col_perm)
+            for n, s in self._synapses().items()
+        }
+        return choose_blocks(
+            worth,
+            orders,
+            self.layer_options,
+            {name: o.sparsity for name, o in self.layer_options.items()},
+            self.options.sparsity if self.scope == "global" else None,
+            self._fixed,
+            self._costs(),
+        )
 
     def _check_rates(self) -> None:
         """Raise unless strengths can shrink: by known learning rates, which alone shrink them."""

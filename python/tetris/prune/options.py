@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, fields, replace
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..checks import check_block, check_keywords, check_search, check_sparsity, describe
 from ..layout_search import Reorder, SearchOptions, search_method
 
 LayerImportance = (
-    Literal["magnitude", "squared"] | Callable[[str, Any], Tensor] | Mapping[str, Tensor]
+    Literal["magnitude", "squared"] | Callable[[str, nn.Module], Tensor] | Mapping[str, Tensor]
 )
 """Worth of weights: a name, ``f(layer name, layer) -> tensor`` shaped like the layer's weight, or
 such tensors by layer name.

@@ -108,9 +108,9 @@ class VrpgeExperiment:
                 progress.describe(f"seed {seed}: VR-PGE, {samples} samples")
                 model, extra = sampled(fresh, data, recipe, seed, samples, _GATE_LR[setting.data])
                 add(f"VR-PGE Ks={samples}", model, **extra)
-            times_ms = latency.measure(models, data.test_x[:256].contiguous())
+            measured = latency.measure(models, data.test_x[:256].contiguous())
             for row in found:
-                yield replace(row, latency_ms=times_ms[row.label].ms)
+                yield latency.timed(row, measured)
 
     def claims(self, setting: Setting) -> list[Claim]:
         """It beats what does not look at the data, and what looks at all inputs."""

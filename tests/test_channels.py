@@ -310,3 +310,135 @@ def test_shared_layers_and_untraceable_models_are_refused():
         shrink_channels(Twice(), {"layer": some(8, 3)})
     with pytest.raises(ValueError, match="Branch cannot be traced"):
         shrink_channels(Branch(), {"layer": some(8, 3)})
+
+
+class Written(nn.Module):
+    """Modules by name, and a function that calls them."""
+
+    def __init__(self, how, **modules):
+        super().__init__()
+        self.how = how
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.how(self, x)
+
+
+def conv(inputs, outputs, dims=2):
+    return getattr(nn, f"Conv{dims}d")(inputs, outputs, 1)
+
+
+@pytest.mark.parametrize(
+    ("how", "modules", "shape"),
+    [
+        # Sizes: of tokens [N, T, C] the third is that of the channels.
+        (
+            lambda m, x: m.b((y := m.a(x)) / y.size(2)),
+            {"a": nn.Linear(8, 16), "b": nn.Linear(16, 4)},
+            (3, 6, 8),
+        ),
+        (
+            lambda m, x: m.b((y := m.a(x)) * y.shape[2]),
+            {"a": nn.Linear(8, 16), "b": nn.Linear(16, 4)},
+            (3, 6, 8),
+        ),
+        (
+            lambda m, x: m.b((y := m.a(x)).view(x.size(2), -1)),
+            {"a": conv(3, 8), "b": nn.Linear(96, 4)},
+            (3, 3, 4, 4),
+        ),
+        # Pools and pads of more axes than the map has take channels for one.
+        (
+            lambda m, x: m.b(m.pool(m.a(x))),
+            {"a": conv(3, 16), "pool": nn.MaxPool3d((3, 1, 1), 1, (1, 0, 0)), "b": conv(16, 4)},
+            (2, 3, 5, 5),
+        ),
+        (
+            lambda m, x: m.b(m.pool(m.a(x))),
+            {"a": conv(3, 16, 1), "pool": nn.AvgPool2d(3, 1, 1), "b": conv(16, 4, 1)},
+            (2, 3, 9),
+        ),
+        (
+            lambda m, x: m.b(F.max_pool2d(m.a(x), 2).flatten(1)),
+            {"a": conv(3, 16, 1), "b": nn.Linear(64, 4)},
+            (2, 3, 16),
+        ),
+        (
+            lambda m, x: m.b(m.pad(m.a(x))),
+            {"a": conv(3, 16), "pad": nn.ZeroPad3d((0, 0, 0, 0, 2, -2)), "b": conv(16, 4)},
+            (2, 3, 5, 5),
+        ),
+        # Means over some of the spatial axes leave channels where they were.
+        (
+            lambda m, x: m.b(m.a(x).mean(2)),
+            {"a": conv(3, 8), "b": nn.Linear(8, 4)},
+            (2, 3, 5, 8),
+        ),
+        (
+            lambda m, x: m.b(m.a(x).mean((2, 3))),
+            {"a": conv(3, 8, 3), "b": nn.Linear(8, 4)},
+            (2, 3, 4, 5, 8),
+        ),
+        # Of [N, T, C] batch norm takes T.
+        (
+            lambda m, x: m.b(m.norm(m.a(x))),
+            {"a": nn.Linear(5, 8), "norm": nn.BatchNorm1d(8), "b": nn.Linear(8, 4)},
+            (2, 8, 5),
+        ),
+        # Axes meet from the last one on.
+        (
+            lambda m, x: m.b(m.a(x) + m.c(x.mean(2))),
+            {"a": conv(3, 4), "c": conv(3, 4, 1), "b": conv(4, 4)},
+            (4, 3, 4, 4),
+        ),
+        (
+            lambda m, x: m.norm(torch.cat([m.a(x), m.b(x)], 1)),
+            {"a": nn.Linear(8, 8), "b": nn.Linear(8, 8), "norm": nn.BatchNorm1d(16)},
+            (6, 8, 8),
+        ),
+    ],
+)
+def test_axes_that_are_not_the_channels_are_not_taken_for_them(how, modules, shape):
+    model = seeded(lambda: Written(how, **copy.deepcopy(modules)))
+    inputs = model.b.weight.shape[1]
+    small, _ = check(model, {"b": some(inputs, inputs // 3)}, torch.randn(shape))
+    assert small.a.weight.shape == model.a.weight.shape
+
+
+@pytest.mark.parametrize(
+    ("how", "modules", "shape"),
+    [
+        (
+            lambda m, x: m.b(F.interpolate(m.pool(m.a(x)), scale_factor=2)),
+            {"a": conv(3, 16, 1), "pool": nn.AvgPool1d(3, 1, 1), "b": conv(16, 4, 1)},
+            (2, 3, 9),
+        ),
+        (
+            lambda m, x: m.b(m.a(x).mean((-1, 2, 3), True)),
+            {"a": conv(3, 16, 3), "b": conv(16, 4, 3)},
+            (2, 3, 4, 5, 3),
+        ),
+        (
+            lambda m, x: m.b(m.norm(m.a(x).mean(-1))),
+            {"a": conv(3, 16, 1), "norm": nn.BatchNorm1d(16), "b": nn.Linear(16, 4)},
+            (2, 3, 9),
+        ),
+        (
+            lambda m, x: m.b((y := m.a(x)) * y.size(2)),
+            {"a": conv(3, 16), "b": conv(16, 4)},
+            (2, 3, 4, 4),
+        ),
+        (
+            lambda m, x: m.b(m.a(x) + m.c(x.mean(1))),
+            {"a": nn.Linear(8, 16), "c": nn.Linear(8, 16), "b": nn.Linear(16, 4)},
+            (2, 5, 8),
+        ),
+    ],
+)
+def test_known_axes_let_channels_go(how, modules, shape):
+    model = seeded(lambda: Written(how, **copy.deepcopy(modules)))
+    if "c" in modules:
+        shape = (1, *shape[1:])
+    small, _ = check(model, {"b": some(16, 5)}, torch.randn(shape))
+    assert small.a.weight.shape[0] == 5

@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,16 +20,16 @@ from ..graph import NORM, NOTHING, activation_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 LAYERS = (nn.Linear, *_CONVOLUTIONS)
-_POOLS = tuple(
-    getattr(nn, f"{kind}{d}d")
-    for kind in ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+_SPATIAL = {
+    getattr(nn, f"{kind}{d}d"): d
+    for kind in ("MaxPool", "AvgPool", "AdaptiveAvgPool", "AdaptiveMaxPool", "ZeroPad")
     for d in (1, 2, 3)
-)
+}
+"""Modules that change spatial axes -> how many: of a map with fewer they take channels, too."""
 _ELEMENTWISE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.ELU)
 _ELEMENTWISE += (nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Mish, *NOTHING)
-_SPATIAL = (*_POOLS, nn.Upsample, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
 _SPATIAL_FUNCTIONS = ("max_pool", "avg_pool", "adaptive_avg_pool", "adaptive_max_pool")
-_SPATIAL_NAMES = {f"{f}{d}d" for f in _SPATIAL_FUNCTIONS for d in (1, 2, 3)} | {"interpolate"}
+_SPATIAL_NAMES = {f"{f}{d}d": d for f in _SPATIAL_FUNCTIONS for d in (1, 2, 3)}
 _ELEMENTWISE_NAMES = {
     *("relu", "relu_", "relu6", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "elu"),
     *("sigmoid", "tanh", "softplus", "mish", "dropout", "dropout1d", "dropout2d", "dropout3d"),
@@ -86,12 +86,14 @@ class Value:
     """Channels of a value: spaces behind each other, each channel ``repeat`` features wide.
 
     ``last`` says that they are the last axis and not axis 1; ``flat`` that axes were flattened, so
-    that ``repeat`` is known to the consumer only.
+    that ``repeat`` is known to the consumer only. ``rank`` counts all axes, None if unknown: linear
+    layers take any. Maps of convolutions have a batch axis, as a graph cannot tell otherwise.
     """
 
     spaces: tuple[Space, ...]
     last: bool = False
     flat: bool = False
+    rank: int | None = None
 
     def size(self) -> int | None:
         """Channels of all spaces."""
@@ -191,22 +193,22 @@ class Flow:
             return self._combined(node)
         if tensor is None:
             return self._unknown(node)
-        if name in ("size", "getattr", "dim") and self._reads_sizes(node):
+        if name in ("size", "getattr", "dim") and self._reads_sizes(node, tensor):
             return _NUMBER
         if name == "getitem" and not tensor.spaces:
             return _NUMBER
         if not others:
             if activation_of(node, self.modules) or name in _ELEMENTWISE_NAMES:
                 return tensor
-            if name in _SPATIAL_NAMES and not tensor.last and not tensor.flat:
-                return tensor
+            if name == "interpolate" or tensor.rank == 2 + _SPATIAL_NAMES.get(name, 9):
+                return self._unknown(node) if tensor.last else tensor
             if name == "flatten" and _argument(node, 1, "start_dim", 0) == 1:
                 if _argument(node, 2, "end_dim", -1) == -1 and not tensor.last:
-                    return Value(tensor.spaces, last=True, flat=True)
+                    return Value(tensor.spaces, last=True, flat=True, rank=2)
             if name == "mean" and (axes := _argument(node, 1, "dim", None)) is not None:
                 return self._averaged(node, tensor, axes)
         if name in ("view", "reshape") and self._flattens(node) and not tensor.last:
-            return Value(tensor.spaces, last=True, flat=True)
+            return Value(tensor.spaces, last=True, flat=True, rank=2)
         return self._unknown(node)
 
     def _module_value(self, node: fx.Node) -> Value:
@@ -219,19 +221,26 @@ class Flow:
         if type(module) in LAYERS:
             return self._layer_value(node, name, module, value)
         if type(module) in NORM:
+            if value.last and value.rank != 2:
+                what = _describe(node, self.modules)
+                return self._unknown(
+                    node,
+                    f"{what} may get more than [N, features]; nn.Flatten at the start of the model "
+                    "would tell",
+                )
             if name in self.fixed or value.repeat(channels_of(module)) is None:
                 return self._unknown(node)
             self.carriers[name] = value
             return value
         if activation_of(node, self.modules) or type(module) in _ELEMENTWISE:
             return value
-        if type(module) in _SPATIAL and not value.last:
-            return value
+        if type(module) is nn.Upsample or value.rank == 2 + _SPATIAL.get(type(module), 9):
+            return self._unknown(node) if value.last else value
         if type(module) is nn.PReLU and module.num_parameters == 1:
             return value
         if type(module) is nn.Flatten and (module.start_dim, module.end_dim) == (1, -1):
             if not value.last:
-                return Value(value.spaces, last=True, flat=True)
+                return Value(value.spaces, last=True, flat=True, rank=2)
         return self._unknown(node)
 
     def _layer_value(self, node: fx.Node, name: str, layer: nn.Module, value: Value) -> Value:
@@ -245,15 +254,19 @@ class Flow:
                 return value
             reason = f"{name!r} is a convolution in {groups} groups"
             return self._unknown(node, reason)
+        rank = value.rank if linear else layer.weight.dim()  # type: ignore[operator,union-attr]
         if linear != value.last and not (linear and value.spaces[0].size is None):
             value.freeze(f"{name!r} reads another axis")
+        if not linear and value.rank not in (None, rank):
+            value.freeze(f"{name!r} reads a value of {value.rank} axes as one without a batch axis")
         self.inputs[name] = value
         if name in self.fixed:
             value.freeze(f"{name!r} must stay as it is: {self.fixed[name]}")
-            return Value((Space(outputs, f"{name!r}: {self.fixed[name]}"),), last=linear)
+            frozen = Space(outputs, f"{name!r}: {self.fixed[name]}")
+            return Value((frozen,), last=linear, rank=rank)
         space = Space(outputs)
         self.outputs[name] = space
-        return Value((space,), last=linear)
+        return Value((space,), last=linear, rank=rank)
 
     def _combined(self, node: fx.Node) -> Value:
         """What an elementwise operation on two values returns."""
@@ -269,9 +282,12 @@ class Flow:
         sizes = [[s.root().size for s in v.spaces] for v in values]
         if (a.last, a.flat) != (b.last, b.flat) or sizes[0] != sizes[1] or None in sizes[0]:
             return self._unknown(node)
+        # Axes meet from the last one on: at axis 1 channels meet batches when ranks differ.
+        if not a.last and a.rank != b.rank:
+            return self._unknown(node)
         for one, other in zip(a.spaces, b.spaces, strict=True):
             one.join(other)
-        return a
+        return a if a.rank == b.rank else replace(a, rank=None)
 
     def _concatenated(self, node: fx.Node) -> Value:
         tensors = node.args[0] if node.args else node.kwargs.get("tensors")
@@ -279,23 +295,25 @@ class Flow:
         if not isinstance(tensors, (tuple, list)):
             return self._unknown(node)
         values = [self._values[n] for n in tensors if isinstance(n, fx.Node)]
-        kinds = {(v.last, v.flat) for v in values}
+        kinds = {(v.last, v.flat, v.rank) for v in values}
         if len(values) != len(tensors) or len(kinds) != 1 or any(v.size() is None for v in values):
             return self._unknown(node)
-        last, flat = kinds.pop()
+        last, flat, rank = kinds.pop()
         # Flattened values may have different numbers of features per channel.
-        if flat or axis not in ((1, -1) if last else (1,)):
+        if flat or axis not in ((1 if rank == 2 else -1, -1) if last else (1,)):
             return self._unknown(node)
-        return Value(tuple(s for v in values for s in v.spaces), last=last)
+        return Value(tuple(s for v in values for s in v.spaces), last=last, rank=rank)
 
     def _averaged(self, node: fx.Node, value: Value, axes: object) -> Value:
         """Global average pooling, written as a mean."""
         given = axes if isinstance(axes, (tuple, list)) else [axes]
-        ints = [a for a in given if isinstance(a, int)]
-        spatial = sorted(ints) in ([2], [2, 3], [-2, -1], [2, 3, 4], [-3, -2, -1])
-        if not spatial or len(ints) != len(given) or value.last or value.flat:
+        if value.last or value.rank is None or not all(isinstance(a, int) for a in given):
             return self._unknown(node)
-        return Value(value.spaces, last=not node.kwargs.get("keepdim", False))
+        if sorted(a % value.rank for a in given) != list(range(2, value.rank)):
+            return self._unknown(node)
+        if _argument(node, 2, "keepdim", False):
+            return value
+        return Value(value.spaces, last=True, rank=2)
 
     def _flattens(self, node: fx.Node) -> bool:
         """Whether a view is [batch, -1]."""
@@ -304,11 +322,11 @@ class Flow:
             shape = tuple(shape[0])
         if len(shape) != 2 or shape[1] != -1 or not isinstance(shape[0], fx.Node):
             return False
-        return shape[0].target in ("size", operator.getitem)
+        return shape[0].target in ("size", operator.getitem) and shape[0].args[1:] == (0,)
 
-    def _reads_sizes(self, node: fx.Node) -> bool:
+    def _reads_sizes(self, node: fx.Node, value: Value) -> bool:
         """Whether a node reads other sizes than that of the channels."""
-        fixed = (0, 2, 3, 4)  # negative ones may be the channels
+        fixed = (0,) if value.last else (0, 2, 3, 4)  # negative ones may be the channels
         if node.target == "size" and len(node.args) == 2:
             return node.args[1] in fixed
         if node.target == "size" or (node.target is getattr and node.args[1] == "shape"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -65,7 +65,15 @@ for _function in _INPLACE:
 
 
 class Tracer(fx.Tracer):
-    """Symbolic tracing that looks into everything but torch's modules and sparse layers."""
+    """Symbolic tracing that looks into everything but torch's modules and sparse layers.
+
+    Args:
+        whole: Other modules that stay one call.
+    """
+
+    def __init__(self, whole: Collection[nn.Module] = ()) -> None:
+        super().__init__()
+        self._whole = {id(module) for module in whole}
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """The value of a node while tracing."""
@@ -77,31 +85,45 @@ class Tracer(fx.Tracer):
         Subclasses of sparse layers too, whose checks of real tensors cannot be traced; nothing
         is assumed of what they compute.
         """
-        return isinstance(m, SPARSE) or super().is_leaf_module(m, module_qualified_name)
+        if id(m) in self._whole or isinstance(m, SPARSE):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
 
-def trace(model: nn.Module) -> fx.Graph:
+def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.Graph:
     """Graph of a model's forward, for arguments that have no default or one of another kind.
 
     Arguments that are None or a bool by default choose between branches, of which a graph has one:
-    the default. (The result checks that it is called so.)
+    the default. (The result checks that it is called so.) Modules of ``whole`` stay one call.
 
     Raises:
         Exception: whatever the model's code raises when run without numbers.
         RuntimeError: it draws random numbers, which would become constants.
     """
     for name, module in model.named_modules():
-        if not Tracer().is_leaf_module(module, name) and (hooks := hooks_of(module)):
+        if not Tracer(whole).is_leaf_module(module, name) and (hooks := hooks_of(module)):
             raise RuntimeError(f"{name or 'the model'!r} has {hooks}, which a graph would not run")
     parameters = inspect.signature(model.forward).parameters.values()
     fixed = {
         p.name: p.default for p in parameters if p.default is None or p.default in (True, False)
     }
     before = torch.get_rng_state()
-    graph = Tracer().trace(model, concrete_args=fixed)
+    graph = Tracer(whole).trace(model, concrete_args=fixed)
     if not torch.equal(before, torch.get_rng_state()):
         raise RuntimeError("it draws random numbers, which a graph would hold as constants")
     return graph
+
+
+def trace_for(where: str, model: nn.Module, advice: str) -> fx.Graph:
+    """:func:`trace`, with a ValueError of function ``where`` that says what to do instead."""
+    try:
+        return trace(model)
+    except Exception as error:  # a model's own code runs here: anything can come out of it
+        text = " ".join(str(error).split())
+        raise ValueError(
+            f"{where}: {type(model).__name__} cannot be traced by torch.fx "
+            f"({type(error).__name__}: {text}), {advice}"
+        ) from error
 
 
 def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation | None:

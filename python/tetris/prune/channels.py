@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from ..checks import check_model, check_tensor
 from ..folding import TRANSPOSED
-from ..graph import NORM, trace
+from ..graph import NORM, trace, trace_for
 from ..modules import copy_or_same, replace_modules
 from .flow import LAYERS, Flow, Value, channels_of, sizes_of
 
@@ -94,7 +94,8 @@ def shrink_channels(
 
     The result computes what the model computes when the weights of the removed input channels are
     zero. It is an ordinary dense model of the same class, with smaller layers. A layer that has to
-    leave channels to other consumers becomes ``nn.Sequential(SelectChannels, layer)``.
+    leave channels to other consumers becomes ``nn.Sequential(SelectChannels, layer)``. Inputs of
+    convolutions are taken to have a batch axis.
 
     Args:
         model: Any model that ``torch.fx`` can trace. Not changed, unless ``inplace``.
@@ -108,7 +109,8 @@ def shrink_channels(
 
     Raises:
         ValueError: the model cannot be traced; a layer of ``keep`` is unknown, grouped, called more
-            or less than once, or shares its weight; a mask has another length or keeps nothing.
+            or less than once, has hooks, or shares its weight; a mask has another length or keeps
+            nothing; forward computes with sizes of layers that become smaller.
 
     Example:
         >>> keep = {"conv2": conv2.weight.abs().sum((0, 2, 3)) > 0}
@@ -120,16 +122,15 @@ def shrink_channels(
     """
     where = "tetris.prune.shrink_channels"
     check_model(where, model)
+    if inplace:
+        shrink_channels(model, keep)  # a failure leaves the model as it was
     target = copy_or_same(model, inplace)
-    try:
-        graph = trace(target)
-    except Exception as error:  # a model's own code runs here: anything can come out of it
-        text = " ".join(str(error).split())
-        raise ValueError(
-            f"{where}: {type(model).__name__} cannot be traced ({type(error).__name__}: {text}), "
-            "so nothing tells which layer reads which channels; trace a part of it, or keep the "
-            "channels as they are and use blocks"
-        ) from error
+    graph = trace_for(
+        where,
+        target,
+        "so nothing tells which layer reads which channels; trace a part of it, or keep the "
+        "channels as they are and use blocks",
+    )
     return _Shrinker(where, target, graph, keep).run()
 
 
@@ -139,6 +140,7 @@ class _Shrinker:
     ) -> None:
         self.where = where
         self.model = model
+        self.graph = graph
         self.flow = Flow(model, graph)
         self.modules = self.flow.modules
         self.keep = self._checked(keep)
@@ -171,7 +173,12 @@ class _Shrinker:
                     f"{self.where}: keep[{name!r}] must be bool[{inputs}] with at least one True "
                     f"(got {mask.dtype}{list(mask.shape)}, {int(mask.sum())} of them not 0)"
                 )
-            result[name] = mask
+            called = self.flow.names[id(layer)]  # keep may know it under another name
+            if not torch.equal(result.setdefault(called, mask), mask):
+                raise ValueError(
+                    f"{self.where}: keep names one layer twice, {name!r} and before under another "
+                    "name, with masks that differ; leave one out"
+                )
         return result
 
     def run(self) -> tuple[nn.Module, ChannelReport]:
@@ -199,7 +206,35 @@ class _Shrinker:
             kept = value.kept(channels_of(module))
             if kept is not None:
                 _narrow_carrier(module, kept)
-        return replace_modules(self.model, new), ChannelReport(tuple(report))
+        model = replace_modules(self.model, new)
+        self._compare(model, new)
+        return model, ChannelReport(tuple(report))
+
+    def _compare(self, model: nn.Module, new: Mapping[str, nn.Module]) -> None:
+        """Raise if forward computes with numbers that changed, such as ``conv.out_channels``."""
+        attributes = set(vars(model))
+        try:
+            graph = trace(model, [*new.values()])
+        except Exception as error:  # the model's own code
+            text = " ".join(str(error).split())
+            raise ValueError(
+                f"{self.where}: forward reads something of a layer that the smaller model has not, "
+                f"and fails ({type(error).__name__}: {text}); compute it in __init__ instead, or "
+                f"leave the layer out of keep (layers that gather their inputs: "
+                f"{', '.join(map(repr, new)) or 'none'})"
+            ) from error
+        nodes = zip(_signatures(self.graph, model), _signatures(graph, model), strict=False)
+        changed = next((a[0] for a, b in nodes if a[1:] != b[1:]), None)
+        if changed is None and len(graph.nodes) != len(self.graph.nodes):
+            changed = "the number of operations"
+        for name in set(vars(model)) - attributes:  # constant tensors of the second graph
+            delattr(model, name)
+        if changed is not None:
+            raise ValueError(
+                f"{self.where}: forward computes with sizes of layers that become smaller, which "
+                f"changes {changed}; compute them in __init__ instead, or leave the layers out of "
+                "keep"
+            )
 
     # -- who reads what -------------------------------------------------------------------------
 
@@ -245,6 +280,20 @@ class _Shrinker:
         return "it reads only some of the flattened features of a channel"
 
 
+def _signatures(graph: fx.Graph, model: nn.Module) -> list[tuple[str, object, str]]:
+    """Name, target, and arguments of each node; of constant tensors the values."""
+    order = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    result = []
+    for node in graph.nodes:
+        target = node.target
+        if node.op == "get_attr" and str(target).startswith("_tensor_constant"):
+            target = str(getattr(model, str(target)).tolist())
+        # As text, in which NaN equals NaN.
+        arguments = repr(fx.map_arg((node.args, node.kwargs), order.__getitem__))
+        result.append((node.name, target, arguments))
+    return result
+
+
 def _narrow(layer: nn.Module, rows: Tensor | None, columns: Tensor | None) -> None:
     """Leave some outputs and inputs of a linear layer or ungrouped convolution."""
     axis = 1 if isinstance(layer, TRANSPOSED) else 0
@@ -253,9 +302,9 @@ def _narrow(layer: nn.Module, rows: Tensor | None, columns: Tensor | None) -> No
     if columns is not None and not bool(columns.all()):
         _take(layer, {"weight": 1 - axis}, columns)
     weight: Any = layer.weight
-    names = ("features", "features") if isinstance(layer, nn.Linear) else ("channels", "channels")
-    setattr(layer, f"out_{names[0]}", weight.shape[axis])
-    setattr(layer, f"in_{names[1]}", weight.shape[1 - axis])
+    unit = "features" if isinstance(layer, nn.Linear) else "channels"
+    setattr(layer, f"out_{unit}", weight.shape[axis])
+    setattr(layer, f"in_{unit}", weight.shape[1 - axis])
 
 
 def _narrow_carrier(module: nn.Module, kept: Tensor) -> None:

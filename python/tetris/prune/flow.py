@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 
 from ..folding import TRANSPOSED
 from ..graph import NORM, NOTHING, activation_of
+from ..modules import hooks_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 LAYERS = (nn.Linear, *_CONVOLUTIONS)
@@ -139,6 +140,7 @@ class Flow:
     Attributes:
         modules: name -> module, under every name.
         calls: id of a module -> how often it is called.
+        names: id of a module that is called -> the name under which it is.
         fixed: name -> why its weight must stay as it is.
         outputs: Linear layer or convolution -> space of its outputs.
         inputs: The same -> the value it reads.
@@ -150,6 +152,11 @@ class Flow:
         self.calls = Counter(
             id(self.modules[str(n.target)]) for n in graph.nodes if n.op == "call_module"
         )
+        self.names = {
+            id(self.modules[str(n.target)]): str(n.target)
+            for n in graph.nodes
+            if n.op == "call_module"
+        }
         users = Counter(id(p) for m in model.modules() for p in m._parameters.values())
         read = {str(n.target).rpartition(".")[0] for n in graph.nodes if n.op == "get_attr"}
         self.fixed: dict[str, str] = {}
@@ -160,6 +167,8 @@ class Flow:
                 self.fixed[name] = "it shares a parameter with another module"
             elif name in read:
                 self.fixed[name] = "its parameters are read elsewhere in forward"
+            elif hooks := hooks_of(module):  # weight_norm and torch.nn.utils.prune are hooks, too
+                self.fixed[name] = f"it has {hooks}, which may read or change all channels"
         self.outputs: dict[str, Space] = {}
         self.inputs: dict[str, Value] = {}
         self.carriers: dict[str, Value] = {}
@@ -218,6 +227,8 @@ class Flow:
         if not isinstance(first, fx.Node) or len(node.args) + len(node.kwargs) > 1:
             return self._unknown(node)
         value = self._values[first]
+        if type(module) not in LAYERS and (hooks := hooks_of(module)):
+            return self._unknown(node, f"{_describe(node, self.modules)} has {hooks}")
         if type(module) in LAYERS:
             return self._layer_value(node, name, module, value)
         if type(module) in NORM:

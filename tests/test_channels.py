@@ -345,7 +345,7 @@ def conv(inputs, outputs, dims=2):
             (3, 6, 8),
         ),
         (
-            lambda m, x: m.b((y := m.a(x)).view(x.size(2), -1)),
+            lambda m, x: m.b(m.a(x).view(x.size(2), -1)),
             {"a": conv(3, 8), "b": nn.Linear(96, 4)},
             (3, 3, 4, 4),
         ),

@@ -14,8 +14,8 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
-from torch.optim import SGD, Optimizer
-from torch.utils.data import DataLoader, Dataset
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..checks import describe
 from ..layout import BlockLayout
@@ -23,9 +23,11 @@ from ..modules import copy_or_same, replace_modules
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
 from . import ranks
 from .atoms import Atom, Atoms
+from .batches import undisturbed
 from .channels import ChannelReport, shrink_channels
 from .forward import Forward
 from .greedy import Batch, Loss, Objective, Score, Selection, select_atoms
+from .head_training import MOMENTUM, WEIGHT_DECAY, train_jointly, train_stage
 from .heads import Head, Stage, place_heads
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
@@ -38,9 +40,6 @@ from .tree import Selector
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-MOMENTUM = 0.9
-WEIGHT_DECAY = 1e-4
 
 
 class DCPPruner(Pruner):
@@ -68,7 +67,8 @@ class DCPPruner(Pruner):
             [N, classes]; changed in place until :meth:`remove` or :meth:`finalize`.
         options: Settings of the layers as one object, in place of the keywords below.
         heads: Layers behind which heads stand, by name; or a number, spread over the pruned
-            layers; None for one per five pruned layers, and one where there are fewer.
+            layers; None for one per five pruned layers, and one where there are fewer. A layer is
+            judged by the first head that depends on it.
         atom: ``"block"`` or ``"channel"``.
         lam: Weight of L_S; 0 leaves it out.
         reconstruction: Weight of L_M; 0 leaves it out.
@@ -156,8 +156,7 @@ class DCPPruner(Pruner):
                     f"{', '.join(map(repr, get_args(known)))} (got {describe(value)})"
                 )
         for name, value in (("lam", lam), ("reconstruction", reconstruction)):
-            if not value >= 0:
-                raise ValueError(f"{self.name}: {name} must be at least 0 (got {value})")
+            _check_number(self.name, name, value)
         if lam == reconstruction == 0:
             raise ValueError(
                 f"{self.name}: lam and reconstruction are both 0, which leaves no loss"
@@ -188,8 +187,8 @@ class DCPPruner(Pruner):
             for name, own in self.layer_options.items():
                 if own.block[1] == 1:  # then no order of rows or columns changes a channel
                     self.layer_options[name] = replace(own, reorder="identity")
-        self._forward = Forward(self.name, model)
-        self.stages = place_heads(self.name, heads, self._forward, self.layers)
+        with undisturbed(model):  # the graph is that in eval mode, as in the choice
+            self.stages = place_heads(self.name, heads, Forward(self.name, model), self.layers)
 
     def select(
         self,
@@ -208,15 +207,21 @@ class DCPPruner(Pruner):
         """Train heads, choose what every layer keeps, and keep it from now on.
 
         Per head: ``epochs`` epochs, in each step of which SGD descends the head's loss and then the
-        network's; then the layers before it are pruned, one after the other, with batch norm in
-        eval mode. Both use Nesterov's momentum 0.9 and weight decay 1e-4.
+        network's; then the layers before it are pruned, one after the other, in eval mode. Both
+        use Nesterov's momentum 0.9 and weight decay 1e-4.
+
+        A model in training mode is trained in the modes its modules have: batch norm that was set
+        to eval keeps its statistics. One in eval mode is set to training for that time. Frozen
+        parameters stay as they are. Batches of one sample are left out of training.
 
         Args:
             data: Pairs of inputs and targets: batches that can be gone through several times (a
                 DataLoader, a list), or a Dataset.
             epochs: Passes over the data per head, and for the network's own loss.
             lr: Learning rate in these.
-            rounds: The budget of a layer enters in so many rounds.
+            rounds: The budget of a layer enters in so many rounds, or in fewer if it has fewer
+                atoms. Where the empty layer has no gradient at all, the first round takes the atoms
+                with the largest norms.
             steps: SGD steps on the layer after each round.
             step_lr: Learning rate in these.
             epsilon: Stop adding to a layer when a round changes its loss by no more than
@@ -233,8 +238,9 @@ class DCPPruner(Pruner):
 
         Raises:
             RuntimeError: the selection has been made; the pruner has ended.
-            TypeError: data are no pairs, or can be read only once.
-            ValueError: there are no data; the model returns something else than [N, classes].
+            TypeError: data are no pairs of tensors, or can be read only once.
+            ValueError: there are no data; the model returns something else than [N, classes]; a
+                layer to prune is frozen; a loss is not finite.
         """
         self._check_attached("select")
         if self.selections:
@@ -248,40 +254,52 @@ class DCPPruner(Pruner):
                 f"{ranks.count()} processes; call it in one process, save state_dict() and the "
                 "model's, and load both in all of them"
             )
-        self._check_numbers(epochs=epochs, rounds=rounds, steps=steps, samples=samples, batch=batch)
+        self._check_counts(epochs=epochs, rounds=rounds, steps=steps, samples=samples, batch=batch)
+        for name, value in (("lr", lr), ("step_lr", step_lr), ("epsilon", epsilon)):
+            if value is not None or name != "epsilon":
+                _check_number(f"{self.name}.select", name, value)
+        frozen = [n for n, layer in self.layers.items() if not layer.weight.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{self.name}.select: the weight of layer {frozen[0]!r} is frozen, and choosing "
+                "fits what is kept; set requires_grad_(True), or exclude the layer"
+            )
         device = next(iter(self.layers.values())).weight.device
         reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         modes = [(module, module.training) for module in self.model.modules()]
+        training = self.model.training
         chosen: dict[str, BlockLayout] = {}
         with _seeded(self.options.seed, device), Progress(disable=not self.progress) as bar:
-            batches = self._batches(data, batch, device)
-            sample = list(_first(batches(), samples))
-            atoms, budgets = self._atoms()
-            trainings = epochs * (1 if self.joint else len(self.stages))
-            task = bar.add_task("heads", total=len(self.layers) + trainings)
-            heads = self._heads(sample[0][0])
-
-            def passes() -> Iterator[Batch]:
-                for _ in range(epochs):
-                    yield from batches()
-                    bar.advance(task)
-
-            unpruned = Forward(self.name, reference)
             try:
+                batches = self._batches(data, batch, device)
+                sample = list(_first(batches(), samples))
+                atoms, budgets = self._atoms()
+                trainings = epochs * (1 if self.joint else len(self.stages))
+                task = bar.add_task("heads", total=len(self.layers) + trainings)
+                heads = self._heads(sample[0][0])
+                passes = self._passes(batches, epochs, lambda: bar.advance(task))
+                unpruned = Forward(self.name, reference)
                 for number, stage in enumerate(self.stages):
                     bar.update(task, description=f"head behind {stage.head or 'the output'}")
-                    if not self.joint:
-                        self._train_stage(stage, heads, passes(), lr, loss, chosen)
-                    elif number == 0:
-                        self._train_jointly(heads, passes(), lr, loss)
+                    if number == 0 or not self.joint:
+                        if training:
+                            _set_modes(modes)
+                        else:
+                            self.model.train()
+                        joint = None if self.joint else stage
+                        self._train(joint, heads, passes(), lr, loss, chosen)
                     self.model.eval()
+                    forward = Forward(self.name, self.model)
                     for name in stage.layers:
                         bar.update(task, description=f"choosing in {name}")
-                        objective = self._objective(name, stage, heads, unpruned, sample, loss)
+                        objective = self._objective(
+                            name, stage, heads, forward, unpruned, sample, loss
+                        )
                         kept, log = select_atoms(
                             objective,
                             atoms[name],
                             budgets[name],
+                            where=f"{self.name}.select: layer {name!r}",
                             score=self.score,
                             rounds=rounds,
                             steps=steps,
@@ -289,7 +307,7 @@ class DCPPruner(Pruner):
                             momentum=MOMENTUM,
                             weight_decay=WEIGHT_DECAY,
                             epsilon=epsilon,
-                            seed=self.layer_options[name].seed,
+                            seed=(self.layer_options[name].seed, list(self.layers).index(name)),
                         )
                         chosen[name] = atoms[name].stored(kept)
                         self.selections[name] = log
@@ -299,8 +317,7 @@ class DCPPruner(Pruner):
                 self.selections = {}
                 raise
             finally:
-                for module, mode in modes:
-                    module.training = mode
+                _set_modes(modes)
                 self.model.zero_grad(set_to_none=True)
         self.keep(chosen)
         if epsilon is None and self.scope == "layer":
@@ -328,6 +345,8 @@ class DCPPruner(Pruner):
         if self.atom == "block":
             return super().finalize(inplace=inplace)
         self._check_attached("finalize")
+        if inplace:
+            self.finalize()  # raises where the model cannot be changed, which keeps its masks then
         keep = {name: _input_channels(layout) for name, layout in self.layouts().items()}
         target = copy_or_same(self.model, inplace)
         masked = [n for n in keep if parametrize.is_parametrized(target.get_submodule(n), "weight")]
@@ -389,10 +408,10 @@ class DCPPruner(Pruner):
                 "channels; give sparsity=, and overrides= for single layers"
             )
 
-    def _check_numbers(self, **numbers: int) -> None:
+    def _check_counts(self, **numbers: int) -> None:
         for name, value in numbers.items():
             least = 0 if name in ("epochs", "steps") else 1
-            if not isinstance(value, int) or value < least:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(
                     f"{self.name}.select: {name} must be an int of at least {least} "
                     f"(got {describe(value)})"
@@ -404,7 +423,7 @@ class DCPPruner(Pruner):
         """A function that starts a pass over the data."""
         where = f"{self.name}.select"
         if isinstance(data, Dataset):
-            data = DataLoader(data, batch, shuffle=True)
+            data = DataLoader(data, batch, shuffle=not isinstance(data, IterableDataset))
         if not isinstance(data, Iterable) or isinstance(data, Iterator):
             raise TypeError(
                 f"{where}: data must be a Dataset, a DataLoader or a list of (inputs, targets), "
@@ -420,10 +439,40 @@ class DCPPruner(Pruner):
                         f"{where}: data must give pairs of inputs and targets "
                         f"(got {describe(pair)})"
                     )
+                if not all(isinstance(part, Tensor) and part.dim() for part in pair):
+                    raise TypeError(
+                        f"{where}: inputs and targets must be one tensor each, [N, ...] "
+                        f"(got {describe(pair[0])} and {describe(pair[1])}); wrap a model of "
+                        "several inputs in one that takes them apart"
+                    )
                 count += 1
                 yield pair[0].to(device), pair[1].to(device)
             if not count:
                 raise ValueError(f"{where}: data must hold at least one batch (got none)")
+
+        return read
+
+    def _passes(
+        self, batches: Callable[[], Iterator[Batch]], epochs: int, done: Callable[[], None]
+    ) -> Callable[[], Iterator[Batch]]:
+        """A function that starts the epochs of one training: batches that batch norm can train on.
+
+        One sample has no variance; the last batch of an epoch may be such.
+        """
+
+        def read() -> Iterator[Batch]:
+            seen = 0
+            for _ in range(epochs):
+                for x, target in batches():
+                    if len(x) > 1:
+                        seen += 1
+                        yield x, target
+                done()
+            if epochs and not seen:
+                raise ValueError(
+                    f"{self.name}.select: heads are trained with batch norm, which needs batches "
+                    "of at least two samples (got none); give larger batches, or epochs=0"
+                )
 
         return read
 
@@ -444,7 +493,9 @@ class DCPPruner(Pruner):
                 floor=not options.allow_empty_rows,
             )
             atoms[name] = own
-            budgets[name] = max(own.count - math.floor(options.sparsity * own.count), own.rows)
+            # 0.29 * 100 is a little less than 29.
+            removed = math.floor(options.sparsity * own.count + 1e-9)
+            budgets[name] = max(own.count - removed, own.rows)
         return atoms, budgets
 
     @torch.no_grad()
@@ -461,59 +512,36 @@ class DCPPruner(Pruner):
         layers = {name: self.model.get_submodule(name) for name in names}
         return {n: Head(layer, logits.shape[1]) for n, layer in layers.items()}  # type: ignore[arg-type]
 
-    def _train_stage(
+    def _train(
         self,
-        stage: Stage,
+        stage: Stage | None,
         heads: Mapping[str, Head],
         batches: Iterable[Batch],
         lr: float,
         loss: Loss,
         chosen: Mapping[str, BlockLayout],
     ) -> None:
-        """A step on the loss of the head and one on that of the network, per batch."""
-        self.model.train()
-        network = _optimizer(self.model.parameters(), lr)
-        masks = self._element_masks(chosen)
-        head = None if stage.head is None else heads[stage.head].train()
-        if stage.head is not None and head is not None:
-            until = self._forward.until(stage.head)
-            both = _optimizer([*head.parameters(), *self.model.parameters()], lr)
-        for x, target in batches:
-            if stage.head is not None and head is not None:
-                _step(both, loss(head(until(x)), target))
-                _remask(masks)
-            _step(network, loss(self.model(x), target))
-            _remask(masks)
-        if head is not None:
-            head.eval()
-
-    def _train_jointly(
-        self, heads: Mapping[str, Head], batches: Iterable[Batch], lr: float, loss: Loss
-    ) -> None:
-        """Steps on the losses of all heads and of the network together."""
-        self.model.train()
-        depth = self._forward.depth
-        weights = [max(0.01, (depth[name] / len(depth)) ** 2) for name in heads] + [1.0]
-        for head in heads.values():
-            head.train()
-        forward = self._forward.with_heads(heads.items())
-        optimizer = _optimizer(forward.parameters(), lr)
-        for x, target in batches:
-            losses = [w * loss(y, target) for w, y in zip(weights, forward(x), strict=True)]
-            _step(optimizer, torch.stack(losses).sum())
-        for head in heads.values():
-            head.eval()
+        """Train the network with the head of a stage, or for None with all heads."""
+        forward = Forward(self.name, self.model)  # in the mode it is trained in
+        if stage is None:
+            joined = forward.with_heads(heads.items())
+            weights = [max(0.01, (forward.depth[n] / len(forward.depth)) ** 2) for n in heads]
+            train_jointly(joined, heads.values(), [*weights, 1.0], batches, lr, loss)
+            return
+        until = None if stage.head is None else forward.until(stage.head)
+        head = None if stage.head is None else heads[stage.head]
+        train_stage(self.model, until, head, batches, lr, loss, self._element_masks(chosen))
 
     def _objective(
         self,
         name: str,
         stage: Stage,
         heads: Mapping[str, Head],
+        forward: Forward,
         unpruned: Forward,
         sample: list[Batch],
         loss: Loss,
     ) -> Objective:
-        forward = self._forward
         return Objective(
             layer=self.layers[name],
             before=forward.before(name, stage.head),
@@ -532,22 +560,6 @@ class DCPPruner(Pruner):
             (self.layers[name].weight, self.layers[name], layout) for name, layout in chosen.items()
         ]
         return [(weight, oriented(layer, layout.mask())) for weight, layer, layout in layers]
-
-
-def _optimizer(parameters: Iterable[nn.Parameter], lr: float) -> SGD:
-    return SGD(parameters, lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-
-
-def _step(optimizer: SGD, loss: Tensor) -> None:
-    optimizer.zero_grad()  # to None: what the loss does not reach is not moved
-    loss.backward()
-    optimizer.step()
-
-
-@torch.no_grad()
-def _remask(masks: Iterable[tuple[Tensor, Tensor]]) -> None:
-    for weight, mask in masks:
-        weight.masked_fill_(~mask, 0.0)
 
 
 def _first(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
@@ -581,6 +593,19 @@ def _input_channels(layout: BlockLayout) -> Tensor:
     kept = torch.empty_like(packed)
     kept[layout.col_perm.long()] = packed
     return kept
+
+
+def _set_modes(modes: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, mode in modes:
+        module.training = mode
+
+
+def _check_number(where: str, name: str, value: object) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < 0:  # type: ignore[arg-type,operator]
+        raise ValueError(
+            f"{where}: {name} must be a finite number of at least 0 (got {describe(value)})"
+        )
 
 
 @contextmanager

@@ -8,17 +8,19 @@ from collections.abc import Iterable
 from torch import Tensor, fx, nn
 
 from ..folding import DENSE
-from ..graph import trace, writes_to
+from ..graph import trace_for, writes_to
 
 
 class Forward:
     """What runs before a layer, and what runs after it.
 
-    Pieces share modules and weights with the model: they follow its mode, and what happens to it.
+    Pieces share modules and weights with the model. They follow the mode of its modules, but what
+    forward itself asks of ``self.training`` is that of when they are made: make them anew after
+    ``train()`` and ``eval()``.
 
     Args:
         where: Function named in messages.
-        model: Traced once, here.
+        model: Traced once, here, in the mode it is in.
 
     Attributes:
         depth: name -> position of each linear layer and convolution in the order they run, from 1;
@@ -31,16 +33,13 @@ class Forward:
     def __init__(self, where: str, model: nn.Module) -> None:
         self.where = where
         self.model = model
-        try:
-            self.graph = trace(model)
-        except Exception as error:  # a model's own code runs here: anything can come out of it
-            text = " ".join(str(error).split())
-            raise ValueError(
-                f"{where}: {type(model).__name__} cannot be traced by torch.fx "
-                f"({type(error).__name__}: {text}), and without its graph a part of it cannot run "
-                "alone; take what depends on data out of forward, prune a part of the model that "
-                "can be traced, or use TetrisPruner, which needs no graph"
-            ) from error
+        self.graph = trace_for(
+            where,
+            model,
+            "and without its graph a part of it cannot run alone; take what depends on data out of "
+            "forward, prune a part of the model that can be traced, or use TetrisPruner, which "
+            "needs no graph",
+        )
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._order = {node: i for i, node in enumerate(self.graph.nodes)}
         calls = [n for n in self.graph.nodes if n.op == "call_module"]
@@ -63,8 +62,18 @@ class Forward:
                 f"(it is called {self._counts.get(name, 0)} times); exclude it"
             )
 
+    def leads(self, name: str, end: str) -> bool:
+        """Whether the output of layer ``end`` depends on that of another one."""
+        origins: dict[fx.Node, set[fx.Node]] = {}
+        for node in self.graph.nodes:
+            origins[node] = {node}.union(*(origins[n] for n in node.all_input_nodes))
+            if (written := writes_to(node, self._modules)) is not None:
+                origins[written] = origins[written] | origins[node]
+        return self._calls[name] in origins[self._calls[end]]
+
     def until(self, name: str) -> fx.GraphModule:
         """``x -> output of a layer``."""
+        self.check(name)
         return self._piece([], None, self._calls[name], [self._calls[name]])
 
     def before(self, name: str, end: str | None) -> fx.GraphModule:

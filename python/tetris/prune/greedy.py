@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -81,20 +83,13 @@ class Objective:
     def gradient(self, weight: Tensor, bias: Tensor | None) -> tuple[float, Tensor]:
         """Loss over the sample set, and its gradient for the weight, absent atoms included."""
         total, gradient = 0.0, torch.zeros_like(weight)
-        count = sum(len(x) for x, _ in self.batches)
+        samples = sum(len(x) for x, _ in self.batches)
         for index, (x, _) in enumerate(self.batches):
             value = self(index, weight, bias)
-            share = len(x) / count
+            share = len(x) / samples
             gradient += share * torch.autograd.grad(value, weight)[0]
             total += share * float(value.detach())
         return total, gradient
-
-    @torch.no_grad()
-    def value(self, weight: Tensor, bias: Tensor | None) -> float:
-        """Loss over the sample set."""
-        sizes = [len(x) for x, _ in self.batches]
-        values = (float(self(i, weight, bias)) for i in range(len(sizes)))
-        return sum(n * v for n, v in zip(sizes, values, strict=True)) / sum(sizes)
 
     @torch.no_grad()
     def _values(self, index: int) -> tuple[Any, ...]:
@@ -115,6 +110,7 @@ def select_atoms(
     atoms: Atoms,
     budget: int,
     *,
+    where: str,
     score: Score,
     rounds: int,
     steps: int,
@@ -122,49 +118,67 @@ def select_atoms(
     momentum: float,
     weight_decay: float,
     epsilon: float | None,
-    seed: int,
+    seed: Sequence[int],
 ) -> tuple[Tensor, Selection]:
     """Choose atoms of the layer, and leave weights in it that minimise the objective on them.
 
     Algorithm 2 of Zhuang et al., "Discrimination-aware Channel Pruning for Deep Neural Networks",
     NeurIPS 2018, several atoms a round: starting from a weight of zero, take those outside whose
     gradient has the largest norm, give them their old weights, and descend by SGD on what is
-    chosen, and on the bias.
+    chosen, and on the bias unless it is frozen.
+
+    A zero weight may leave no gradient anywhere, as before a ReLU in a network without biases and
+    without L_M. The first round then takes the atoms whose old weights have the largest norm.
 
     Args:
         objective: L.
         atoms: Of the layer.
         budget: Atoms to choose, at least one.
+        where: Function and layer, for messages.
         score: ``gradient``, or in its place ``random`` or the ``norm`` of the old weights.
-        rounds: As many rounds make up the budget.
+        rounds: After round i, from 1, ``i * budget // rounds`` atoms are chosen; a round that would
+            add none is left out.
         steps: SGD steps, with Nesterov's momentum, per round.
         lr: Their learning rate.
         momentum: Of SGD.
         weight_decay: Of SGD.
         epsilon: Stop after the round that changes L by no more than ``epsilon`` times L of the
             empty layer; None does not.
-        seed: Of the order of batches, and of random atoms.
+        seed: Of the order of batches, and, apart from it, of random atoms.
 
     Returns:
         bool[atoms.count], the chosen ones, and how it went.
+
+    Raises:
+        ValueError: L or its gradient is not finite; no atom has a gradient or a weight.
     """
     layer = objective.layer
     original = layer.weight.detach().clone()
     weight = torch.zeros_like(original).requires_grad_()
-    bias = None if layer.bias is None else layer.bias.detach().clone().requires_grad_()
-    generator = torch.Generator().manual_seed(seed)
-    fixed = _fixed_scores(score, atoms, oriented(layer, original), generator)
+    bias = None
+    if layer.bias is not None:
+        bias = layer.bias.detach().clone().requires_grad_(layer.bias.requires_grad)
+    states = np.random.SeedSequence([n % 2**64 for n in seed]).generate_state(2)
+    draws, shuffles = (torch.Generator().manual_seed(int(state)) for state in states)
+    fixed = _fixed_scores(score, atoms, oriented(layer, original), draws)
     norms = atoms.norms(oriented(layer, original))
-    trained = [weight] if bias is None else [weight, bias]
+    trained = [weight] if bias is None or not bias.requires_grad else [weight, bias]
     optimizer = torch.optim.SGD(
         trained, lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )
-    order = _shuffled(len(objective.batches), generator)
+    order = _shuffled(len(objective.batches), shuffles)
     chosen = torch.zeros(atoms.count, dtype=torch.bool, device=weight.device)
     log = Selection(atoms=atoms.count)
-    size = math.ceil(budget / rounds)
-    while True:
+    for number in count(1):
+        due = min(number * budget // rounds, budget) - len(log.chosen)
+        if due <= 0 and len(log.chosen) < budget:
+            continue
         loss, gradient = objective.gradient(weight, bias)
+        if not (math.isfinite(loss) and bool(gradient.isfinite().all())):
+            raise ValueError(
+                f"{where}: the loss is {loss} with {len(log.chosen)} atoms, or its gradient is not "
+                "finite; lower lr or step_lr, and look for NaN in the data and the model"
+            )
         log.losses.append(loss)
         if len(log.chosen) >= budget:
             break
@@ -173,8 +187,15 @@ def select_atoms(
                 log.stopped = "epsilon"
                 break
         scores = atoms.norms(oriented(layer, gradient)) if fixed is None else fixed.clone()
-        new = _next(scores, norms, chosen, min(size, budget - len(log.chosen)), atoms, log)
+        if not log.chosen and not bool((scores > 0).any()):
+            scores = norms
+        new = _next(scores, norms, chosen, due, atoms, log)
         if not len(new):
+            if not log.chosen:
+                raise ValueError(
+                    f"{where}: no atom has a gradient or a weight, so nothing tells which to keep; "
+                    "exclude the layer"
+                )
             log.stopped = "gradient"
             break
         chosen[new] = True

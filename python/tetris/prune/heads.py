@@ -62,6 +62,8 @@ def place_heads(
 ) -> list[Stage]:
     """Divide the pruned layers into stages, each ending at a head, the last at the output.
 
+    A layer belongs to the first head whose input depends on it: not to one beside which it runs.
+
     Args:
         where: Function named in messages.
         heads: Names of layers, or a number: spread evenly over the pruned layers; None for one per
@@ -70,8 +72,8 @@ def place_heads(
         pruned: Names of layers.
 
     Raises:
-        ValueError: a name is no layer that is called once, or the last one; there is nothing to
-            prune between a head and the one before.
+        ValueError: a name is no layer that is called once, or the last one; no layer is pruned that
+            leads to a head, and to none before.
         TypeError: heads is of another kind.
     """
     for name in pruned:
@@ -111,17 +113,15 @@ def place_heads(
 
 
 def _stages(where: str, heads: Sequence[str], forward: Forward, order: list[str]) -> list[Stage]:
-    stages, begin = [], 0
+    stages, rest = [], tuple(order)
     for head in heads:
-        depth = forward.depth[head]
-        own = tuple(n for n in order if begin < forward.depth[n] <= depth)
+        own = tuple(n for n in rest if forward.leads(n, head))
         if not own:
             raise ValueError(
-                f"{where}: no pruned layer lies before the head behind {head!r} and after the one "
-                f"before it, so it has nothing to choose (pruned: {', '.join(map(repr, order))}); "
+                f"{where}: no pruned layer leads to the head behind {head!r} and to none before "
+                f"it, so it has nothing to choose (pruned: {', '.join(map(repr, order))}); "
                 "leave it out, or place it elsewhere"
             )
         stages.append(Stage(head, own))
-        begin = depth
-    rest = tuple(n for n in order if forward.depth[n] > begin)
+        rest = tuple(n for n in rest if n not in own)
     return [*stages, Stage(None, rest)] if rest else stages

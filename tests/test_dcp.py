@@ -436,6 +436,177 @@ def test_a_failure_leaves_the_model_as_it_was():
     made.select(data(), rounds=2, steps=1)  # and it can be tried again
 
 
+# -- what select() makes of models, modes and data ----------------------------------------------
+
+
+def mlp(bias=True, norm=False):
+    torch.manual_seed(1)
+    layers = [nn.Linear(8, 16, bias=bias)]
+    for _ in range(2):
+        norms = [nn.BatchNorm1d(16)] if norm else []
+        layers += [*norms, nn.ReLU(), nn.Linear(16, 16, bias=bias)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(16, 4))
+
+
+def channels(model, **settings):
+    settings = {"include": ["2", "4"], "heads": 1, "sparsity": 0.5} | settings
+    return DCPPruner(model, atom="channel", **settings)
+
+
+def test_functions_follow_the_mode_and_a_pruner_can_be_copied():
+    class Dropout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(8, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            x = F.relu(self.b(F.relu(self.a(x))))
+            return self.c(F.dropout(x, 0.5, training=self.training))
+
+    runs = []
+    for training in (True, False):
+        torch.manual_seed(0)
+        model = Dropout().train(training)
+        made = copy.deepcopy(channels(model, include=["b"], heads=0))
+        made.select(data(shape=(8,)), steps=0, epochs=0)
+        assert made.sparsity == pytest.approx(0.5)
+        assert made.layers["b"] is made.model.b
+        assert made.model.training is training
+        runs.append(made.selections["b"])
+    assert runs[0] == runs[1]  # no dropout in either
+
+
+def test_layers_are_judged_by_heads_that_depend_on_them():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(1, 8, 1)
+            self.short, self.one, self.two = (nn.Conv2d(8, 8, 1) for _ in range(3))
+            self.fc = nn.Linear(8, 4)
+
+        def forward(self, x):
+            x = F.relu(self.stem(x))
+            short = self.short(x)
+            y = self.two(F.relu(self.one(x)))
+            return self.fc(F.relu(y + short).mean((2, 3)))
+
+    made = channels(Branches(), include=["short", "one", "two"], heads=["two"], reconstruction=0.0)
+    assert [(s.head, s.layers) for s in made.stages] == [
+        ("two", ("one", "two")),
+        (None, ("short",)),
+    ]
+    made.select(data(), steps=1)
+    assert made.sparsity == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("settings", [{}, {"atom": "block", "allow_empty_rows": True}])
+def test_networks_without_a_gradient_at_zero_start_from_the_largest_norms(settings):
+    model = mlp(bias=False)
+    settings = {"include": ["2", "4"], "heads": 1, "sparsity": 0.5, "sweeps": 1} | settings
+    made = DCPPruner(model, **{"atom": "channel", "reconstruction": 0.0, **settings})
+    made.select(data(shape=(8,)), epochs=0, steps=2, rounds=8)
+    assert made.selections["2"].chosen
+    if not settings.get("allow_empty_rows"):
+        norms = mlp(bias=False)[2].weight.square().sum(0)
+        assert made.selections["2"].chosen[0] == int(norms.argmax())
+        assert made.sparsity == pytest.approx(0.5)
+    x = data(1, (8,))[0][0]
+    assert close(made.finalize()(x), model(x))
+    nothing = mlp(bias=False)
+    nn.init.zeros_(nothing[2].weight)
+    with pytest.raises(ValueError, match="'2': no atom has a gradient or a weight.*exclude"):
+        channels(nothing, reconstruction=0.0).select(data(shape=(8,)), epochs=0)
+
+
+def test_losses_that_are_not_finite_are_refused():
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    made = channels(model)
+    with pytest.raises(ValueError, match="layer '2': the loss is nan.*lower lr"):
+        made.select(data(shape=(8,)), lr=1e6)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_refused_end_keeps_the_masks():
+    model = mlp()
+    made = channels(model)
+    made.select(data(shape=(8,)), steps=1)
+    hook = model[2].register_forward_hook(lambda _, __, y: y.flip(1))
+    with pytest.raises(ValueError, match="'2' cannot be narrowed: it has forward_hooks"):
+        made.finalize(inplace=True)
+    assert all(hasattr(model[i], "parametrizations") for i in (2, 4))
+    hook.remove()
+    made.step()
+    assert made.finalize(inplace=True) is model
+    assert model[2].in_features == 8
+
+
+@pytest.mark.parametrize("rounds", [1, 3, 8, 20])
+def test_the_budget_enters_in_as_many_rounds_as_asked(rounds):
+    _, log, _ = choose(cnn(), data(2), 9, rounds=rounds, steps=0)
+    assert len(log.losses) - 1 == min(rounds, 9)
+    assert len(log.chosen) == 9
+
+
+def test_one_sample_left_over_and_streams_of_samples():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            x, y = data(1, (8,), 17)[0]
+            return iter(zip(x, y, strict=True))
+
+    for given in (torch.utils.data.TensorDataset(*data(1, (8,), 17)[0]), Stream()):
+        made = channels(mlp())
+        made.select(given, batch=8, steps=1)
+        assert made.sparsity == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="at least two samples"):
+        channels(mlp()).select(data(3, (8,), 1))
+
+
+def test_what_was_frozen_stays():
+    model = mlp(norm=True).train()
+    model[1].eval()
+    mean, other = model[1].running_mean.clone(), model[4].running_mean.clone()
+    model[3].bias.requires_grad_(False)
+    bias, first = model[3].bias.clone(), model[0].weight.clone()
+    made = channels(model, include=["3", "6"])
+    made.select(data(shape=(8,)), steps=2)
+    assert torch.equal(model[1].running_mean, mean)
+    assert not torch.equal(model[4].running_mean, other)
+    assert torch.equal(model[3].bias, bias)
+    assert not torch.equal(model[0].weight, first)
+    assert model.training
+    assert not model[1].training
+    frozen = mlp()
+    frozen[2].weight.requires_grad_(False)
+    with pytest.raises(ValueError, match="layer '2' is frozen"):
+        channels(frozen).select(data(shape=(8,)))
+
+
+def test_a_refusal_leaves_the_mode():
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).train()
+    with pytest.raises(ValueError, match="logits"):
+        channels(model, include="0", heads=0).select(data(shape=(3, 8)))
+    assert all(module.training for module in model.modules())
+
+
+def test_random_atoms_differ_between_layers_and_not_with_batches():
+    made = channels(mlp(), score="random")
+    made.select(data(shape=(8,)), steps=1)
+    assert made.selections["2"].chosen != made.selections["4"].chosen
+    again = channels(mlp(), score="random")
+    again.select(data(3, (8,)), steps=3)
+    assert {n: s.chosen for n, s in again.selections.items()} == {
+        n: s.chosen for n, s in made.selections.items()
+    }
+
+
+def test_shares_that_are_no_binary_fractions_are_whole_atoms():
+    model = nn.Sequential(nn.Linear(8, 100), nn.ReLU(), nn.Linear(100, 4))
+    made = channels(model, include="2", heads=0, sparsity=0.29)
+    made.select(data(shape=(8,)), steps=0, epochs=0)
+    assert made.sparsity == pytest.approx(0.29)
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 
@@ -507,3 +678,12 @@ def test_data_that_cannot_be():
         made.select([])
     with pytest.raises(ValueError, match="rounds must be an int of at least 1"):
         made.select(data(), rounds=0)
+    with pytest.raises(ValueError, match="rounds must be an int of at least 1"):
+        made.select(data(), rounds=True)
+    for name in ("lr", "step_lr", "epsilon"):
+        for value in (-1.0, float("nan"), "1"):
+            with pytest.raises(ValueError, match=f"{name} must be a finite number"):
+                made.select(data(), **{name: value})
+    x, y = data(1)[0]
+    with pytest.raises(TypeError, match="one tensor each.*several inputs"):
+        made.select([((x, x), y)])

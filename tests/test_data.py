@@ -188,6 +188,41 @@ def test_hugging_face(monkeypatch):
         data.hugging_face("someone/digits", test="validation")
 
 
+class FakePalette:
+    """What a palette image of PIL is: an array of colour numbers, unless it is converted."""
+
+    mode = "P"
+
+    def __array__(self, dtype=None, copy=None):
+        return np.zeros((4, 4), np.uint8)
+
+    def convert(self, mode):
+        assert mode == "RGB"
+        return np.full((4, 4, 3), np.arange(3) * 100, np.uint8)
+
+
+def test_images_that_do_not_go_together(monkeypatch):
+    grey, colour = np.zeros((4, 4), np.uint8), np.ones((4, 4, 3), np.uint8)
+    library = ModuleType("datasets")
+    monkeypatch.setitem(sys.modules, "datasets", library)
+
+    def load(*images, **arguments):
+        rows = [{"image": image, "label": i} for i, image in enumerate(images)]
+        library.load_dataset = lambda name: {"train": rows, "test": rows}
+        return data.hugging_face("someone/mixed", **arguments)
+
+    with pytest.raises(ValueError, match=r"same channels \(got \[3, 4, 4\], \[4, 4\]\); convert"):
+        load(grey, colour)
+    with pytest.raises(ValueError, match="one size"):
+        load(grey, grey[:3])
+    for images in (0, -1, True):
+        with pytest.raises(ValueError, match="images must be an int of at least 1"):
+            load(grey, grey, images=images)
+    with pytest.raises(KeyError, match=r"no column 'img' \(it has \['image', 'label'\]\).*image="):
+        load(grey, image="img")
+    assert load(FakePalette(), colour).train_x.shape[:2] == (2, 3)
+
+
 @pytest.mark.parametrize(
     ("call", "package"),
     [

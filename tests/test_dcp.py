@@ -1,6 +1,8 @@
 """DCPPruner: what it chooses, where it stops, and what becomes of the model."""
 
 import copy
+import itertools
+import math
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from tetris.prune import DCPPruner, SharedOrder
 from tetris.prune.atoms import Atoms
 from tetris.prune.forward import Forward
 from tetris.prune.greedy import Objective, select_atoms
+from tetris.prune.heads import Head
 
 PRUNED = ["3", "6"]
 
@@ -434,6 +437,163 @@ def test_a_failure_leaves_the_model_as_it_was():
         made.select(data(), loss=loss)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     made.select(data(), rounds=2, steps=1)  # and it can be tried again
+
+
+# -- the algorithm, replayed ----------------------------------------------------------------------
+
+
+class Descent:
+    """SGD with Nesterov's momentum 0.9 and weight decay 1e-4, by its formula."""
+
+    def __init__(self, lr):
+        self.lr, self.velocity = lr, {}
+
+    def step(self, parameters, loss, masks=None):
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            if gradient is None:
+                continue
+            with torch.no_grad():
+                gradient = gradient * (masks or {}).get(i, 1.0) + 1e-4 * parameter
+                velocity = 0.9 * self.velocity.get(i, torch.zeros_like(gradient)) + gradient
+                self.velocity[i] = velocity
+                parameter -= self.lr * (gradient + 0.9 * velocity)
+
+
+def three_layers():
+    torch.manual_seed(4)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8),
+        nn.ReLU(), nn.Linear(8, 4),
+    )  # fmt: skip
+
+
+def replay(model, head, batches, sample, *, joint, lam, reconstruction):
+    """Algorithm 1 for layers "0", under a head right behind it, and "3", under the output."""
+    original = copy.deepcopy(model).eval()
+    chosen = {}
+    of_model, of_head = list(model.parameters()), list(head.parameters())
+
+    def logits(outputs):
+        return head.classify(F.relu(head.norm(outputs)))
+
+    for stage, name in enumerate((0, 3)):
+        model.train()
+        head.train()
+        one, other = Descent(0.05), Descent(0.05)
+        for x, y in batches if not joint or stage == 0 else []:
+            if joint:
+                hidden = model[0](x)
+                loss = F.cross_entropy(logits(hidden), y) / 9.0  # layer 1 of 3, squared
+                loss = loss + F.cross_entropy(model[1:](hidden), y)
+                one.step(of_head + of_model, loss)
+                continue
+            if stage == 0:
+                one.step(of_head + of_model, F.cross_entropy(logits(model[0](x)), y))
+            other.step(of_model, F.cross_entropy(model(x), y))
+            if stage == 1:
+                with torch.no_grad():
+                    model[0].weight[:, [i for i in range(6) if i not in chosen[0]]] = 0.0
+        model.eval()
+        head.eval()
+        layer = model[name]
+        old = layer.weight.detach().clone()
+        count = old.shape[1]
+        weight = torch.zeros_like(old).requires_grad_()
+        bias = layer.bias.detach().clone().requires_grad_()
+
+        def loss_of(x, y, name=name, stage=stage, weight=weight, bias=bias):
+            outputs = F.linear(model[:name](x), weight, bias)
+            wanted = original[: name + 1](x).detach()
+            total = reconstruction * (outputs - wanted).square().sum() / (2 * wanted.numel())
+            behind = logits(outputs) if stage == 0 else model[name + 1 :](outputs)
+            return total + lam * F.cross_entropy(behind, y)
+
+        chosen[name], descent, order = [], Descent(0.02), itertools.cycle(sample)
+        for enough in (count // 4, count // 2):
+            every = sum(len(y) for _, y in sample)
+            loss = sum(len(y) / every * loss_of(x, y) for x, y in sample)
+            norms = torch.autograd.grad(loss, weight)[0].norm(dim=0)
+            norms[chosen[name]] = -1.0
+            new = norms.argsort(descending=True)[: enough - len(chosen[name])].tolist()
+            chosen[name] += new
+            mask = torch.zeros(count)
+            mask[chosen[name]] = 1.0
+            with torch.no_grad():
+                weight[:, new] = old[:, new]
+            for _ in range(3):
+                descent.step([weight, bias], loss_of(*next(order)), {0: mask})
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+    return chosen
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_algorithm_1_by_hand(joint, monkeypatch):
+    heads = []
+
+    class Recorded(Head):
+        def __init__(self, *args):
+            super().__init__(*args)
+            heads.append(copy.deepcopy(self))
+
+    monkeypatch.setattr("tetris.prune.dcp.Head", Recorded)
+    cycle = lambda count, generator: itertools.cycle(range(count))  # noqa: E731
+    monkeypatch.setattr("tetris.prune.greedy._shuffled", cycle)
+    batches = [data(1, (6,), size)[0] for size in (8, 5, 3)]
+    model, losses = three_layers(), {"lam": 0.7, "reconstruction": 1.3}
+    made = DCPPruner(
+        model, atom="channel", include=["0", "3"], heads=["0"], joint=joint, sparsity=0.5, **losses
+    )
+    made.select(batches, epochs=2, lr=0.05, rounds=2, steps=3, step_lr=0.02, samples=14)
+    expected = three_layers()
+    sample = [*batches[:2], tuple(part[:1] for part in batches[2])]
+    chosen = replay(expected, heads[0], batches * 2, sample, joint=joint, **losses)
+    for name in (0, 3):
+        assert made.selections[str(name)].chosen == chosen[name]
+        torch.testing.assert_close(model[name].weight, expected[name].weight, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(model[name].bias, expected[name].bias, rtol=1e-3, atol=1e-5)
+        norm, other = model[name + 1], expected[name + 1]
+        torch.testing.assert_close(norm.running_mean, other.running_mean, rtol=1e-3, atol=1e-5)
+
+
+def test_settings_reach_the_choice(monkeypatch):
+    made_of, called_with = [], []
+
+    def objective(**arguments):
+        made_of.append(arguments)
+        return Objective(**arguments)
+
+    def choice(*arguments, **settings):
+        called_with.append(settings)
+        return select_atoms(*arguments, **settings)
+
+    monkeypatch.setattr("tetris.prune.dcp.Objective", objective)
+    monkeypatch.setattr("tetris.prune.dcp.select_atoms", choice)
+    model = cnn()
+    original = copy.deepcopy(model).eval()
+    made = pruner(model, lam=0.25, reconstruction=2.0, score="norm", heads=["3"])
+    made.select(data(), samples=19, epsilon=0.5, rounds=2, steps=1)
+    x = data(1)[0][0]
+    for arguments, settings, at in zip(made_of, called_with, (3, 6), strict=True):
+        assert (arguments["lam"], arguments["reconstruction"]) == (0.25, 2.0)
+        assert [len(x) for x, _ in arguments["batches"]] == [8, 8, 3]
+        torch.testing.assert_close(arguments["reference"](x), original[: at + 1](x))
+        assert (settings["score"], settings["epsilon"]) == ("norm", 0.5)
+    assert isinstance(made_of[0]["head"], Head)
+    with pytest.warns(UserWarning, match="keep more blocks than asked for"):
+        pruner(cnn(), sparsity=0.999).select(data(), rounds=2, steps=1)
+
+
+@pytest.mark.parametrize("dims", [1, 2])
+def test_heads_pool_maps(dims):
+    layer = [nn.Conv1d, nn.Conv2d][dims - 1](3, 5, 1)
+    head = Head(layer, 4).eval()
+    outputs = torch.randn(2, 5, *[6] * dims)
+    scaled = torch.relu(outputs / math.sqrt(1.0 + 1e-5))
+    expected = head.classify(scaled.flatten(2).sum(2) / 6**dims)
+    torch.testing.assert_close(head(outputs), expected)
 
 
 # -- what select() makes of models, modes and data ----------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def image_folder(
     Raises:
         ImportError: torchvision is not installed.
         FileNotFoundError: a folder is missing.
-        ValueError: the halves have other classes.
+        ValueError: the halves have other classes; images is not positive.
 
     Example:
         >>> data = tetris.data.image_folder("imagenette", size=96, images=5000)
@@ -75,7 +75,7 @@ def image_folder(
         )
     arrays = []
     for half in halves:
-        arrays += _stack(half, len(half), images, seed, lambda pair: pair)
+        arrays += _stack(where, half, len(half), images, seed, lambda pair: pair)
     return from_arrays(folder.name, f"images in {folder}", *arrays)
 
 
@@ -102,22 +102,35 @@ def hugging_face(
 
     Raises:
         ImportError: datasets is not installed.
-        KeyError: there is no such split.
+        KeyError: there is no such split or column.
+        ValueError: images are of several sizes or kinds; images= is not positive.
 
     Example:
         >>> data = tetris.data.hugging_face("ylecun/mnist", images=10_000)
     """
-    found = _need("hugging_face", "datasets", "datasets").load_dataset(name, **arguments)
+    where = "hugging_face"
+    found = _need(where, "datasets", "datasets").load_dataset(name, **arguments)
     arrays = []
+
+    def columns(row: Mapping[str, Any]) -> tuple[Any, int]:
+        for column, argument in ((image, "image"), (label, "label")):
+            if column not in row:
+                raise KeyError(
+                    f"{where}: {name} has no column {column!r} (it has {sorted(row)}); "
+                    f"name one by {argument}="
+                )
+        return row[image], row[label]
+
     for split in ("train", test):
         if split not in found:
             raise KeyError(f"hugging_face: {name} has no split {split!r} (it has {sorted(found)})")
         half = found[split]
-        arrays += _stack(half, len(half), images, seed, lambda row: (row[image], row[label]))
+        arrays += _stack(where, half, len(half), images, seed, columns)
     return from_arrays(name, f"{name} from Hugging Face", *arrays)
 
 
 def _stack(
+    where: str,
     items: Any,
     count: int,
     most: int | None,
@@ -125,18 +138,30 @@ def _stack(
     pair: Callable[[Any], tuple[Any, int]],
 ) -> tuple[Tensor, Tensor]:
     """Images and labels of items, drawn at random where there are too many."""
+    if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
+        raise ValueError(f"{where}: images must be an int of at least 1, or None (got {most!r})")
     chosen: Iterable[int] = range(count)
     if most is not None and most < count:
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(count, generator=generator)[:most].sort().values.tolist()
     x, y = zip(*(pair(items[i]) for i in chosen), strict=True)
-    return torch.stack([_channels_first(image) for image in x]), torch.tensor(y)
+    images = [_channels_first(image) for image in x]
+    shapes = sorted({tuple(image.shape) for image in images})
+    if len(shapes) > 1:
+        got = ", ".join(str([*shape]) for shape in shapes[:4])
+        raise ValueError(
+            f"{where}: images must all have one size and the same channels (got {got}); convert "
+            "them, grey ones to RGB or all to grey, and resize them"
+        )
+    return torch.stack(images), torch.tensor(y)
 
 
 def _channels_first(image: Any) -> Tensor:
     """A tensor as it is; an image or array [height, width(, channels)] with channels first."""
     if isinstance(image, Tensor):
         return image
+    if getattr(image, "mode", None) in ("P", "PA"):  # numbers of colours in a palette
+        image = image.convert("RGB")
     array = torch.from_numpy(np.array(image))
     return array.permute(2, 0, 1) if array.dim() == 3 else array
 

@@ -209,7 +209,7 @@ class Flow:
         if not others:
             if activation_of(node, self.modules) or name in _ELEMENTWISE_NAMES:
                 return tensor
-            if name == "interpolate" or tensor.rank == 2 + _SPATIAL_NAMES.get(name, 9):
+            if name == "interpolate" or tensor.rank == 2 + _SPATIAL_NAMES.get(str(name), 9):
                 return self._unknown(node) if tensor.last else tensor
             if name == "flatten" and _argument(node, 1, "start_dim", 0) == 1:
                 if _argument(node, 2, "end_dim", -1) == -1 and not tensor.last:
@@ -318,9 +318,10 @@ class Flow:
     def _averaged(self, node: fx.Node, value: Value, axes: object) -> Value:
         """Global average pooling, written as a mean."""
         given = axes if isinstance(axes, (tuple, list)) else [axes]
-        if value.last or value.rank is None or not all(isinstance(a, int) for a in given):
+        ints = [a for a in given if isinstance(a, int)]
+        if value.last or value.rank is None or len(ints) != len(given):
             return self._unknown(node)
-        if sorted(a % value.rank for a in given) != list(range(2, value.rank)):
+        if sorted(a % value.rank for a in ints) != list(range(2, value.rank)):
             return self._unknown(node)
         if _argument(node, 2, "keepdim", False):
             return value

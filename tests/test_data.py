@@ -241,3 +241,9 @@ def test_a_missing_library_is_named(call, package, monkeypatch):
 def test_images_need_labels():
     with pytest.raises(ValueError, match=r"test needs a label .*images \[3, 4\] and labels \[2\]"):
         data.from_arrays("x", "", np.ones((2, 4)), np.ones(2), np.ones((3, 4)), np.ones(2))
+
+
+def test_halves_have_images_of_one_kind():
+    ones = np.ones(2)
+    with pytest.raises(ValueError, match=r"one size.*got \[3, 4, 4\] and \[16\]"):
+        data.from_arrays("x", "", np.ones((2, 3, 4, 4)), ones, np.ones((2, 4, 4)), ones)

@@ -51,7 +51,8 @@ def from_arrays(
         test_y: The same for test.
 
     Raises:
-        ValueError: numbers of images and labels differ, or there are none.
+        ValueError: numbers of images and labels differ, or there are none; images of the halves
+            have other sizes or channels.
     """
     images = [_images(part) for part in (train_x, test_x)]
     labels = [_tensor(part, np.int64) for part in (train_y, test_y)]
@@ -61,6 +62,12 @@ def from_arrays(
                 f"{name}: {half} needs a label for every image, and at least one "
                 f"(got images {list(x.shape)} and labels {list(y.shape)})"
             )
+    sizes = [list(x.shape[1:]) for x in images]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{name}: images of train and test must have one size and the same channels "
+            f"(got {sizes[0]} and {sizes[1]}); convert one half"
+        )
     train, test = standardized(*images)
     return Dataset(name, note, train, labels[0], test, labels[1])
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from tetris.prune.channels import SelectChannels, shrink_channels
+from tetris.prune.dcp.channels import SelectChannels, shrink_channels
 
 
 def seeded(make):

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from tetris import SparseConv2d
 from tetris.nn.kinds import oriented
 from tetris.prune import DCPPruner, SharedOrder
-from tetris.prune.atoms import Atoms
-from tetris.prune.forward import Forward
-from tetris.prune.greedy import Objective, select_atoms
-from tetris.prune.heads import Head
+from tetris.prune.dcp.atoms import Atoms
+from tetris.prune.dcp.forward import Forward
+from tetris.prune.dcp.greedy import Objective, select_atoms
+from tetris.prune.dcp.heads import Head
 
 PRUNED = ["3", "6"]
 
@@ -395,7 +395,7 @@ def test_same_seed_same_choice_and_random_numbers_outside_are_left_alone():
 def test_values_that_do_not_fit_are_computed_again(monkeypatch):
     kept = cnn()
     pruner(kept).select(data(), rounds=2, steps=2)
-    monkeypatch.setattr("tetris.prune.greedy.CACHE_BYTES", 0)
+    monkeypatch.setattr("tetris.prune.dcp.greedy.CACHE_BYTES", 0)
     again = cnn()
     pruner(again).select(data(), rounds=2, steps=2)
     assert torch.equal(kept[3].weight, again[3].weight)
@@ -538,9 +538,9 @@ def test_algorithm_1_by_hand(joint, monkeypatch):
             super().__init__(*args)
             heads.append(copy.deepcopy(self))
 
-    monkeypatch.setattr("tetris.prune.dcp.Head", Recorded)
+    monkeypatch.setattr("tetris.prune.dcp.pruner.Head", Recorded)
     cycle = lambda count, generator: itertools.cycle(range(count))  # noqa: E731
-    monkeypatch.setattr("tetris.prune.greedy._shuffled", cycle)
+    monkeypatch.setattr("tetris.prune.dcp.greedy._shuffled", cycle)
     batches = [data(1, (6,), size)[0] for size in (8, 5, 3)]
     model, losses = three_layers(), {"lam": 0.7, "reconstruction": 1.3}
     made = DCPPruner(
@@ -569,8 +569,8 @@ def test_settings_reach_the_choice(monkeypatch):
         called_with.append(settings)
         return select_atoms(*arguments, **settings)
 
-    monkeypatch.setattr("tetris.prune.dcp.Objective", objective)
-    monkeypatch.setattr("tetris.prune.dcp.select_atoms", choice)
+    monkeypatch.setattr("tetris.prune.dcp.pruner.Objective", objective)
+    monkeypatch.setattr("tetris.prune.dcp.pruner.select_atoms", choice)
     model = cnn()
     original = copy.deepcopy(model).eval()
     made = pruner(model, lam=0.25, reconstruction=2.0, score="norm", heads=["3"])

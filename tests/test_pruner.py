@@ -199,3 +199,11 @@ def test_a_falling_schedule_is_refused_on_stored_blocks():
     with pytest.raises(ValueError, match=r"the schedule falls from 75\.0% to 37\.5%"):
         train(model, pruner, optimizer, 1)
     assert pruner.sparsity == pytest.approx(0.75)
+
+
+def test_a_star_import_brings_pruners_and_no_modules():
+    names = {}
+    exec("from tetris.prune import *", names)
+    del names["__builtins__"]
+    assert {"TetrisPruner", "DCPPruner", "SynapticPruner", "VRPGEPruner"} <= set(names)
+    assert not [n for n, v in names.items() if type(v) is type(tetris)]

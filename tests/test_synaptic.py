@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from tetris import SparseConv2d, SparseLinear
 from tetris.prune import LayerOptions, SynapticPruner
-from tetris.prune.inputs import input_scales
-from tetris.prune.strength import StrengthLayer, Synapses
+from tetris.prune.synaptic.inputs import input_scales
+from tetris.prune.synaptic.strength import StrengthLayer, Synapses
 
 
 def randomize(model, seed=0, positive=False):

@@ -14,7 +14,7 @@ from torch import nn
 
 from tetris.nn.base import SparseLayer
 from tetris.prune import SharedOrder, Taylor, VRPGEPruner
-from tetris.prune.gates import Budget, Gates, estimate, project
+from tetris.prune.vrpge.gates import Budget, Gates, estimate, project
 
 # -- estimator ------------------------------------------------------------------------------------
 

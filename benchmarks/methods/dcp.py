@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tetris.prune import DCPPruner, shrink_channels
-from tetris.prune.atoms import Atom
+from tetris.prune.dcp.atoms import Atom
 from tetris.prune.target import uses_of
 
 from . import latency

@@ -1,15 +1,16 @@
 """Pruning methods. Each ends in one :class:`tetris.BlockLayout` per layer.
 
-A method is one file with one class: it says what a weight is worth (``saliency``) and, if it must,
-when masks change. :class:`BlockPruner` does the rest, in this order::
+A method is one class, in a file (:mod:`tetris.prune.tetris`) or a folder of its own. It derives
+from :class:`Pruner`, which selects layers, searches layouts, masks and finalizes, or from
+:class:`BlockPruner` if it is a saliency and a schedule::
 
     saliency -> layout search -> block masks -> schedule -> finalize() -> model with sparse layers
 """
 
 from .block_pruner import BlockPruner as BlockPruner
-from .channels import ChannelReport as ChannelReport
-from .channels import shrink_channels as shrink_channels
+from .dcp import ChannelReport as ChannelReport
 from .dcp import DCPPruner as DCPPruner
+from .dcp import shrink_channels as shrink_channels
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
@@ -30,3 +31,31 @@ from .target import Parameters as Parameters
 from .target import Target as Target
 from .tetris import TetrisPruner as TetrisPruner
 from .vrpge import VRPGEPruner as VRPGEPruner
+
+# The modules of this package are not for ``import *``: one is called tetris.
+__all__ = [
+    "ActivationNorm",
+    "BlockMask",
+    "BlockPruner",
+    "ChannelReport",
+    "Cubic",
+    "DCPPruner",
+    "Fisher",
+    "Flops",
+    "LayerOptions",
+    "LayerOverride",
+    "LayerReport",
+    "OneShot",
+    "Parameters",
+    "Pruner",
+    "Regrow",
+    "Schedule",
+    "SharedOrder",
+    "SparsifyReport",
+    "SynapticPruner",
+    "Target",
+    "Taylor",
+    "TetrisPruner",
+    "VRPGEPruner",
+    "shrink_channels",
+]

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..checks import check_model, check_tensor
-from ..folding import TRANSPOSED
-from ..graph import NORM, trace, trace_for
-from ..modules import copy_or_same, replace_modules
+from ...checks import check_model, check_tensor
+from ...folding import TRANSPOSED
+from ...graph import NORM, trace, trace_for
+from ...modules import copy_or_same, replace_modules
 from .flow import LAYERS, Flow, Value, channels_of, sizes_of
 
 

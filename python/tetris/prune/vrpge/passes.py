@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..checks import describe
+from ...checks import describe
 from .exchange import Exchange
 from .sampled import Index
 

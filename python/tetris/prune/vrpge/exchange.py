@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..layout import BlockLayout
-from ..modules import replace_modules
-from ..nn.kinds import DenseLayer, oriented
-from ..parameters import check_states, holds, move_parameter
+from ...layout import BlockLayout
+from ...modules import replace_modules
+from ...nn.kinds import DenseLayer, oriented
+from ...parameters import check_states, holds, move_parameter
 from .rows import Rows
 from .sampled import Index, SampledLayer, TopBlocks
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..folding import BatchNorm
-from ..nn.kinds import DenseLayer, groups_of, oriented
-from ..parameters import tensors_of
-from .batches import Batches, read_batches, undisturbed
-from .calibration import input_rms, show_inputs
+from ...folding import BatchNorm
+from ...nn.kinds import DenseLayer, groups_of, oriented
+from ...parameters import tensors_of
+from ..batches import Batches, read_batches, undisturbed
+from ..calibration import input_rms, show_inputs
+from ..providers import per_input
 from .inputs import input_scales
-from .providers import per_input
 
 #: A channel keeps its scale where that is below this share of the largest one: the shift becomes
 #: beta / gamma, which an optimizer could no longer move if it were huge.

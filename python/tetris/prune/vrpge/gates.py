@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..blocking import Blocking
-from .options import LayerOptions
+from ...blocking import Blocking
+from ..options import LayerOptions
 
 Atom = Literal["block", "channel"]
 """What one gate keeps or drops: a block, or a whole block row (with bo = 1: a filter)."""

@@ -17,26 +17,26 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..checks import describe
-from ..layout import BlockLayout
-from ..modules import copy_or_same, replace_modules
-from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
-from . import ranks
+from ...checks import describe
+from ...layout import BlockLayout
+from ...modules import copy_or_same, replace_modules
+from ...nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
+from .. import ranks
+from ..batches import undisturbed
+from ..options import LayerOptions, LayerOverride, shows_settings
+from ..plan import Scope
+from ..pruner import Execution, Pruner
+from ..report import SparsifyReport, warn_of_shortfall
+from ..saliency import layer_saliency, prepare_importance
+from ..shared import Share
+from ..target import Target
+from ..tree import Selector
 from .atoms import Atom, Atoms
-from .batches import undisturbed
 from .channels import ChannelReport, shrink_channels
 from .forward import Forward
 from .greedy import Batch, Loss, Objective, Score, Selection, select_atoms
 from .head_training import MOMENTUM, WEIGHT_DECAY, train_jointly, train_stage
 from .heads import Head, Stage, place_heads
-from .options import LayerOptions, LayerOverride, shows_settings
-from .plan import Scope
-from .pruner import Execution, Pruner
-from .report import SparsifyReport, warn_of_shortfall
-from .saliency import layer_saliency, prepare_importance
-from .shared import Share
-from .target import Target
-from .tree import Selector
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,24 +11,24 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import describe
-from ..layout import BlockLayout
-from ..nn.kinds import DENSE_TYPES, oriented
-from ..parameters import check_history, check_optimizers, holds
-from . import ranks
-from .batches import Batches, check_batches
-from .choose import choose_blocks
-from .options import LayerOptions, LayerOverride, shows_settings
-from .plan import Scope
-from .pruner import Execution, Pruner
+from ...checks import describe
+from ...layout import BlockLayout
+from ...nn.kinds import DENSE_TYPES, oriented
+from ...parameters import check_history, check_optimizers, holds
+from .. import ranks
+from ..batches import Batches, check_batches
+from ..choose import choose_blocks
+from ..options import LayerOptions, LayerOverride, shows_settings
+from ..plan import Scope
+from ..pruner import Execution, Pruner
+from ..report import SparsifyReport, warn_of_shortfall
+from ..shared import Share
+from ..stored import check_held
+from ..target import Target
+from ..tree import Selector, check_hooks
 from .rates import LearningRates
-from .report import SparsifyReport, warn_of_shortfall
 from .scales import Scales
-from .shared import Share
-from .stored import check_held
 from .strength import StrengthLayer, Synapses
-from .target import Target
-from .tree import Selector, check_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

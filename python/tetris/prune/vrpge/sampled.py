@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layout import BlockLayout
-from ..nn.base import make_sparse
-from ..nn.kinds import DenseLayer, sparse_type
+from ...layout import BlockLayout
+from ...nn.base import make_sparse
+from ...nn.kinds import DenseLayer, sparse_type
 from .gates import Gates, Part
 from .rows import Scratch
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ..nn.kinds import DenseLayer, oriented
+from ...nn.kinds import DenseLayer, oriented
 from .atoms import Atoms
 
 Batch = tuple[Tensor, Tensor]

@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from ..checks import check_weight, describe
-from ..layout import BlockLayout
-from ..nn.base import SparseLayer
-from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
-from ..relayout import layout_of_keys
-from . import ranks
+from ...checks import check_weight, describe
+from ...layout import BlockLayout
+from ...nn.base import SparseLayer
+from ...nn.kinds import DENSE_TYPES, DenseLayer, oriented
+from ...relayout import layout_of_keys
+from .. import ranks
+from ..options import LayerOptions, LayerOverride, shows_settings
+from ..plan import Scope
+from ..pruner import Execution, Pruner
+from ..saliency import layer_saliency, prepare_importance
+from ..shared import Share
+from ..target import Target
+from ..tree import Selector, check_hooks
 from .carry import carry, spread
 from .exchange import Exchange
 from .gates import Atom, Gates, estimate, make_gates
-from .options import LayerOptions, LayerOverride, shows_settings
 from .passes import own_gradients, run_masks
-from .plan import Scope
-from .pruner import Execution, Pruner
-from .saliency import layer_saliency, prepare_importance
 from .sampled import SampledLayer, TopBlocks
-from .shared import Share
-from .target import Target
-from .tree import Selector, check_hooks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

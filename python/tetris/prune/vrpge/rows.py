@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..parameters import replace_data
+from ...parameters import replace_data
 
 
 class Scratch:

@@ -17,9 +17,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from ..graph import NORM, activation_of, addends_of, other_activation, trace
-from ..modules import hooks_of
-from ..nn.kinds import DenseLayer
+from ...graph import NORM, activation_of, addends_of, other_activation, trace
+from ...modules import hooks_of
+from ...nn.kinds import DenseLayer
 
 _POOL = {
     **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d), 1),

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..layout import BlockLayout
+from ...layout import BlockLayout
 
 Atom = Literal["block", "channel"]
 

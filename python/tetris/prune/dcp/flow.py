@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..folding import TRANSPOSED
-from ..graph import NORM, NOTHING, activation_of
-from ..modules import hooks_of
+from ...folding import TRANSPOSED
+from ...graph import NORM, NOTHING, activation_of
+from ...modules import hooks_of
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 LAYERS = (nn.Linear, *_CONVOLUTIONS)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from ..blocking import Blocking, swap_channels
-from ..modules import unparametrize
-from ..nn.kinds import DenseLayer, groups_of, oriented
+from ...blocking import Blocking, swap_channels
+from ...modules import unparametrize
+from ...nn.kinds import DenseLayer, groups_of, oriented
 
 _EPS = 1e-12  # V has a redundant scale that nothing keeps from zero
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import describe
-from ..nn.kinds import DenseLayer
+from ...checks import describe
+from ...nn.kinds import DenseLayer
 from .forward import Forward
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from torch import Tensor, fx, nn
 
-from ..folding import DENSE
-from ..graph import trace_for, writes_to
+from ...folding import DENSE
+from ...graph import trace_for, writes_to
 
 
 class Forward:

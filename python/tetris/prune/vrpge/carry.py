@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..layout import BlockLayout
+from ...layout import BlockLayout
 from .gates import Part
 
 

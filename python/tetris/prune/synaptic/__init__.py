@@ -1,0 +1,3 @@
+"""Synaptic Strength: connections by learned strengths."""
+
+from .pruner import SynapticPruner as SynapticPruner

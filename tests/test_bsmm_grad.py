@@ -48,6 +48,63 @@ def test_gradient_products_large_enough_for_threads(m, isa, threads):
     assert_product(dvalues, *want_dvalues, terms=case.m)
 
 
+def tall() -> list[Case]:
+    """What has outputs as the lanes: whole vectors of a block's height, and rows that are over."""
+    cases = [
+        Case(m, 96, 80, bo, bi, 0.4)
+        for m in (0, 1, 15, 16, 17, 63, 65, 129, 300)
+        for bo, bi in ((16, 16), (32, 3))
+    ]
+    cases += [
+        Case(40, 2 * bo, 100, bo, bi, density)
+        for bo in (8, 12, 16, 24, 32, 48, 64, 128)
+        for bi, density in ((1, 0.3), (3, 0.5), (16, 1.0))
+    ]
+    # Ragged in both directions, and of every number of inputs that a tile takes.
+    cases += [Case(33, n, 45, 32, 16, 0.7) for n in (33, 40, 50, 57, 63)]
+    cases += [Case(20, 64, k, 32, 1, 1.0) for k in range(1, 13)]
+    cases += [Case(70, 100, 90, 16, 4, 0.5, perm, bias=False) for perm in ("none", "rows", "cols")]
+    return cases
+
+
+@pytest.mark.parametrize("case", tall(), ids=str)
+def test_values_gradient_of_tall_blocks(case, isa):
+    layer, x = make_layer(case), tokens(case)
+    dy = tokens(case, seed=2, features=case.n)
+    torch.ops.tetris.bsmm_grad_values(x * torch.nan, dy * torch.nan, *layer.index, case.bo, case.bi)
+    dvalues = torch.ops.tetris.bsmm_grad_values(x, dy, *layer.index, case.bo, case.bi)
+    assert_product(dvalues, *reference_grads(layer, x, dy)[1], terms=case.m)
+
+
+def test_values_gradient_is_bit_identical_on_any_number_of_threads(isa, threads):
+    case = Case(300, 600, 530, 32, 4, 0.3)
+    layer, x = make_layer(case), tokens(case)
+    dy = tokens(case, seed=2, features=case.n)
+    results = []
+    for n in (1, 2, 4):
+        threads(n)
+        results.append(torch.ops.tetris.bsmm_grad_values(x, dy, *layer.index, case.bo, case.bi))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf], ids=str)
+@pytest.mark.parametrize("where", ["x", "dy"])
+def test_values_gradient_shows_nan_and_inf_where_they_belong_and_nowhere_else(bad, where, isa):
+    case = Case(70, 50, 40, 32, 4, 0.6)
+    layer, x = make_layer(case), tokens(case)
+    dy = tokens(case, seed=2, features=case.n)
+    clean = torch.ops.tetris.bsmm_grad_values(x, dy, *layer.index, case.bo, case.bi)
+    (x if where == "x" else dy)[37, 11] = bad
+    got = torch.ops.tetris.bsmm_grad_values(x, dy, *layer.index, case.bo, case.bi)
+    (b, i, o), (row, col) = layer.entries
+    hit = torch.zeros_like(got, dtype=torch.bool)
+    hit[b, i, o] = (col if where == "x" else row) == 11
+    assert hit.any()
+    assert not got[hit].isfinite().any()
+    assert torch.equal(got[~hit], clean[~hit])
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("lead", [(1,), (20,), (2, 3), ()], ids=str)
 def test_autograd_matches_autograd_of_the_dense_layer(lead, activation, isa):

@@ -51,6 +51,16 @@ def test_gradient_kernels_are_named(isa):
     assert tetris._C.last_kernel().endswith(f"__{isa}")
 
 
+@pytest.mark.parametrize("bo", [1, 7, 8, 15, 16, 24, 31, 32, 64])
+def test_tall_blocks_put_outputs_in_the_lanes(bo, isa):
+    case = Case(33, 128, 64, bo, 4)
+    layer, x = make_layer(case), tokens(case)
+    torch.ops.tetris.bsmm_grad_values(x, tokens(case, features=128), *layer.index, bo, 4)
+    lanes = {"avx512": 16, "avx2": 8, "scalar": 4}[isa]
+    rows = tetris._C.last_kernel().removeprefix("sample_f32_").partition("x")[0]
+    assert int(rows) == (4 if bo < lanes else lanes if bo < 2 * lanes else 2 * lanes)
+
+
 def test_float64_has_one_path(isa):
     case = Case(33, 64, 64, 4, 1)
     make_layer(case, torch.float64).bsmm(tokens(case, torch.float64))

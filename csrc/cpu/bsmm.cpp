@@ -368,11 +368,12 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
     std::fill_n(dvalues, w.nnzb * w.bi * w.bo, T(0));  // entries outside the matrix stay zero
   if (tokens == 0) return {};
 
-  // Long panels amortize the horizontal sums; both must stay in L2 / L3.
+  // Long panels amortize what each one costs an output; both must stay in L2 / L3.
   const int64_t units = ceil_div(tokens, k.width);
-  const int64_t nv = std::min<int64_t>(units, 128 / k.width);
+  const int64_t nv = ceil_div(units, ceil_div(units, kSampleTokens / k.width));
   const int64_t width = nv * k.width;
   const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * tokens);
+  const Sampler<T>& kernel = sampler(k, std::min(w.bo, w.out));
   const auto bounds = split_rows(w, threads);
   const int64_t slots = w.block_rows() * w.bo;
   T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
@@ -393,13 +394,14 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
         int64_t* const offsets = scratch<int64_t>(ScratchSlot::kLists, 2 * blocks * w.bi);
         int64_t* const inputs = offsets + blocks * w.bi;
         int64_t n = 0;
-        for (int64_t b = 0; b < blocks; ++b)
-          for (int64_t j = 0; j < w.bi; ++j) {
-            const int64_t input = w.col_idx[begin + b] * w.bi + j;
-            if (input >= w.in) break;
-            inputs[n] = input * width;
-            offsets[n++] = ((begin + b) * w.bi + j) * w.bo;
+        for (int64_t b = begin; b < begin + blocks; ++b) {
+          const int64_t first = w.col_idx[b] * w.bi, valid = std::min(w.bi, w.in - first);
+          for (int64_t j = 0; j < valid; ++j) {
+            inputs[n + j] = (first + j) * width;
+            offsets[n + j] = (b * w.bi + j) * w.bo;
           }
+          n += valid;
+        }
         SampleArgs<T> a{};
         a.x = xp;
         a.dy = dyp + row * w.bo * width;
@@ -411,11 +413,11 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
         a.rows = std::min(w.bo, w.out - row * w.bo);
         a.dvalues = dvalues;
         a.accumulate = token > 0;
-        k.sample(a);
+        kernel.run(a);
       }
     });
   }
-  set_last_kernel(k.sample_name);
+  set_last_kernel(kernel.name);
   return {};
 }
 

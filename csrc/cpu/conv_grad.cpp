@@ -42,6 +42,7 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   T* const bigs = scratch<T>(ScratchSlot::kX, lines.planes() * big_channels * big_stride);
   T* const smalls = scratch<T>(ScratchSlot::kY, small_channels * small_stride);
   const auto offsets = column_offsets(lines, in_groups, w.bi, big_channels, big_stride);
+  const Sampler<T>& kernel = k.samplers[0];  // the one that takes masks
   std::vector<Segment> segments;
   // Between rows of pixels there are positions of none: the small lines hold zeros there, but the
   // big ones are read at real pixels, and 0 * Inf is not zero.
@@ -114,13 +115,13 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
               a.dy = smalls + row * w.bo * small_stride;
               a.dy_stride = small_stride;
             }
-            k.sample(a);
+            kernel.run(a);
           }
         }
       });
     }
   }
-  set_last_kernel(k.sample_name);
+  set_last_kernel(kernel.name);
   return {};
 }
 

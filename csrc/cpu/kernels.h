@@ -42,6 +42,9 @@ struct TileArgs {
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);
 
+// The most tokens that a sampled product of tall blocks takes at a time.
+inline constexpr int kSampleTokens = 128;
+
 // Sampled product for one block row: dvalues[q] (+)= sum over tokens of x[input q] * dy[rows].
 template <class T>
 struct SampleArgs {
@@ -55,12 +58,15 @@ struct SampleArgs {
   T* dvalues;
   bool accumulate;
   // Convolutions: lanes that are pixels have all bits set, the others none, and what one side holds
-  // there, maybe Inf, is taken for zero. nullptr: all lanes count.
+  // there, maybe Inf, is taken for zero. nullptr: all lanes count. Only samplers[0] takes masks.
   const T* mask;
   bool mask_dy;  // it is the side of dy that is masked, not that of x
 };
 template <class T>
-using SampleFn = void (*)(const SampleArgs<T>&);
+struct Sampler {
+  void (*run)(const SampleArgs<T>&);
+  const char* name;  // sample_dtype_RxU__isa, R outputs x U inputs
+};
 
 // A run of pixels in a line of a convolution's plane (see conv_geometry.h).
 struct Segment {
@@ -131,13 +137,12 @@ struct KernelTable {
   PackFn<T> pack;
   UnpackFn<T> unpack;
   EpilogueFn<T> epilogue;
-  TileFn<T> matvec;  // one token: dst[slot_row[s]] = sum; src is x in packed order
-  SampleFn<T> sample;
+  TileFn<T> matvec;        // one token: dst[slot_row[s]] = sum; src is x in packed order
+  Sampler<T> samplers[3];  // for any block, and for those at least one or two vectors high
   LinesFn<T> pack_lines, store_lines;
   AscendingFn ascending;
   FmaChainFn fma_chain;
   const char* matvec_name;
-  const char* sample_name;
 };
 
 }  // namespace tetris::cpu

@@ -10,8 +10,9 @@
 //   grad_input    dx[input k] += values[k][row] * dy[row]    dy rows stay in registers
 //   sample        dvalues[k][row] = sum_t x[input k][t] dy[row][t]
 //
-// Tokens are the lanes, so neither the block's width nor its alignment matters, and both
-// permutations cost nothing: they choose which panel row is read or written.
+// Tokens are the lanes (in sample of tall blocks outputs are), so neither the block's width nor its
+// alignment matters, and both permutations cost nothing: they choose which panel row is read or
+// written.
 //
 // Sums run over stored inputs in stored order, one accumulator per output, whatever the tile: from
 // two tokens on, forward and grad_input are bit-identical for any split over tokens or threads. One
@@ -329,9 +330,9 @@ void sample_rows(const SampleArgs<typename V::T>& a, int64_t r0) {
   }
 }
 
+// Rows from r on.
 template <class V, SampleMask kMask>
-void sample_as(const SampleArgs<typename V::T>& a) {
-  int64_t r = 0;
+void sample_as(const SampleArgs<typename V::T>& a, int64_t r) {
   for (; r + 4 <= a.rows; r += 4) sample_rows<V, 4, kMask>(a, r);
   if (a.rows - r >= 2) sample_rows<V, 2, kMask>(a, r), r += 2;
   if (r < a.rows) sample_rows<V, 1, kMask>(a, r);
@@ -340,11 +341,124 @@ void sample_as(const SampleArgs<typename V::T>& a) {
 template <class V>
 void sample(const SampleArgs<typename V::T>& a) {
   if (!a.mask)
-    sample_as<V, SampleMask::kNone>(a);
+    sample_as<V, SampleMask::kNone>(a, 0);
   else if (a.mask_dy)
-    sample_as<V, SampleMask::kDy>(a);
+    sample_as<V, SampleMask::kDy>(a, 0);
   else
-    sample_as<V, SampleMask::kX>(a);
+    sample_as<V, SampleMask::kX>(a, 0);
+}
+
+// The same with outputs as the lanes, for blocks at least a vector high: no sums across lanes, and
+// x is broadcast from memory, one load for each FMA of a vector's height.
+//
+//        dy, transposed (rows = tokens)    accumulators (registers)       dvalues
+//        [ r0 r1 r2 ... ]  token 0   --->   U inputs x NV vectors   --->   bo values of each input
+//        [ r0 r1 r2 ... ]  token 1          rank-1 update per token
+//
+// The panel is one run of at most kSampleTokens: its dy stays in L1 while the stored inputs of the
+// block row take turns.
+template <class T>
+struct SampleRun {
+  const T* dy;  // [tokens][NV * W]
+  int64_t tokens;
+  bool accumulate;
+};
+
+// U inputs: ends[u] is where x ends for this run, as the loop counts up to zero, and out[u] takes
+// the sums. Not inlined, and pointers come ready-made: what GCC spills around the loop it parks in
+// vector registers, where it waits behind the FMAs of the tile before.
+template <class V, int U, int NV>
+__attribute__((noinline)) void sample_tile(const SampleRun<typename V::T>& run,
+                                           const typename V::T* const* ends,
+                                           typename V::T* const* out) {
+  using T = typename V::T;
+  using Reg = typename V::Reg;
+  const T* x[U];
+  Reg acc[U][NV];
+#pragma GCC unroll 16
+  for (int u = 0; u < U; ++u) {
+    x[u] = ends[u];
+#pragma GCC unroll 16
+    for (int n = 0; n < NV; ++n) acc[u][n] = V::zero();
+  }
+  const T* dy = run.dy;
+  for (int64_t t = -run.tokens; t < 0; ++t, dy += NV * V::W) {
+    Reg d[NV];
+    for (int n = 0; n < NV; ++n) d[n] = V::load(dy + n * V::W);
+#pragma GCC unroll 16
+    for (int u = 0; u < U; ++u) {
+      const Reg xs = V::bcast(x[u][t]);
+#pragma GCC unroll 16
+      for (int n = 0; n < NV; ++n) acc[u][n] = V::fma(xs, d[n], acc[u][n]);
+    }
+  }
+  if (run.accumulate) {
+#pragma GCC unroll 16
+    for (int u = 0; u < U; ++u)
+      for (int n = 0; n < NV; ++n) acc[u][n] = V::add(V::load(out[u] + n * V::W), acc[u][n]);
+  }
+#pragma GCC unroll 16
+  for (int u = 0; u < U; ++u)
+    for (int n = 0; n < NV; ++n) V::store(out[u] + n * V::W, acc[u][n]);
+}
+
+// Registers: U * NV accumulators, NV of dy, a broadcast (part of the FMA on AVX-512). And U
+// pointers to x among the general ones: with twelve, some wait in vector registers.
+template <class V, int NV>
+constexpr int kSampleInputs = NV == 1 ? 10 : (V::kRegisters >= 32 ? 8 : 6);
+
+template <class V, int NV, int U = kSampleInputs<V, NV>>
+void sample_inputs(int64_t count, const SampleRun<typename V::T>& run,
+                   const typename V::T* const* ends, typename V::T* const* out) {
+  if (count == U)
+    sample_tile<V, U, NV>(run, ends, out);
+  else if constexpr (U > 1)
+    sample_inputs<V, NV, U - 1>(count, run, ends, out);
+}
+
+// W tokens of W rows, transposed to dy[token][stride].
+template <class V>
+void sample_transpose(const typename V::T* rows, int64_t row_stride, typename V::T* dy,
+                      int64_t stride) {
+  typename V::Reg r[V::W];
+  for (int i = 0; i < V::W; ++i) r[i] = V::load(rows + i * row_stride);
+  V::transpose(r);
+  for (int i = 0; i < V::W; ++i) V::store(dy + i * stride, r[i]);
+}
+
+// NV * W rows from r0 on. Stored inputs are cut into tiles of nearly equal size.
+template <class V, int NV>
+void sample_vectors(const SampleArgs<typename V::T>& a, int64_t r0) {
+  using T = typename V::T;
+  constexpr int U = kSampleInputs<V, NV>;
+  constexpr int64_t kRows = NV * V::W;
+  alignas(64) T dy[kSampleTokens * kRows];
+  const SampleRun<T> run{dy, a.nv * V::W, a.accumulate};
+  for (int64_t t = 0; t < run.tokens; t += V::W)
+    for (int n = 0; n < NV; ++n)
+      sample_transpose<V>(a.dy + (r0 + n * V::W) * a.dy_stride + t, a.dy_stride,
+                          dy + t * kRows + n * V::W, kRows);
+  const int64_t tiles = (a.count + U - 1) / U;
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t q = a.count * tile / tiles, count = a.count * (tile + 1) / tiles - q;
+    const T* ends[U];
+    T* out[U];
+    for (int64_t u = 0; u < count; ++u) {
+      ends[u] = a.x + a.inputs[q + u] + run.tokens;
+      out[u] = a.dvalues + a.offsets[q + u] + r0;
+      for (int n = 0; n < NV; ++n) __builtin_prefetch(out[u] + n * V::W, 1);
+    }
+    sample_inputs<V, NV>(count, run, ends, out);
+  }
+}
+
+// Rows beyond the last whole vector keep tokens as the lanes.
+template <class V>
+void sample_tall(const SampleArgs<typename V::T>& a) {
+  int64_t r = 0;
+  for (; r + 2 * V::W <= a.rows; r += 2 * V::W) sample_vectors<V, 2>(a, r);
+  for (; r + V::W <= a.rows; r += V::W) sample_vectors<V, 1>(a, r);
+  sample_as<V, SampleMask::kNone>(a, r);
 }
 
 // W tokens x W inputs, transposed in registers. `rows` tokens and `cols` inputs exist; a full block

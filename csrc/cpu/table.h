@@ -33,8 +33,9 @@ struct TableBuilder {
   static constexpr Text kConvName =
       Text() << "bsconv" << kType << R << "x" << NV * V::W << "__" << Isa::kName;
   static constexpr Text kMatvecName = Text() << "bsmm" << kType << V::W << "x1__" << Isa::kName;
-  static constexpr Text kSampleName = Text() << "sample" << kType << "4x" << V::W / 4 << "__"
-                                             << Isa::kName;
+  template <int R, int U>
+  static constexpr Text kSampleName =
+      Text() << "sample" << kType << R << "x" << U << "__" << Isa::kName;
 
   // Every R x NV that fits the registers: R * NV accumulators, NV operands, one weight.
   template <int R, int NV>
@@ -67,12 +68,13 @@ struct TableBuilder {
     table.epilogue = epilogue<V>;
     table.matvec = matvec<V>;
     table.matvec_name = kMatvecName.data;
-    table.sample = sample<V>;
+    table.samplers[0] = {sample<V>, kSampleName<4, V::W / 4>.data};
+    table.samplers[1] = {sample_tall<V>, kSampleName<V::W, kSampleInputs<V, 1>>.data};
+    table.samplers[2] = {sample_tall<V>, kSampleName<2 * V::W, kSampleInputs<V, 2>>.data};
     table.pack_lines = pack_lines<V>;
     table.store_lines = store_lines<V>;
     table.ascending = ascending<V>;
     table.fma_chain = fma_chain<V>;
-    table.sample_name = kSampleName.data;
     return table;
   }
 };

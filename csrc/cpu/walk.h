@@ -125,6 +125,12 @@ void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const Bl
   });
 }
 
+// For the gradient of values, by how many vectors high a block is: no masks.
+template <class T>
+const Sampler<T>& sampler(const KernelTable<T>& k, int64_t rows) {
+  return k.samplers[std::min<int64_t>(rows / k.width, 2)];
+}
+
 // A panel: up to nv * W tokens from `token` on.
 struct Panel {
   int nv;

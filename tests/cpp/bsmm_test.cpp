@@ -92,6 +92,15 @@ TEST(Products, EveryBlockHeightAndWidth) {
   }
 }
 
+TEST(Products, TallBlocks) {
+  for (int64_t bo : {8, 16, 24, 32, 48, 64})
+    for (int64_t m : {1, 15, 16, 17, 63, 65, 128, 129, 300})
+      check_products<float>({m, 2 * bo + m % 7, 61, bo, 1 + m % 4, 0.5}, 17, kPlaces[m % 3], m % 2,
+                            1 + m % 3);
+  for (int64_t k = 1; k <= 25; ++k)  // every number of inputs in a tile
+    check_products<float>({20, 72, k, 72, 1, 1}, 18, kPlaces[k % 3], 0, 1);
+}
+
 TEST(Products, RaggedSizes) {
   for (int64_t n = 1; n <= 35; ++n)
     for (int64_t m : {1, 5, 16})

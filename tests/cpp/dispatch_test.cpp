@@ -96,6 +96,10 @@ void check_table(const KernelTable<T>& k) {
       EXPECT_NE(k.tiles[1][v].forward, nullptr) << v;
     }
   }
+  for (const auto& sampler : k.samplers) {
+    EXPECT_NE(sampler.run, nullptr);
+    EXPECT_NE(sampler.name, nullptr);
+  }
   EXPECT_NE(k.tiles[1][kMaxTileVecs].forward, nullptr);
 }
 

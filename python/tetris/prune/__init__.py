@@ -11,6 +11,12 @@ from .block_pruner import BlockPruner as BlockPruner
 from .dcp import ChannelReport as ChannelReport
 from .dcp import DCPPruner as DCPPruner
 from .dcp import shrink_channels as shrink_channels
+from .gan import GANPruner as GANPruner
+from .gan_guard import DivergenceError as DivergenceError
+from .gan_tasks import ConditionalGAN as ConditionalGAN
+from .gan_tasks import GANTask as GANTask
+from .gan_tasks import ImageToImageGAN as ImageToImageGAN
+from .gan_tasks import UnconditionalGAN as UnconditionalGAN
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride

@@ -1,0 +1,528 @@
+"""Self-supervised GAN compression: the trained discriminator judges the pruned generator."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..checks import check_model, describe
+from ..layout import BlockLayout
+from ..nn.base import SparseLayer
+from ..nn.kinds import DENSE_TYPES, DenseLayer
+from . import ranks
+from .block_pruner import BlockPruner
+from .gan_guard import DivergenceError, Snapshot, Watch, not_finite
+from .gan_tasks import GANTask, Network, Sample
+from .options import LayerOptions, LayerOverride, shows_settings
+from .pruner import Execution
+from .saliency import layer_saliency
+from .schedule import Schedule
+from .target import Target
+from .tree import Selector
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+Atom = Literal["block", "filter"]
+
+
+class GANPruner(BlockPruner):
+    """Prunes a trained generator gradually, with its own discriminator as the judge.
+
+    The dense generator G_O is kept, frozen; G_C is the one that is pruned. Both make images of the
+    same inputs, and for each loss term that the GAN was trained with, G_C shall get the value that
+    G_O gets (Yu and Pool, "Self-Supervised GAN Compression", NeurIPS 2020)::
+
+        R(a, b) = |a - b| / (|a| + eps)         a of G_O, without gradient; b of G_C
+        L_GC = R(gen) + alpha * R(cla) + beta * R(rec) + ...     weights of the GAN's training
+        L_DC = R(dis) + delta * R(gp)                            both with real images
+        L    = L_GC + strength * L_DC
+
+    Blocks go by magnitude, as the schedule says. In each step the pruned generator descends L, and
+    with ``train_d`` the discriminator takes one ordinary step: real images against those of G_C.
+
+    **Readings of the paper**, where it leaves open what is meant. G_O is not said to be frozen;
+    here it is. The discriminator "can adapt", but how is not said: ``train_d`` offers both. R
+    compares means over the batch, as the equation has scalars; ``per_sample=True`` compares sample
+    by sample, ``mean|a_i - b_i| / (mean|a_i| + eps)``. Means can agree where images do not.
+
+    **What runs in which mode.** G_O runs in the mode of the generator, layer by layer, without
+    moving its statistics, and from the same random numbers: L is 0 where both are equal. While it
+    judges, the discriminator is in eval mode and gets no gradients, for it has to be one function
+    of both; its own step runs in the mode that you gave it.
+
+    **Pitfalls.** R explodes where a is near 0, as scores of critics and gradient penalties may be:
+    raise ``eps``. It also holds G_C back where it does *better* than G_O. Batch norm:
+    measure the statistics on the final masks before judging images.
+
+    **When training fails.** Every ``snapshot_every`` steps generator, discriminator, masks and
+    optimizers are copied. A loss, a weight or a statistic that is not finite, or a discriminator
+    that has told nothing for ``patience`` steps, raises :class:`DivergenceError`, with everything
+    back at the last copy: ``finalize()`` then gives the last good generator.
+
+    Args:
+        generator: Trained; changed in place until :meth:`remove` or :meth:`finalize`.
+        discriminator: That it was trained with; changed in place if ``train_d``.
+        options: Settings of the layers as one object, in place of the keywords below.
+        task: What the GAN does, with the loss terms of its training: :class:`UnconditionalGAN`,
+            :class:`ConditionalGAN`, :class:`ImageToImageGAN` or a :class:`GANTask` of your own.
+        schedule: :class:`Cubic`; the paper's begins at a sparsity of 0.05 and ends after half of
+            the steps, which are a tenth of those the GAN was trained for. Or ``"one_shot"``, or
+            ``f(step, final) -> sparsity``.
+        train_d: Let the discriminator adapt.
+        d_optimizer: Of the discriminator, with ``train_d``; a tenth of the learning rate that it
+            was trained with does.
+        strength: Weight of L_DC, lambda in the paper.
+        eps: See above.
+        per_sample: See above.
+        atom: ``"block"``, or ``"filter"``: block rows are kept or dropped as a whole, the largest
+            stay. With bo = 1 these are filters, otherwise bo filters of like magnitude. Search and
+            floor are not used then, and a layer keeps at least one.
+        snapshot_every: Steps between copies.
+        patience: Steps without a word from the discriminator.
+        include: Layers to prune; this and the rest as for :func:`tetris.sparsify`.
+        exclude: Layers to leave alone; the last one if neither ``include`` nor ``exclude`` is
+            given: it mixes few channels into the image, and the paper's exception is ours.
+        types: Exact types to prune.
+        overrides: Settings for some layers.
+        scope: ``"layer"`` or ``"global"``.
+        target: What is to be left, in place of ``sparsity``.
+        search_every_update: Search the permutations anew whenever masks change. Removed blocks may
+            come back then.
+        execution: ``"masked"``, or ``"sparse"`` to train on stored blocks.
+        optimizers: Of the generator, one or several: brought back when training fails, and with
+            ``"sparse"`` their states follow the blocks.
+        progress: Show progress bars during searches.
+        sparsity: Share of blocks to remove in the end; this and the rest as for
+            :func:`tetris.sparsify`, with its defaults.
+        block: (bo, bi).
+        importance: What a weight is worth.
+        reorder: Search to use, on the dense generator's weights.
+        balanced: Store equally many blocks in every block row.
+        allow_empty_rows: Let block rows lose all their blocks.
+        tie_kernel: Keep or remove all kernel positions of a block of channels together.
+        seed: Seed of the search.
+        budget: Seconds per layer for the search.
+        sweeps: Sweeps instead of seconds.
+
+    Attributes:
+        original: G_O.
+        terms: Term -> R of the last :meth:`loss`, before weights; ``d`` is the discriminator's own
+            loss in its last step.
+
+    Raises:
+        ValueError: a setting out of its range, or as :class:`BlockPruner`.
+        RuntimeError: several processes train (``torch.distributed``), whose gradients of two
+            networks would have to be averaged.
+
+    Example:
+        >>> optimizer = torch.optim.Adam(generator.parameters(), 1e-3, betas=(0.5, 0.99))
+        >>> pruner = tetris.prune.GANPruner(
+        ...     generator, discriminator, task=tetris.prune.UnconditionalGAN(), sparsity=0.75,
+        ...     block=(8, 8), schedule=tetris.prune.Cubic(0, 400, every=20, initial=0.05),
+        ...     d_optimizer=torch.optim.Adam(discriminator.parameters(), 1e-4, betas=(0.5, 0.99)),
+        ...     optimizers=optimizer,
+        ... )
+        >>> for real in batches:
+        ...     loss = pruner.loss(real, torch.randn(len(real), 64))
+        ...     optimizer.zero_grad()
+        ...     loss.backward()
+        ...     optimizer.step()
+        ...     pruner.step()
+        >>> sparse = pruner.finalize()
+    """
+
+    @shows_settings
+    def __init__(
+        self,
+        generator: nn.Module,
+        discriminator: nn.Module,
+        options: LayerOptions | None = None,
+        *,
+        task: GANTask,
+        schedule: Literal["one_shot"] | Schedule,
+        train_d: bool = True,
+        d_optimizer: Optimizer | None = None,
+        strength: float = 0.5,
+        eps: float = 1e-3,
+        per_sample: bool = False,
+        atom: Atom = "block",
+        snapshot_every: int = 50,
+        patience: int = 20,
+        include: Selector | Iterable[Selector] | None = None,
+        exclude: Selector | Iterable[Selector] | None = None,
+        types: tuple[type[nn.Module], ...] = DENSE_TYPES,
+        overrides: Mapping[str, LayerOverride] | None = None,
+        scope: Literal["layer", "global"] = "layer",
+        target: Target | None = None,
+        search_every_update: bool = False,
+        execution: Execution = "masked",
+        optimizers: Optimizer | Iterable[Optimizer] = (),
+        progress: bool = False,
+        **settings: Unpack[LayerOverride],
+    ) -> None:
+        where = self.name
+        check_model(where, generator)
+        if not isinstance(discriminator, nn.Module):
+            raise TypeError(
+                f"{where}: discriminator must be the trained torch.nn.Module "
+                f"(got {describe(discriminator)})"
+            )
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            raise RuntimeError(
+                f"{where}: one process trains; here are {dist.get_world_size()}, and nothing would "
+                "average the gradients of the two networks"
+            )
+        _check_settings(where, strength, eps, atom, snapshot_every, patience)
+        _check_discriminator(where, discriminator, train_d, d_optimizer)
+        if atom == "filter":
+            if scope != "layer" or search_every_update:
+                raise ValueError(
+                    f"{where}: atom='filter' ranks the rows of each layer, once they are sorted; "
+                    "use scope='layer' and search_every_update=False"
+                )
+            settings = {"reorder": "l1_sort", **settings, "allow_empty_rows": True}  # type: ignore[assignment]
+            if options is not None:
+                raise TypeError(
+                    f"{where}: with atom='filter' settings go by keyword, such as sparsity=0.5"
+                )
+        if include is None and exclude is None:
+            exclude = _last(generator, types)
+        self.task = task
+        self.discriminator = discriminator
+        self.train_d = train_d
+        self.d_optimizer = d_optimizer
+        self.strength = strength
+        self.eps = eps
+        self.per_sample = per_sample
+        self.atom: Atom = atom
+        self.snapshot_every = snapshot_every
+        self.original = _frozen_copy(generator)
+        self.terms: dict[str, float] = {}
+        self._pending: Sample | None = None
+        self._watch = Watch(patience)
+        super().__init__(
+            generator,
+            options,
+            schedule=schedule,
+            include=include,
+            exclude=exclude,
+            types=types,
+            overrides=overrides,
+            scope=scope,
+            target=target,
+            search_every_update=search_every_update,
+            execution=execution,
+            optimizers=optimizers,
+            progress=progress,
+            **settings,
+        )
+        self._good: Snapshot | None = None  # none is needed before the first step
+
+    # -- the training loop --------------------------------------------------------------------
+
+    def loss(self, real: Tensor | Sequence[Tensor], *inputs: Tensor) -> Tensor:
+        """L of a batch, a scalar to call ``backward()`` of.
+
+        Args:
+            real: Real images, or a tuple of them and their labels.
+            *inputs: Of the generators, such as latents and labels.
+
+        Raises:
+            DivergenceError: the loss is not finite, or the discriminator has collapsed;
+                everything is back at the last good state.
+            ValueError: a generator gives something else than a tensor; real images are missing.
+        """
+        self._check_attached("loss")
+        where = f"{self.name}.loss"
+        truth = (real,) if isinstance(real, Tensor) else tuple(real)
+        if not truth or not inputs or not all(isinstance(t, Tensor) for t in (*truth, *inputs)):
+            raise ValueError(
+                f"{where}: takes real images, or (images, labels), and the generator's inputs "
+                f"(got {describe(real)} and {len(inputs)} inputs)"
+            )
+        if self._good is None:
+            self._good = self._snapshot()
+        judge = _Judge(self.discriminator, truth)
+        with _judging(self.discriminator):
+            with _same_mode(self.original, self.model), torch.random.fork_rng(self._devices()):
+                want = self._evaluate(where, self.original, judge, truth, inputs)[1]
+            judge.scores.clear()
+            sample, got = self._evaluate(where, self.model, judge, truth, inputs)
+        differences = {
+            name: relative_difference(want[name].detach(), got[name], self.eps, self.per_sample)
+            for name in got
+        }
+        total = sum(self._weight(name) * d for name, d in differences.items())
+        assert isinstance(total, Tensor)
+        kept = {"d": self.terms["d"]} if "d" in self.terms else {}
+        self.terms = {name: float(d.detach()) for name, d in differences.items()} | kept
+        if not bool(total.isfinite()):
+            listed = ", ".join(f"{n} {v:.4g}" for n, v in self.terms.items())
+            self._diverged("loss", f"the loss is {float(total.detach())} ({listed})")
+        if problem := self._watch.scores(judge.scores):
+            self._diverged("loss", problem)
+        self._pending = Sample(self.model, sample.inputs, sample.real, sample.generated.detach())
+        return total
+
+    def step(self) -> None:
+        """Call after each ``optimizer.step()``: follow the schedule, let the discriminator learn.
+
+        Raises:
+            DivergenceError: a weight or the discriminator's loss is not finite, or it has learnt
+                nothing for long; everything is back at the last good state.
+            RuntimeError: there was no :meth:`loss` since the last step.
+        """
+        self._check_attached("step")
+        if self._pending is None:
+            raise RuntimeError(
+                f"{self.name}.step: no batch to learn from; call loss = pruner.loss(real, latent), "
+                "loss.backward() and optimizer.step() first"
+            )
+        sample, self._pending = self._pending, None
+        if name := not_finite(self.model):
+            self._diverged("step", f"{name} of the generator is not finite")
+        super().step()
+        if self.train_d:
+            self._teach(sample)
+        if self.steps % self.snapshot_every == 0 and not self._watch.suspicious:
+            self._good = self._snapshot()
+
+    # -- what the base class asks for ---------------------------------------------------------
+
+    def saliency(self, name: str, layer: DenseLayer | SparseLayer) -> Tensor:
+        """Importance of each weight, in the shape of ``layer.weight`` or ``layer.values``."""
+        return layer_saliency(self.name, name, layer, self.layer_options[name].importance)
+
+    def update(self) -> None:
+        """Choose the masks that hold after ``self.steps`` steps, if they differ from now."""
+        if self.atom == "block":
+            super().update()
+            return
+        sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
+        if sparsity == self._reached:
+            return
+        self._prepare()
+        layouts = {n: self._filters(n, layout, sparsity[n]) for n, layout in self.layouts().items()}
+        self._set(ranks.first_layouts(layouts))
+        self._reached = sparsity
+
+    def extra_state(self) -> dict[str, Any]:
+        """Also the original generator, which a resumed program cannot have."""
+        return {**super().extra_state(), "original": self.original.state_dict()}
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take it back."""
+        super().load_extra_state(state)
+        self.original.load_state_dict(state["original"])
+        self._pending, self._good = None, None
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _evaluate(
+        self,
+        where: str,
+        generator: nn.Module,
+        judge: Network,
+        real: tuple[Tensor, ...],
+        inputs: tuple[Tensor, ...],
+    ) -> tuple[Sample, dict[str, Tensor]]:
+        """What a generator makes, and its loss terms; those of the discriminator are marked."""
+        generated = generator(*inputs)
+        if not isinstance(generated, Tensor):
+            raise ValueError(
+                f"{where}: the generator must return a tensor of images (got {describe(generated)})"
+            )
+        sample = Sample(generator, inputs, real, generated)
+        terms = dict(self.task.generator_terms(judge, sample))
+        own = self.task.discriminator_terms(judge, sample)
+        return sample, terms | {_d(n): term for n, term in own.items()}
+
+    def _weight(self, name: str) -> float:
+        plain = name.removeprefix(_D)
+        weight = self.task.weights.get(plain, 1.0)
+        return weight if plain == name else self.strength * weight
+
+    def _teach(self, sample: Sample) -> None:
+        """One ordinary step of the discriminator."""
+        assert self.d_optimizer is not None
+        terms = self.task.discriminator_terms(self.discriminator, sample)
+        loss = sum(self.task.weights.get(n, 1.0) * term.mean() for n, term in terms.items())
+        assert isinstance(loss, Tensor)
+        value = self.terms["d"] = float(loss.detach())
+        if not bool(loss.isfinite()):
+            self._diverged("step", f"the discriminator's loss is {value}")
+        self.d_optimizer.zero_grad()
+        loss.backward()
+        self.d_optimizer.step()
+        if name := not_finite(self.discriminator):
+            self._diverged("step", f"{name} of the discriminator is not finite")
+        if problem := self._watch.loss(value):
+            self._diverged("step", problem)
+
+    @torch.no_grad()
+    def _filters(self, name: str, layout: BlockLayout, sparsity: float) -> BlockLayout:
+        """The layout with whole block rows, those worth most among the present ones."""
+        rows, columns = layout.block_grid
+        scores = self._stored_scores(name, layout)
+        if isinstance(self.modules()[name], SparseLayer):
+            row = layout.block_mask().nonzero()[:, 0]
+        else:  # all blocks are rated, removed ones by their zeros
+            row = torch.arange(rows, device=scores.device).repeat_interleave(columns)
+        worth = scores.new_zeros(rows).index_add_(0, row, scores)
+        keep = max(1, rows - int(sparsity * rows))
+        chosen = torch.zeros(rows, dtype=torch.bool, device=worth.device)
+        chosen[worth.argsort(descending=True, stable=True)[:keep]] = True
+        return layout.with_blocks(chosen[:, None].expand(rows, columns).to(layout.device))
+
+    def _devices(self) -> list[int]:
+        tensors = chain(self.model.parameters(), self.discriminator.parameters())
+        return sorted({t.device.index for t in tensors if t.device.type == "cuda"})
+
+    def _all_optimizers(self) -> list[Optimizer]:
+        return [*self._optimizers, *([self.d_optimizer] if self.d_optimizer else [])]
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot.of(self, (self.model, self.discriminator), self._all_optimizers())
+
+    def _diverged(self, method: str, problem: str) -> None:
+        good = self._good
+        assert good is not None
+        steps = self.steps
+        good.restore(self, (self.model, self.discriminator), self._all_optimizers())
+        self._good = good
+        self._watch = Watch(self._watch.patience)
+        raise DivergenceError(
+            f"{self.name}.{method}: after {steps} steps {problem}. Generator, discriminator, masks "
+            f"and the optimizers known here are back at step {good.step}, the last good state; "
+            "finalize() gives it, or go on with lower learning rates",
+            good.step,
+        )
+
+
+def relative_difference(
+    original: Tensor, pruned: Tensor, eps: float = 1e-3, per_sample: bool = False
+) -> Tensor:
+    """R(a, b) = |a - b| / (|a| + eps), a scalar.
+
+    Args:
+        original: Loss per sample, [N], or a scalar: a, without gradient.
+        pruned: The same of the pruned generator: b.
+        eps: Keeps the quotient finite.
+        per_sample: ``mean|a_i - b_i| / (mean|a_i| + eps)``, not of the means.
+    """
+    a, b = original.detach(), pruned
+    if not per_sample:
+        a, b = a.mean(), b.mean()
+    return (a - b).abs().mean() / (a.abs().mean() + eps)
+
+
+_D = "d/"
+
+
+def _d(name: str) -> str:
+    return _D + name
+
+
+def _frozen_copy(generator: nn.Module) -> nn.Module:
+    copied = copy.deepcopy(generator).requires_grad_(False)
+    for module in copied.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            module.momentum = 0.0  # in training mode, statistics of the batch do not move its own
+    return copied
+
+
+class _Judge:
+    """The discriminator while it judges: remembers its scores, and judges real images once."""
+
+    def __init__(self, discriminator: nn.Module, real: tuple[Tensor, ...]) -> None:
+        self.discriminator = discriminator
+        self.real = {id(tensor) for tensor in real}
+        self.scores: list[Tensor] = []
+        self._known: dict[tuple[int, ...], Any] = {}
+
+    def __call__(self, *images: Tensor) -> Any:
+        key = tuple(map(id, images))
+        judged = self._known.get(key)
+        if judged is None:
+            judged = self.discriminator(*images)
+            if self.real.issuperset(key):
+                self._known[key] = judged
+        self.scores.append((judged[0] if isinstance(judged, tuple) else judged).detach())
+        return judged
+
+
+@contextmanager
+def _judging(discriminator: nn.Module) -> Iterator[None]:
+    """In eval mode, so that spectral norm and batch norm stay as they are, and without gradients.
+
+    Modes are set as attributes: ``train()`` of some modules does more.
+    """
+    modes = [(module, module.training) for module in discriminator.modules()]
+    learning = [p for p in discriminator.parameters() if p.requires_grad]
+    try:
+        for module, _ in modes:
+            module.training = False
+        for parameter in learning:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _same_mode(copied: nn.Module, model: nn.Module) -> Iterator[None]:
+    """The copy in the modes of the model, whose layers may have been replaced by sparse ones."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in copied.named_modules():
+        module.training = modes.get(name, model.training)
+    yield
+
+
+def _last(generator: nn.Module, types: tuple[type[nn.Module], ...]) -> str | None:
+    """Name of the last layer, unless it is the only one."""
+    names = [n for n, m in generator.named_modules() if isinstance(m, tuple(types))]
+    return names[-1] if len(names) > 1 else None
+
+
+def _check_settings(
+    where: str, strength: float, eps: float, atom: Atom, snapshot_every: int, patience: int
+) -> None:
+    if not strength >= 0.0:
+        raise ValueError(f"{where}: strength must not be negative (got {describe(strength)})")
+    if not eps > 0.0:
+        raise ValueError(f"{where}: eps must be positive, such as 1e-3 (got {describe(eps)})")
+    if atom not in get_args(Atom):
+        raise ValueError(f"{where}: atom must be 'block' or 'filter' (got {describe(atom)})")
+    for name, value in (("snapshot_every", snapshot_every), ("patience", patience)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{where}: {name} must be an int of 1 or more (got {describe(value)})")
+
+
+def _check_discriminator(
+    where: str, discriminator: nn.Module, train_d: bool, d_optimizer: Optimizer | None
+) -> None:
+    if not train_d:
+        if d_optimizer is not None:
+            raise ValueError(f"{where}: d_optimizer is of no use with train_d=False; leave it out")
+        return
+    if not isinstance(d_optimizer, Optimizer):
+        raise ValueError(
+            f"{where}: train_d needs d_optimizer=torch.optim.Adam(discriminator.parameters(), a "
+            "tenth of the learning rate it was trained with), or pass train_d=False for a fixed "
+            f"discriminator (got {describe(d_optimizer)})"
+        )
+    known = {id(p) for group in d_optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in known for p in discriminator.parameters()):
+        raise ValueError(f"{where}: d_optimizer holds no parameter of the discriminator")

@@ -1,0 +1,266 @@
+"""Loss terms of generative adversarial networks, one number per sample, by the kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..checks import describe
+
+Network = Callable[..., Tensor]
+Adversarial = Literal["logistic", "hinge", "least_squares", "wasserstein"]
+
+
+class _Losses(NamedTuple):
+    """What a score costs: the generator, and the discriminator on real and generated images."""
+
+    generator: Callable[[Tensor], Tensor]
+    real: Callable[[Tensor], Tensor]
+    generated: Callable[[Tensor], Tensor]
+
+
+_LOSSES: dict[str, _Losses] = {
+    "logistic": _Losses(lambda s: F.softplus(-s), lambda s: F.softplus(-s), F.softplus),
+    "hinge": _Losses(lambda s: -s, lambda s: F.relu(1.0 - s), lambda s: F.relu(1.0 + s)),
+    "least_squares": _Losses(
+        lambda s: (s - 1.0).square(), lambda s: (s - 1.0).square(), torch.square
+    ),
+    "wasserstein": _Losses(lambda s: -s, lambda s: -s, lambda s: s),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a generator made of a batch, and what there is to judge it by.
+
+    Attributes:
+        generator: That made it: the dense one, or the pruned one.
+        inputs: Of the generator: latents; latents and labels; images; images and labels.
+        real: Real images, and their labels if there are any.
+        generated: ``generator(*inputs)``.
+    """
+
+    generator: Network
+    inputs: tuple[Tensor, ...]
+    real: tuple[Tensor, ...]
+    generated: Tensor
+
+
+class GANTask(Protocol):
+    """What a GAN was trained for: its loss terms, and their weights in its own training.
+
+    A class of your own with these three members will do. Terms are tensors ``[N]``, one number per
+    sample, or a scalar. Random numbers that they draw are the same for both generators.
+
+    Example:
+        >>> class Sharp(tetris.prune.UnconditionalGAN):
+        ...     weights = {"edges": 0.1}
+        ...     def generator_terms(self, discriminator, sample):
+        ...         edges = sample.generated.diff(dim=-1).abs().flatten(1).mean(1)
+        ...         return {**super().generator_terms(discriminator, sample), "edges": edges}
+    """
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Term -> weight; 1 for terms that are not in it."""
+        ...
+
+    def generator_terms(self, discriminator: Network, sample: Sample) -> Mapping[str, Tensor]:
+        """What the generator is trained to make small."""
+        ...
+
+    def discriminator_terms(self, discriminator: Network, sample: Sample) -> Mapping[str, Tensor]:
+        """What the discriminator is trained to make small."""
+        ...
+
+
+@dataclass(frozen=True)
+class UnconditionalGAN:
+    """``generator(latent)``, ``discriminator(images) -> scores``, real images.
+
+    Terms: ``gen`` and ``dis`` of the adversarial loss; ``gp``, the gradient penalty
+    ``(|grad D(x)| - 1)^2`` at a random point x between a real and a generated image (Gulrajani et
+    al., "Improved Training of Wasserstein GANs", NeurIPS 2017, equation 3), if it has a weight.
+
+    Attributes:
+        loss: ``logistic`` (not saturating), ``hinge``, ``least_squares`` or ``wasserstein``.
+            Scores are of any shape ``[N, ...]``, such as those of patches.
+        penalty: Weight of the gradient penalty.
+    """
+
+    loss: Adversarial = "logistic"
+    penalty: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.loss not in _LOSSES:
+            raise ValueError(
+                f"{type(self).__name__}: loss must be one of {', '.join(_LOSSES)} "
+                f"(got {describe(self.loss)})"
+            )
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Term -> weight."""
+        return {"gp": self.penalty}
+
+    def generator_terms(self, discriminator: Network, sample: Sample) -> dict[str, Tensor]:
+        """``gen``, and ``cla`` of a discriminator that classifies."""
+        scores, logits = self.judge(discriminator, sample.generated, _labels(sample.inputs))
+        terms = {"gen": _each(_LOSSES[self.loss].generator(scores))}
+        if logits is not None:
+            labels = self._known(_labels(sample.inputs), "inputs")
+            terms["cla"] = F.cross_entropy(logits, labels, reduction="none")
+        return terms
+
+    def discriminator_terms(self, discriminator: Network, sample: Sample) -> dict[str, Tensor]:
+        """``dis``, ``cla`` of the real images, ``gp``."""
+        losses = _LOSSES[self.loss]
+        real, logits = self.judge(discriminator, sample.real[0], _labels(sample.real))
+        generated, _ = self.judge(discriminator, sample.generated, _labels(sample.inputs))
+        terms = {"dis": losses.real(real).mean() + _each(losses.generated(generated))}
+        if logits is not None:
+            labels = self._known(_labels(sample.real), "real")
+            terms["cla"] = F.cross_entropy(logits, labels, reduction="none")
+        if self.penalty:
+            terms["gp"] = self._gradient_penalty(discriminator, sample)
+        return terms
+
+    def judge(
+        self, discriminator: Network, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores, and the logits of classes if the discriminator classifies."""
+        return discriminator(images), None
+
+    def _gradient_penalty(self, discriminator: Network, sample: Sample) -> Tensor:
+        real, generated = sample.real[0], sample.generated
+        if real.shape != generated.shape:
+            raise ValueError(
+                f"{type(self).__name__}: a gradient penalty needs as many real images as generated "
+                f"ones, of one shape (got {list(real.shape)} and {list(generated.shape)})"
+            )
+        mix = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
+        between = torch.lerp(real, generated, mix.to(real.dtype))
+        if not between.requires_grad:
+            between.requires_grad_()
+        scores, _ = self.judge(discriminator, between, _labels(sample.inputs))
+        (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
+        return (gradient.flatten(1).norm(dim=1) - 1.0).square()
+
+    def _known(self, labels: Tensor | None, where: str) -> Tensor:
+        if labels is None:
+            raise ValueError(
+                f"{type(self).__name__}: labels are needed, the last of {where}: "
+                "loss((images, labels), latent, labels)"
+            )
+        return labels
+
+    def _classified(self, discriminator: Network, images: Tensor) -> tuple[Tensor, Tensor]:
+        judged = discriminator(images)
+        if not isinstance(judged, tuple) or len(judged) != 2:
+            raise TypeError(
+                f"{type(self).__name__}: with a weight for classify the discriminator returns "
+                f"(scores, logits) (got {describe(judged)})"
+            )
+        return judged
+
+
+@dataclass(frozen=True)
+class ConditionalGAN(UnconditionalGAN):
+    """``generator(latent, labels)``; real images come with labels.
+
+    Without ``classify`` the discriminator is told the labels, ``discriminator(images, labels) ->
+    scores``. With it, it guesses them: ``discriminator(images) -> (scores, logits)``, and there is
+    a term ``cla``, their cross entropy (Odena et al., "Conditional Image Synthesis with Auxiliary
+    Classifier GANs", ICML 2017).
+
+    Attributes:
+        classify: Weight of ``cla``, or None.
+    """
+
+    classify: float | None = None
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Term -> weight."""
+        return {**super().weights, "cla": self.classify or 0.0}
+
+    def judge(
+        self, discriminator: Network, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores, and with ``classify`` logits."""
+        if self.classify is not None:
+            return self._classified(discriminator, images)
+        return discriminator(images, self._known(labels, "real and inputs")), None
+
+
+@dataclass(frozen=True)
+class ImageToImageGAN(UnconditionalGAN):
+    """``generator(images)`` or ``generator(images, labels)``, with a reconstruction term ``rec``.
+
+    Paired (``back=None``): the real images are what the inputs should become, and ``rec`` is the
+    distance to them (pix2pix). With ``back``, ``rec`` is the distance of the inputs to what
+    ``back(generator, sample)`` makes of the generated images: of another, frozen generator in
+    CycleGAN, of the same one and the labels of the real images in StarGAN. Distances are mean
+    absolute differences.
+
+    Attributes:
+        loss: As of :class:`UnconditionalGAN`.
+        penalty: Likewise.
+        reconstruct: Weight of ``rec``.
+        back: The way back, None if images come in pairs.
+        classify: Weight of ``cla`` if the discriminator returns (scores, logits), or None.
+
+    Example:
+        >>> cycle = ImageToImageGAN(back=lambda generator, sample: other(sample.generated))
+        >>> star = ImageToImageGAN(
+        ...     "wasserstein", penalty=10.0, classify=1.0,
+        ...     back=lambda generator, sample: generator(sample.generated, sample.real[1]),
+        ... )
+        >>> loss = pruner.loss((images, labels), images, wanted)     # real, inputs
+    """
+
+    loss: Adversarial = "least_squares"
+    reconstruct: float = 10.0
+    back: Callable[[Network, Sample], Tensor] | None = None
+    classify: float | None = None
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Term -> weight."""
+        return {**super().weights, "rec": self.reconstruct, "cla": self.classify or 0.0}
+
+    def generator_terms(self, discriminator: Network, sample: Sample) -> dict[str, Tensor]:
+        """``gen``, ``rec`` and, of a discriminator that classifies, ``cla``."""
+        if self.back is None:
+            wanted, got = sample.real[0], sample.generated
+        else:
+            wanted, got = sample.inputs[0], self.back(sample.generator, sample)
+        if wanted.shape != got.shape:
+            raise ValueError(
+                f"{type(self).__name__}: rec compares images of one shape (got {list(got.shape)} "
+                f"for {list(wanted.shape)}); pass back= unless real images are the targets"
+            )
+        terms = super().generator_terms(discriminator, sample)
+        return {**terms, "rec": _each((wanted - got).abs())}
+
+    def judge(
+        self, discriminator: Network, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Scores, and with ``classify`` logits."""
+        if self.classify is not None:
+            return self._classified(discriminator, images)
+        return discriminator(images), None
+
+
+def _labels(tensors: tuple[Tensor, ...]) -> Tensor | None:
+    return tensors[-1] if len(tensors) > 1 else None
+
+
+def _each(values: Tensor) -> Tensor:
+    """[N], mean per sample."""
+    return values.reshape(len(values), -1).mean(1)

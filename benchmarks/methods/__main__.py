@@ -31,6 +31,7 @@ METHODS = {
     "dcp": "blocks that a classifier in the middle of the network asks for",
     "synaptic": "blocks by learned strengths",
     "vrpge": "blocks sampled from learned probabilities, sparse from the first step",
+    "gan": "blocks of a generator, with its own discriminator as the judge",
     "compare": "the methods against each other, at equal storage and equal measured time",
 }
 """Each is a module of this package, imported when it is asked for."""

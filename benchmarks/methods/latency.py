@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ class Latency:
 
 Key = tuple[str, str]
 """Network and way to run it."""
+_SHAPE_CHECKS = ("dim", operator.eq, torch._assert)
+"""With which a fused network makes sure that it is called with what it was fused for."""
 
 _LOOK = Plan(sample_s=0.002, budget_s=1.0, min_rounds=2, max_rounds=3)
 
@@ -97,12 +100,14 @@ def ways(model: nn.Module, x: Tensor) -> dict[str, Candidate]:
     """
     want = model(x)
     result: dict[str, Candidate] = {}
-    for name, memory_format in FORMATS.items() if x.dim() == 4 else [("", torch.preserve_format)]:
+    # A generator takes vectors and may convolve: its weights choose the format then.
+    spatial = x.dim() == 4 or any(p.dim() == 4 for p in model.parameters())
+    for name, memory_format in FORMATS.items() if spatial else [("", torch.preserve_format)]:
         image = x.contiguous(memory_format=memory_format) if x.dim() == 4 else x
         with warnings.catch_warnings():  # of a dense MLP there is nothing to fuse
             warnings.filterwarnings("ignore", "tetris.fuse: nothing was fused")
             fused = tetris.fuse(model)
-        if x.dim() == 4:
+        if spatial:
             fused = fused.to(memory_format=memory_format)  # type: ignore[call-overload]
         calls: dict[str, Candidate] = {"torch": lambda fused=fused, image=image: fused(image)}
         packed = prepacked_chain(chain(fused), image)
@@ -129,6 +134,8 @@ def chain(model: nn.Module) -> list[nn.Module]:
     layers = []
     last: fx.Node | None = None
     for node in model.graph.nodes:
+        if node.target in _SHAPE_CHECKS:
+            continue
         if node.op == "call_module" and list(node.args) == [last] and not node.kwargs:
             layers.append(model.get_submodule(str(node.target)))
         elif node.op not in ("placeholder", "output"):

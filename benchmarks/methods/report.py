@@ -174,8 +174,12 @@ def write(outcome: Outcome) -> list[Path]:
     paths = [stem.with_suffix(suffix) for suffix in (".json", ".md")]
     paths[0].write_text(json.dumps(plain(outcome), indent=1) + "\n")
     picture = plot(outcome, stem.with_suffix(".png"))
-    paths[1].write_text(markdown(outcome, picture))
-    return paths + ([] if picture is None else [picture])
+    # An experiment may have drawn more, as <name>-<data>-<what>.png.
+    pictures = ([] if picture is None else [picture]) + sorted(
+        setting.out.glob(f"{stem.name}-*.png")
+    )
+    paths[1].write_text(markdown(outcome, pictures))
+    return paths + pictures
 
 
 def plain(outcome: Outcome) -> dict[str, Any]:
@@ -208,8 +212,8 @@ def plain(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def markdown(outcome: Outcome, picture: Path | None) -> str:
-    """The page: table, verdicts, picture, how it was made."""
+def markdown(outcome: Outcome, pictures: Sequence[Path] = ()) -> str:
+    """The page: table, verdicts, pictures, how it was made."""
     seeds = outcome.setting.seeds
     spread = "mean ± standard deviation" if len(seeds) > 1 else "no spread"
     parts = [f"# {outcome.title}", _table(*cells(outcome.rows))]
@@ -222,6 +226,10 @@ def markdown(outcome: Outcome, picture: Path | None) -> str:
     if picture is not None:
         parts.append(f"![accuracy against what is left]({picture.name})")
     parts += notes(outcome)
+    plain_name = f"{outcome.name}-{outcome.setting.data}"
+    for picture in pictures:
+        what = picture.stem.removeprefix(plain_name).strip("-") or "accuracy against what is left"
+        parts.append(f"![{what}]({picture.name})")
     parts.append(
         f"{len(seeds)} seed{'s' * (len(seeds) != 1)} from {min(seeds)} on ({spread}), "
         f"{torch.get_num_threads()} thread(s), {outcome.seconds:.0f} s. "
@@ -281,7 +289,7 @@ def plot(outcome: Outcome, path: Path) -> Path | None:
             panel.xaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(text)
         panel.grid(alpha=0.3)
-    panels[0].set_ylabel("test accuracy, %")
+    panels[0].set_ylabel("accuracy, %")
     handles = dict(
         pair
         for panel in panels

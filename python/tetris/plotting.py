@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +98,51 @@ def _draw(axes: Any, image: Tensor, title: str, x_label: str, y_label: str) -> N
     axes.set_xlabel(x_label, fontsize=8)
     axes.set_ylabel(y_label, fontsize=8)
     axes.tick_params(labelsize=7)
+
+
+def plot_images(rows: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
+    """Save gray images as a grid, one labelled row for each entry.
+
+    Args:
+        rows: Label -> images [n, height, width], equally many in each row; black is the
+            lowest value of all, white the highest.
+        path: File to write; the ending chooses the format.
+
+    Example:
+        >>> plot_images({"dense": generator(z)[:, 0], "pruned": sparse(z)[:, 0]}, "samples.png")
+    """
+    shapes = {tuple(images.shape) for images in rows.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 3:
+        raise ValueError(
+            "plot_images: all rows need images [n, height, width] of one shape "
+            f"(got {', '.join(str(list(shape)) for shape in sorted(shapes)) or 'no rows'})"
+        )
+    count = next(iter(shapes))[0]
+    figure_class = matplotlib_figure("plot_images")
+    figure = figure_class(figsize=(0.6 * count + 2.0, 0.6 * len(rows)), dpi=100)
+    grid = figure.subplots(
+        len(rows),
+        count,
+        squeeze=False,
+        gridspec_kw={
+            "wspace": 0.05,
+            "hspace": 0.05,
+            "left": 2.0 / (0.6 * count + 2.0),
+            "right": 1.0,
+            "top": 1.0,
+            "bottom": 0.0,
+        },
+    )
+    low = min(float(images.min()) for images in rows.values())
+    high = max(float(images.max()) for images in rows.values())
+    for line, (label, images) in zip(grid, rows.items(), strict=True):
+        for axes, image in zip(line, images.detach().float().cpu(), strict=True):
+            axes.imshow(image.numpy(), cmap="gray", vmin=low, vmax=max(high, low + 1e-6))
+            axes.set_axis_off()
+        line[0].text(
+            -0.1, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8
+        )
+    figure.savefig(path)
 
 
 def matplotlib_figure(where: str) -> Any:

@@ -1,0 +1,417 @@
+"""GAN compression: does a trained discriminator with relative losses keep a pruned generator?
+
+A class-conditional generator is trained with a spectrally normed discriminator, and compressed in a
+fraction of the steps. The accuracy is that of labels: how many generated images a fixed classifier
+takes for the class that was asked for; FD is the Frechet distance of its features. Every variant
+sees the same batches, stores equally many blocks and takes equally many steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import tetris
+from tetris.data import Dataset
+from tetris.plotting import matplotlib_figure, plot_images
+from tetris.prune import ConditionalGAN, Cubic, GANPruner, TetrisPruner
+from tetris.timing import Plan
+
+from . import latency
+from .experiment import Check, Claim, Row, Setting
+from .gan_networks import (
+    CLASSES,
+    LAST,
+    LATENT,
+    Discriminator,
+    Generator,
+    small_generator,
+    weights_of,
+)
+from .gan_training import (
+    QUICK,
+    RECIPES,
+    Batch,
+    Judge,
+    Recipe,
+    batches,
+    images,
+    recalibrate,
+    samples,
+    train_gan,
+)
+from .progress import Progress
+from .report import groups
+from .stats import figure, mean_sd
+
+FULL, BLOCK = 0.75, (8, 8)
+"""Of the comparison with other ways to train."""
+
+BLOCKS = ((1, 1), (4, 1), (8, 8), (16, 16))
+SPARSITIES = {"digits": (0.5,), "fashion": (0.5, 0.75)}
+"""Of the comparison between block sizes, and whole filters."""
+
+BASELINES = ("one-shot", "gradual, trained D", "gradual, fresh D")
+"""That the method is to beat."""
+
+SWEEPS = 10  # of the layout search: reproducible
+BATCH = 64  # of the latency
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What all variants of a seed start from."""
+
+    name: str
+    seed: int
+    data: Dataset
+    recipe: Recipe
+    judge: Judge
+    generator: Generator
+    discriminator: Discriminator
+
+    def steps(self) -> Iterator[Batch]:
+        """Batches of a compression."""
+        return batches(self.name, self.data, self.recipe, self.recipe.compress, self.seed + 100)
+
+    def schedule(self) -> Cubic:
+        """Gradual pruning in the first half."""
+        half = self.recipe.compress // 2
+        return Cubic(0, half, every=max(1, half // 20), initial=0.05)
+
+
+class GANExperiment:
+    """See the module."""
+
+    name = "gan"
+    title = "GAN compression: generators pruned under their own discriminator"
+
+    def rows(self, setting: Setting, progress: Progress) -> Iterator[Row]:
+        """Dense, the method, other ways to train at equal storage, other blocks."""
+        progress.plan(len(setting.seeds) * (1 + len(list(_runs(setting.data)))))
+        setting.out.mkdir(parents=True, exist_ok=True)
+        done: list[Row] = []
+        for seed in setting.seeds:
+            progress.describe(f"seed {seed}: dense training")
+            start = _trained(setting, seed)
+            progress.advance()
+            models: dict[str, nn.Module] = {"dense": start.generator}
+            rows = [_row("dense", start, start.generator)]
+            for run in _runs(setting.data):
+                progress.describe(f"seed {seed}: {run.label}")
+                masked, model = run.train(start)
+                row = _row(run.variant, start, model, run.block, run.sparsity, masked)
+                models[row.label] = model
+                rows.append(row)
+                progress.advance()
+            progress.describe(f"seed {seed}: measuring latency")
+            nets = {label: cast(Generator, model).net for label, model in models.items()}
+            times = latency.measure(nets, _inputs(setting.data, seed), Plan(budget_s=3.0))
+            rows = [Row(**{**vars(row), "latency_ms": times[row.label].ms}) for row in rows]
+            if seed == setting.seeds[0]:
+                shown = {label: samples(model, setting.data) for label, model in models.items()}
+                plot_images(shown, setting.out / f"{self.name}-{setting.data}-samples.png")
+            done += rows
+            yield from rows
+        plot_distances(done, setting.out / f"{self.name}-{setting.data}-frechet.png")
+
+    def claims(self, setting: Setting) -> list[Claim]:
+        """Labels are better kept than by other ways to train."""
+        return [
+            Claim(_label("method"), _label(rival), note="label accuracy") for rival in BASELINES
+        ]
+
+    def check(self, rows: Sequence[Row]) -> list[Check]:
+        """Distances, the zero of the loss, and that sparse models compute the masked ones."""
+        sparsities = dict.fromkeys(r.sparsity for r in rows if r.variant == "method, filters")
+        rises = [_rises(rows, sparsity) for sparsity in sparsities if sparsity is not None]
+        return [_distance(rows), _zero(), *rises, _equal(rows)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One way to come to a smaller generator.
+
+    Attributes:
+        variant: Its name.
+        train: Returns the masked generator, or None, and the one to judge, in eval mode.
+        block: (bo, bi).
+        sparsity: Removed share of the blocks.
+    """
+
+    variant: str
+    train: Callable[[Trained], tuple[nn.Module | None, nn.Module]]
+    block: tuple[int, int] | None = BLOCK
+    sparsity: float | None = FULL
+
+    @property
+    def label(self) -> str:
+        """As in tables."""
+        return Row(self.variant, 0, 0.0, block=self.block, sparsity=self.sparsity).label
+
+
+def _runs(data: str) -> Iterator[Run]:
+    yield Run("method", lambda t: _method(t))
+    yield Run("method, fixed D", lambda t: _method(t, train_d=False))
+    yield Run("gradual, trained D", lambda t: _adversarial(t, copy.deepcopy(t.discriminator)))
+    yield Run("gradual, slow D", lambda t: _adversarial(t, copy.deepcopy(t.discriminator), 0.1))
+    yield Run("gradual, fresh D", lambda t: _adversarial(t, _fresh(t)))
+    yield Run("one-shot", lambda t: _adversarial(t, copy.deepcopy(t.discriminator), one_shot=True))
+    yield Run("fixed D, plain", lambda t: _adversarial(t, copy.deepcopy(t.discriminator), None))
+    yield Run("distillation", _distilled)
+    yield Run("small dense", _small, None, None)
+    for sparsity in SPARSITIES[data]:
+        for block in BLOCKS:
+            if (sparsity, block) != (FULL, BLOCK):
+                yield Run("method", _with(block, sparsity), block, sparsity)
+        yield Run("method, filters", _with((1, 1), sparsity, "filter"), None, sparsity)
+
+
+def _with(
+    block: tuple[int, int], sparsity: float, atom: str = "block"
+) -> Callable[[Trained], tuple[nn.Module, nn.Module]]:
+    return lambda t: _method(t, block, sparsity, atom)
+
+
+def _trained(setting: Setting, seed: int) -> Trained:
+    name = setting.data
+    recipe = (QUICK if setting.quick else RECIPES)[name]
+    data = images(name, seed)
+    judge = Judge(name, data, recipe, seed)
+    torch.manual_seed(seed)
+    generator, discriminator = Generator(name), Discriminator(name)
+    train_gan(
+        generator,
+        discriminator,
+        batches(name, data, recipe, recipe.dense, seed),
+        recipe.adam(generator),
+        recipe.adam(discriminator),
+    )
+    recalibrate(generator, name, recipe.batch)
+    return Trained(name, seed, data, recipe, judge, generator, discriminator)
+
+
+def _fresh(start: Trained) -> Discriminator:
+    torch.manual_seed(start.seed + 200)
+    return Discriminator(start.name)
+
+
+def _method(
+    start: Trained,
+    block: tuple[int, int] = BLOCK,
+    sparsity: float = FULL,
+    atom: str = "block",
+    train_d: bool = True,
+) -> tuple[nn.Module, nn.Module]:
+    """GANPruner, with a tenth of the learning rate for the discriminator."""
+    generator = copy.deepcopy(start.generator).train()
+    discriminator = copy.deepcopy(start.discriminator).train()
+    optimizer = start.recipe.adam(generator)
+    pruner = GANPruner(
+        generator,
+        discriminator,
+        task=ConditionalGAN(),
+        schedule=start.schedule(),
+        train_d=train_d,
+        d_optimizer=start.recipe.adam(discriminator, 0.1) if train_d else None,
+        atom=atom,  # type: ignore[arg-type]
+        exclude=LAST,
+        optimizers=optimizer,
+        sparsity=sparsity,
+        block=block,
+        sweeps=SWEEPS,
+    )
+    for batch in start.steps():
+        optimizer.zero_grad()
+        pruner.loss((batch.real, batch.labels), batch.latent, batch.wanted).backward()
+        optimizer.step()
+        pruner.step()
+    return _finished(start, generator, pruner)
+
+
+def _adversarial(
+    start: Trained,
+    discriminator: Discriminator,
+    d_share: float | None = 1.0,
+    *,
+    one_shot: bool = False,
+) -> tuple[nn.Module, nn.Module]:
+    """Pruning by magnitude while the GAN trains on as it did."""
+    generator = copy.deepcopy(start.generator)
+    pruner = _magnitude(start, generator, one_shot)
+    train_gan(
+        generator,
+        discriminator,
+        start.steps(),
+        start.recipe.adam(generator),
+        None if d_share is None else start.recipe.adam(discriminator, d_share),
+        pruner.step,
+    )
+    return _finished(start, generator, pruner)
+
+
+def _distilled(start: Trained) -> tuple[nn.Module, nn.Module]:
+    """Gradual pruning; the dense generator's images are the targets, there is no discriminator."""
+    generator = copy.deepcopy(start.generator).train()
+    teacher = copy.deepcopy(start.generator).train()  # in the same mode of batch norm
+    pruner = _magnitude(start, generator)
+    optimizer = start.recipe.adam(generator)
+    for batch in start.steps():
+        with torch.no_grad():
+            wanted = teacher(batch.latent, batch.wanted)
+        optimizer.zero_grad()
+        F.mse_loss(generator(batch.latent, batch.wanted), wanted).backward()
+        optimizer.step()
+        pruner.step()
+    return _finished(start, generator, pruner)
+
+
+def _small(start: Trained) -> tuple[None, nn.Module]:
+    """A narrow generator with as many weights, from scratch, with all steps of dense and pruned."""
+    last = weights_of(start.generator.get_submodule(LAST))
+    stored = last + (1.0 - FULL) * (weights_of(start.generator) - last)
+    torch.manual_seed(start.seed + 300)
+    generator, discriminator = small_generator(start.name, int(stored)), Discriminator(start.name)
+    recipe = start.recipe
+    steps = batches(
+        start.name, start.data, recipe, recipe.dense + recipe.compress, start.seed + 300
+    )
+    train_gan(generator, discriminator, steps, recipe.adam(generator), recipe.adam(discriminator))
+    return None, recalibrate(generator, start.name, recipe.batch)
+
+
+def _magnitude(start: Trained, generator: nn.Module, one_shot: bool = False) -> TetrisPruner:
+    return TetrisPruner(
+        generator,
+        schedule="one_shot" if one_shot else start.schedule(),
+        exclude=LAST,
+        sparsity=FULL,
+        block=BLOCK,
+        sweeps=SWEEPS,
+    )
+
+
+def _finished(
+    start: Trained, generator: nn.Module, pruner: TetrisPruner | GANPruner
+) -> tuple[nn.Module, nn.Module]:
+    recalibrate(generator, start.name, start.recipe.batch)
+    return generator, pruner.finalize()
+
+
+def _inputs(name: str, seed: int) -> Tensor:
+    random = torch.Generator().manual_seed(seed)
+    latent = torch.randn(BATCH, LATENT[name], generator=random)
+    return Generator.inputs(latent, torch.arange(BATCH) % CLASSES)
+
+
+def _row(
+    variant: str,
+    start: Trained,
+    model: nn.Module,
+    block: tuple[int, int] | None = None,
+    sparsity: float | None = None,
+    masked: nn.Module | None = None,
+) -> Row:
+    """Judge a generator; ``stored`` counts the last layer too, which is smaller in a small one."""
+    accuracy, distance = start.judge(model)
+    extra = {"FD": distance}
+    if masked is not None:
+        extra["error"] = _error(model, masked, _inputs(start.name, start.seed))
+    sparse = [m for m in model.modules() if isinstance(m, tetris.nn.SparseLayer)]
+    stored = weights_of(model) + sum(m.layout.stored_values for m in sparse)
+    return Row(
+        variant,
+        start.seed,
+        accuracy,
+        block=block,
+        sparsity=sparsity,
+        stored=stored,
+        extra=extra,
+    )
+
+
+@torch.no_grad()
+def _error(sparse: nn.Module, masked: nn.Module, x: Tensor) -> float:
+    """Relative error of the sparse generator's images."""
+    got, want = (cast(Generator, model).net(x) for model in (sparse, masked))
+    return float((got - want).norm() / want.norm())
+
+
+def _label(variant: str) -> str:
+    return f"{variant} {BLOCK[0]}x{BLOCK[1]} {100 * FULL:g}%"
+
+
+def _mean(rows: Sequence[Row], label: str, field: str = "FD") -> float:
+    return mean_sd(figure(row, field) for row in rows if row.label == label)[0]
+
+
+def _distance(rows: Sequence[Row]) -> Check:
+    own = _mean(rows, _label("method"))
+    rivals = {rival: _mean(rows, _label(rival)) for rival in BASELINES}
+    best = min(rivals, key=rivals.__getitem__)
+    return (
+        "FD within twice that of the best of " + "; ".join(BASELINES),
+        own <= 2.0 * rivals[best],
+        f"{own:.1f} against {rivals[best]:.1f} of {best}",
+    )
+
+
+def _rises(rows: Sequence[Row], sparsity: float) -> Check:
+    share = f"{100 * sparsity:g}%"
+    labels = [f"method {bo}x{bi} {share}" for bo, bi in BLOCKS] + [f"method, filters {share}"]
+    means = [_mean(rows, label) for label in labels]
+    return (
+        f"mean FD at {share} rises with the size of blocks: 1x1, 4x1, 8x8, 16x16, filters",
+        all(a <= b for a, b in zip(means, means[1:], strict=False)),
+        ", ".join(f"{mean:.1f}" for mean in means),
+    )
+
+
+def _equal(rows: Sequence[Row]) -> Check:
+    worst = max(row.extra["error"] for row in rows if "error" in row.extra)
+    return "sparse generators equal the masked ones to 1e-5", worst < 1e-5, f"{worst:.1g}"
+
+
+def _zero() -> Check:
+    torch.manual_seed(0)
+    generator, discriminator = Generator("digits").train(), Discriminator("digits")
+    pruner = GANPruner(
+        generator,
+        discriminator,
+        task=ConditionalGAN(),
+        schedule="one_shot",
+        train_d=False,
+        exclude=LAST,
+        sparsity=0.0,
+        sweeps=1,
+    )
+    labels = torch.arange(64) % CLASSES
+    loss = float(pruner.loss((torch.randn(64, 64), labels), torch.randn(64, 16), labels))
+    return "L is 0 where both generators are equal", abs(loss) < 1e-5, f"{loss:.2g}"
+
+
+def plot_distances(rows: Sequence[Row], path: Path) -> None:
+    """Draw the Frechet distance of every variant, mean and standard deviation."""
+    members = groups(rows)
+    height = 0.32 * len(members) + 1.0
+    drawing = matplotlib_figure("benchmarks.methods")(figsize=(7.2, height), dpi=130)
+    drawing.set_layout_engine("constrained")
+    axes = drawing.subplots()
+    found = [mean_sd(row.extra["FD"] for row in group) for group in members.values()]
+    spread = [0.0 if deviation != deviation else deviation for _, deviation in found]
+    axes.barh(list(members), [mean for mean, _ in found], xerr=spread, color="#1f5fa8", capsize=2)
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("Frechet distance of a classifier's features: less is better")
+    axes.grid(axis="x", alpha=0.3)
+    drawing.savefig(path)
+
+
+EXPERIMENT = GANExperiment()

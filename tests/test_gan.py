@@ -1,0 +1,698 @@
+"""GAN compression: the loss, what it leaves alone, what is kept, and what happens when it fails."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+import tetris
+from tetris.plotting import plot_images
+from tetris.prune import (
+    ConditionalGAN,
+    Cubic,
+    DivergenceError,
+    GANPruner,
+    ImageToImageGAN,
+    UnconditionalGAN,
+)
+from tetris.prune.gan import relative_difference
+
+ROOT = Path(__file__).parent.parent
+FAST = {"sweeps": 1, "block": (4, 4)}
+SOON = Cubic(0, 6, every=2, initial=0.05)
+
+
+def linear_generator():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(32, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Linear(32, 16),
+    )
+
+
+def linear_discriminator():
+    torch.manual_seed(1)
+    leak = nn.LeakyReLU(0.2)
+    return nn.Sequential(spectral_norm(nn.Linear(16, 32)), leak, spectral_norm(nn.Linear(32, 1)))
+
+
+def conv_generator():
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 32 * 4),
+        nn.Unflatten(1, (32, 2, 2)),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 1, 3, padding=1),
+    )
+
+
+def conv_discriminator():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv2d(1, 8, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(8, 1, 2))
+
+
+class Told(nn.Module):
+    """A network that takes classes beside its inputs; with ``guess``, one that guesses them too."""
+
+    def __init__(self, net, guess=None):
+        super().__init__()
+        self.net = net
+        self.guess = guess
+
+    def forward(self, x, labels=None):
+        if labels is not None:
+            x = x + labels.to(x.dtype).view(-1, *[1] * (x.dim() - 1)) / 4
+        return self.net(x) if self.guess is None else (self.net(x), self.guess(x))
+
+
+LABELS = torch.arange(12) % 4
+REAL = torch.randn(12, 16, generator=torch.Generator().manual_seed(3))
+LATENT = torch.randn(12, 8, generator=torch.Generator().manual_seed(4))
+
+
+def other(x):
+    return torch.tanh(x).roll(1, -1)
+
+
+def image_generator():
+    """From images to images."""
+    return nn.Sequential(nn.Linear(16, 8), linear_generator())
+
+
+def guessing():
+    torch.manual_seed(5)
+    return Told(linear_discriminator(), nn.Linear(16, 4))
+
+
+TASKS = {
+    "unconditional": (UnconditionalGAN(), linear_generator, linear_discriminator, (REAL,), LATENT),
+    "penalty": (
+        UnconditionalGAN("wasserstein", penalty=10.0),
+        linear_generator,
+        linear_discriminator,
+        (REAL,),
+        LATENT,
+    ),
+    "conditional": (
+        ConditionalGAN("hinge"),
+        lambda: Told(linear_generator()),
+        lambda: Told(linear_discriminator()),
+        (REAL, LABELS),
+        (LATENT, LABELS.flip(0)),
+    ),
+    "classifying": (
+        ConditionalGAN(classify=0.7),
+        lambda: Told(linear_generator()),
+        guessing,
+        (REAL, LABELS),
+        (LATENT, LABELS.flip(0)),
+    ),
+    "paired": (ImageToImageGAN(), image_generator, linear_discriminator, (REAL,), REAL.flip(0)),
+    "cycle": (
+        ImageToImageGAN(back=lambda generator, sample: other(sample.generated)),
+        image_generator,
+        linear_discriminator,
+        (REAL,),
+        REAL.flip(0),
+    ),
+    "star": (
+        ImageToImageGAN(
+            "wasserstein",
+            penalty=10.0,
+            classify=1.0,
+            back=lambda generator, sample: generator(sample.generated, sample.real[1]),
+        ),
+        lambda: Told(image_generator()),
+        guessing,
+        (REAL, LABELS),
+        (REAL, LABELS.flip(0)),
+    ),
+}
+
+
+def made(task, **settings):
+    """A pruner for a task, and the arguments of its loss."""
+    task, generator, discriminator, real, inputs = TASKS[task]
+    generator, discriminator = generator(), discriminator()
+    if settings.get("train_d", True):
+        settings.setdefault("d_optimizer", torch.optim.Adam(discriminator.parameters(), 1e-3))
+    settings = {"schedule": SOON, "sparsity": 0.5, **FAST, **settings}
+    pruner = GANPruner(generator, discriminator, task=task, **settings)
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    return pruner, (real if len(real) > 1 else real[0], *inputs)
+
+
+def train(pruner, batch, optimizer, steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        pruner.loss(*batch).backward()
+        optimizer.step()
+        pruner.step()
+
+
+def state_of(*networks):
+    return [{k: v.clone() for k, v in n.state_dict().items()} for n in networks]
+
+
+def same(a, b):
+    return all(
+        x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+# -- the loss ---------------------------------------------------------------------------------
+
+
+def test_relative_difference_is_the_formula():
+    a, b = torch.tensor([1.0, -3.0, 4.0]), torch.tensor([2.0, -3.0, 0.0])
+    assert float(relative_difference(a, b, 0.1)) == pytest.approx((2 / 3 + 1 / 3) / (2 / 3 + 0.1))
+    assert float(relative_difference(a, b, 0.1, True)) == pytest.approx((5 / 3) / (8 / 3 + 0.1))
+    zero = torch.zeros(3)
+    assert float(relative_difference(zero, b, 0.5)) == pytest.approx((1 / 3) / 0.5)
+
+
+def test_relative_difference_has_no_gradient_of_the_original():
+    a, b = torch.ones(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    relative_difference(a, b, 1e-3, True).backward()
+    assert a.grad is None
+    torch.testing.assert_close(b.grad, torch.full((2,), -0.5 / 1.001))
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("training", [True, False])
+def test_loss_is_zero_where_both_generators_are_equal(task, training):
+    pruner, batch = made(task, sparsity=0.0, schedule="one_shot")
+    pruner.model.train(training)
+    pruner.discriminator.train()  # spectral norm would move between two looks
+    assert float(pruner.loss(*batch).detach()) == pytest.approx(0.0, abs=1e-5)
+    with torch.no_grad():
+        for parameter in pruner.model.parameters():
+            parameter.mul_(1.3)
+    assert float(pruner.loss(*batch).detach()) > 1e-3
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loss_leaves_everything_but_the_pruned_generator_alone(task):
+    pruner, batch = made(task, schedule="one_shot")
+    pruner.discriminator.train()
+    before = state_of(pruner.discriminator, pruner.original)
+    pruner.loss(*batch).backward()
+    after = state_of(pruner.discriminator, pruner.original)
+    counters = [k for k in after[1] if k.endswith("num_batches_tracked")]
+    for state in (before[1], after[1]):
+        for key in counters:
+            state.pop(key)
+    assert same(before, after)
+    assert all(p.grad is None for p in pruner.discriminator.parameters())
+    assert all(p.requires_grad for p in pruner.discriminator.parameters())
+    assert all(module.training for module in pruner.discriminator.modules())
+    learnt = [p for p in pruner.model.parameters() if p.grad is not None and p.grad.any()]
+    assert len(learnt) >= 4
+
+
+def test_loss_of_a_classifying_gan_is_the_sum_of_the_paper():
+    pruner, (real, *inputs) = made("classifying", schedule="one_shot", strength=0.3, eps=0.01)
+    pruner.model.eval()
+    loss = float(pruner.loss(real, *inputs).detach())
+    judge = copy.deepcopy(pruner.discriminator).eval()
+    (scores, _), labels = judge(real[0]), inputs[1]
+
+    def terms(generator):
+        own, guessed = judge(generator.eval()(*inputs))
+        gen = F.softplus(-own).mean()
+        dis = F.softplus(-scores).mean() + F.softplus(own).mean()
+        return gen, F.cross_entropy(guessed, labels), dis
+
+    with torch.no_grad():
+        a, b = terms(pruner.original), terms(pruner.model)
+    r = [float((x - y).abs() / (x.abs() + 0.01)) for x, y in zip(a, b, strict=True)]
+    assert loss == pytest.approx(r[0] + 0.7 * r[1] + 0.3 * r[2], rel=1e-3)
+    assert min(r) > 0.0
+    assert pruner.terms["cla"] == pytest.approx(r[1], rel=1e-3)
+    assert pruner.terms["d/cla"] == 0.0  # of the real images, equal for both generators
+
+
+@pytest.mark.parametrize("loss", ["logistic", "hinge", "least_squares", "wasserstein"])
+def test_adversarial_losses_have_their_minima_on_the_right_side(loss):
+    task = UnconditionalGAN(loss)
+    far = torch.tensor([[-9.0], [9.0]])
+
+    def terms(real, generated):
+        sample = tetris.prune.gan_tasks.Sample(nn.Identity(), (), (real,), generated)
+
+        def look(x):
+            return x
+
+        return task.generator_terms(look, sample)["gen"], task.discriminator_terms(look, sample)
+
+    one = torch.ones(2, 1)
+    assert (terms(one, one)[0] < terms(one, -one)[0]).all()
+    assert (terms(one, -one)[1]["dis"] < terms(-one, one)[1]["dis"]).all()
+    assert set(terms(far, far)[1]) == {"dis"}
+
+
+def test_gradient_penalty_is_that_of_a_linear_critic():
+    critic = nn.Linear(16, 1, bias=False)
+    generated = torch.randn(12, 16, requires_grad=True)
+    sample = tetris.prune.gan_tasks.Sample(nn.Identity(), (), (REAL,), generated)
+    terms = UnconditionalGAN("wasserstein", penalty=10.0).discriminator_terms(critic, sample)
+    norm = critic.weight.norm()
+    torch.testing.assert_close(terms["gp"], (norm - 1).square().expand(12))
+
+
+def test_reconstruction_goes_through_the_generator_that_is_judged():
+    pruner, batch = made("star", sparsity=0.0, schedule="one_shot", train_d=False)
+    pruner.model.eval()
+    with torch.no_grad():
+        for parameter in pruner.model.parameters():
+            parameter.mul_(1.1)
+    pruner.loss(*batch)
+    (images, labels), _, wanted = batch
+
+    def rebuilt(generator):
+        with torch.no_grad():
+            return (images - generator(generator(images, wanted), labels)).abs().mean()
+
+    a, b = rebuilt(pruner.original.eval()), rebuilt(pruner.model)
+    assert pruner.terms["rec"] == pytest.approx(float((a - b).abs() / (a + 1e-3)), rel=1e-4)
+
+
+# -- pruning ----------------------------------------------------------------------------------
+
+
+def test_blocks_go_gradually_and_stay_gone():
+    pruner, batch = made("unconditional", sparsity=0.75, allow_empty_rows=True)
+    optimizer = torch.optim.Adam(pruner.model.parameters(), 1e-2, betas=(0.5, 0.99))
+    assert list(pruner.layers) == ["0", "4"]  # not the last one
+    seen, masks = [pruner.sparsity], [{n: o.mask() for n, o in pruner.layouts().items()}]
+    for _ in range(8):
+        train(pruner, batch, optimizer, 1)
+        seen.append(pruner.sparsity)
+        masks.append({n: o.mask() for n, o in pruner.layouts().items()})
+    assert 0.0 < seen[0] < 0.1
+    assert seen == sorted(seen)
+    assert seen[6] == seen[-1] == pytest.approx(0.75, abs=0.02)
+    for old, new in zip(masks, masks[1:], strict=False):
+        assert all(bool((old[n] | ~new[n]).all()) for n in old)
+    for name, mask in masks[-1].items():
+        assert not pruner.modules()[name].weight[~mask].any()
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+@pytest.mark.parametrize("atom", ["block", "filter"])
+@pytest.mark.parametrize("block", [(4, 4), (1, 1), (8, 2)])
+def test_sparse_generator_equals_the_masked_one_and_runs_on_kernels(execution, atom, block):
+    generator, discriminator = conv_generator(), conv_discriminator()
+    optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
+    pruner = GANPruner(
+        generator,
+        discriminator,
+        task=UnconditionalGAN("hinge"),
+        schedule=SOON,
+        d_optimizer=torch.optim.Adam(discriminator.parameters(), 1e-4),
+        optimizers=optimizer,
+        execution=execution,
+        atom=atom,
+        include=["0", "2", "5"],
+        sparsity=0.5,
+        block=block,
+        sweeps=1,
+    )
+    train(pruner, (torch.randn(12, 1, 4, 4), LATENT), optimizer, 7)
+    sparse = pruner.finalize().eval()
+    kinds = [type(sparse[i]).__name__ for i in (0, 2, 5)]
+    assert kinds == ["SparseLinear", "SparseConvTranspose2d", "SparseConv2d"]
+    with torch.inference_mode():
+        want, got = generator.eval()(LATENT), sparse(LATENT)
+        assert float((got - want).norm() / want.norm()) < 1e-5
+        sparse[0](LATENT)
+        assert tetris._C.last_kernel().startswith("bsmm")
+    stored = [layer.layout for layer in (sparse[0], sparse[2], sparse[5])]
+    if atom == "filter":
+        for layout in stored:
+            rows = layout.block_mask()
+            assert torch.equal(rows.any(1), rows.all(1))
+            assert int(rows.any(1).sum()) == -(-layout.block_grid[0] // 2)
+    else:
+        assert all(abs(layout.sparsity - 0.5) < 0.1 for layout in stored)
+
+
+@pytest.mark.parametrize("atom", ["block", "filter"])
+def test_training_on_stored_blocks_follows_the_masked_one(atom):
+    found = []
+    for execution in ("masked", "sparse"):
+        torch.manual_seed(0)
+        pruner, batch = made("unconditional", execution=execution, atom=atom, include=["0", "4"])
+        optimizer = torch.optim.SGD(pruner.model.parameters(), 0.05, momentum=0.9)
+        pruner.attach(optimizer)
+        train(pruner, batch, optimizer, 8)
+        found.append((pruner.layouts(), pruner.model.eval()(LATENT).detach()))
+    assert found[0][0] == found[1][0]
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
+
+
+def test_the_largest_filters_stay():
+    generator = linear_generator()
+    with torch.no_grad():
+        generator[4].weight.mul_(torch.linspace(0.1, 3.0, 32)[torch.randperm(32)][:, None])
+    norms = generator[4].weight.abs().sum(1)
+    pruner = GANPruner(
+        generator,
+        linear_discriminator(),
+        task=UnconditionalGAN(),
+        schedule="one_shot",
+        train_d=False,
+        atom="filter",
+        include="4",
+        sparsity=0.75,
+        block=(2, 4),
+    )
+    kept = pruner.layouts()["4"].mask().any(1)
+    assert int(kept.sum()) == 8
+    assert bool(norms[kept].min() > norms[~kept].max())
+
+
+# -- the discriminator ------------------------------------------------------------------------
+
+
+def test_an_adapting_discriminator_takes_one_ordinary_step():
+    pruner, batch = made("unconditional", schedule="one_shot", train_d=False)
+    pruner.train_d = True
+    pruner.discriminator.train()
+    pruner.d_optimizer = torch.optim.SGD(pruner.discriminator.parameters(), 0.1)
+    copied = copy.deepcopy(pruner.discriminator)
+    optimizer = torch.optim.SGD(copied.parameters(), 0.1)
+    pruner.model.eval()
+    with torch.no_grad():
+        generated = pruner.model(LATENT)
+    pruner.loss(*batch).backward()
+    pruner.step()
+    (F.softplus(-copied(REAL)).mean() + F.softplus(copied(generated)).mean()).backward()
+    optimizer.step()
+    for a, b in zip(pruner.discriminator.parameters(), copied.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert pruner.terms["d"] > 0.0
+
+
+def test_a_fixed_discriminator_does_not_move():
+    pruner, batch = made("unconditional", train_d=False)
+    before = state_of(pruner.discriminator)
+    train(pruner, batch, torch.optim.Adam(pruner.model.parameters(), 1e-3), 4)
+    assert same(before, state_of(pruner.discriminator))
+    assert "d" not in pruner.terms
+
+
+def test_training_brings_the_pruned_generator_closer():
+    pruner, batch = made("unconditional", train_d=False, schedule="one_shot", per_sample=True)
+    pruner.model[3].p = pruner.original[3].p = 0.0
+    optimizer = torch.optim.Adam(pruner.model.parameters(), 3e-3)
+    losses = []
+    for _ in range(150):
+        loss = pruner.loss(*batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+        losses.append(float(loss.detach()))
+    assert sum(losses[-20:]) < 0.5 * sum(losses[:20])
+
+
+# -- when it fails ----------------------------------------------------------------------------
+
+
+def failing(**settings):
+    """A pruner after five steps with a copy every two, and its states after four."""
+    pruner, batch = made("unconditional", snapshot_every=2, **settings)
+    optimizer = torch.optim.Adam(pruner.model.parameters(), 1e-3)
+    pruner.attach(optimizer)
+    train(pruner, batch, optimizer, 4)
+    good = state_of(pruner.model, pruner.discriminator), copy.deepcopy(optimizer.state_dict())
+    train(pruner, batch, optimizer, 1)
+    return pruner, batch, optimizer, good
+
+
+def check_good(pruner, batch, optimizer, good):
+    states, its_state = good
+    assert pruner.steps == 4
+    assert same(states, state_of(pruner.model, pruner.discriminator))
+    for key, old in its_state["state"].items():
+        new = optimizer.state_dict()["state"][key]
+        assert all(torch.equal(old[k], new[k]) for k in old)
+    train(pruner, batch, optimizer, 3)  # goes on from there
+    with torch.no_grad():
+        assert bool(pruner.finalize().eval()(LATENT).isfinite().all())
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_weights_that_are_not_finite_bring_the_last_good_state_back(execution):
+    pruner, batch, optimizer, good = failing(execution=execution)
+    optimizer.zero_grad()
+    pruner.loss(*batch).backward()
+    with torch.no_grad():
+        pruner.model[7].bias[0] = torch.nan
+    with pytest.raises(
+        DivergenceError, match=r"step: after 5 steps 7\.bias .* back at step 4"
+    ) as e:
+        pruner.step()
+    assert e.value.step == 4
+    check_good(pruner, batch, optimizer, good)
+
+
+def test_a_loss_that_is_not_finite_brings_the_last_good_state_back():
+    pruner, batch, optimizer, good = failing()
+    with pytest.raises(DivergenceError, match=r"the loss is nan \(gen nan"):
+        pruner.loss(REAL, torch.full_like(LATENT, torch.inf))
+    check_good(pruner, batch, optimizer, good)
+
+
+def test_a_discriminator_that_is_not_finite_brings_the_last_good_state_back():
+    pruner, batch, optimizer, good = failing()
+    pruner.loss(*batch).backward()
+    for group in pruner.d_optimizer.param_groups:
+        group["lr"] = float("inf")
+    with pytest.raises(DivergenceError, match="of the discriminator is not finite"):
+        pruner.step()
+    assert all(group["lr"] == 1e-3 for group in pruner.d_optimizer.param_groups)
+    check_good(pruner, batch, optimizer, good)
+
+
+def test_a_discriminator_that_scores_all_alike_has_collapsed():
+    pruner, batch, optimizer, good = failing(patience=3)
+    before = pruner.discriminator[2].bias.detach().clone()
+    with torch.no_grad():
+        pruner.discriminator[2].bias.add_(1e6)
+    for _ in range(2):  # one such step may pass, and is never copied as good
+        optimizer.zero_grad()
+        pruner.loss(*batch)
+        pruner.step()
+    with pytest.raises(DivergenceError, match="for 3 steps it gave every image the same score"):
+        pruner.loss(*batch)
+    assert float((pruner.discriminator[2].bias - before).abs()) < 0.1
+    check_good(pruner, batch, optimizer, good)
+
+
+def test_a_discriminator_that_learns_nothing_any_more_has_collapsed():
+    discriminator = nn.Sequential(nn.Linear(16, 1, bias=False))
+    with torch.no_grad():
+        discriminator[0].weight.fill_(100.0)
+    generator = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16))
+    with torch.no_grad():
+        generator[2].bias.fill_(-1e3)  # so that hinge losses are exactly zero
+    pruner = GANPruner(
+        generator,
+        discriminator,
+        task=UnconditionalGAN("hinge"),
+        schedule="one_shot",
+        d_optimizer=torch.optim.SGD(discriminator.parameters(), 0.1),
+        patience=2,
+        sparsity=0.5,
+        **FAST,
+    )
+    real = REAL.abs()
+    pruner.loss(real, LATENT)
+    pruner.step()
+    pruner.loss(real, LATENT)
+    with pytest.raises(DivergenceError, match="for 2 steps its loss was below"):
+        pruner.step()
+
+
+# -- checkpoints ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+@pytest.mark.parametrize("atom", ["block", "filter"])
+def test_training_resumes_where_it_stopped(execution, atom):
+    def make():
+        pruner, batch = made("unconditional", execution=execution, atom=atom)
+        pruner.model[3].p = 0.0
+        pruner.original[3].p = 0.0
+        optimizer = torch.optim.Adam(pruner.model.parameters(), 1e-2)
+        pruner.attach(optimizer)
+        return pruner, batch, optimizer
+
+    pruner, batch, optimizer = make()
+    train(pruner, batch, optimizer, 3)
+    resumed, _, its_optimizer = make()
+    with torch.no_grad():
+        for parameter in resumed.original.parameters():
+            parameter.zero_()  # comes with the state
+    resumed.load_state_dict(copy.deepcopy(pruner.state_dict()))
+    resumed.model.load_state_dict(pruner.model.state_dict())
+    resumed.discriminator.load_state_dict(pruner.discriminator.state_dict())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    resumed.d_optimizer.load_state_dict(copy.deepcopy(pruner.d_optimizer.state_dict()))
+    train(pruner, batch, optimizer, 5)
+    train(resumed, batch, its_optimizer, 5)
+    assert resumed.layouts() == pruner.layouts()
+    assert same(
+        state_of(pruner.model, pruner.discriminator), state_of(resumed.model, resumed.discriminator)
+    )
+
+
+# -- messages ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"d_optimizer": None}, "train_d needs d_optimizer"),
+        ({"train_d": False, "d_optimizer": "adam"}, "of no use with train_d=False"),
+        ({"d_optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}, "holds no parameter of the"),
+        ({"strength": -1.0}, "strength must not be negative"),
+        ({"eps": 0.0}, "eps must be positive"),
+        ({"atom": "row"}, "atom must be 'block' or 'filter'"),
+        ({"snapshot_every": 0}, "snapshot_every must be an int of 1 or more"),
+        ({"patience": 1.5}, "patience must be an int of 1 or more"),
+        ({"atom": "filter", "scope": "global"}, "use scope='layer'"),
+    ],
+)
+def test_settings_are_checked_before_anything_changes(settings, message):
+    with pytest.raises(ValueError, match=message):
+        made("unconditional", **settings)
+
+
+def test_calls_in_the_wrong_order_say_what_comes_first():
+    pruner, batch = made("unconditional")
+    with pytest.raises(RuntimeError, match=r"call loss = pruner\.loss"):
+        pruner.step()
+    with pytest.raises(ValueError, match="takes real images"):
+        pruner.loss(REAL)
+    pruner.loss(*batch)
+    pruner.step()
+    with pytest.raises(RuntimeError, match=r"call loss = pruner\.loss"):
+        pruner.step()
+    pruner.remove()
+    with pytest.raises(RuntimeError, match="the pruner has ended"):
+        pruner.loss(*batch)
+
+
+def test_tasks_say_what_they_need():
+    with pytest.raises(ValueError, match="loss must be one of logistic"):
+        UnconditionalGAN("l2")  # type: ignore[arg-type]
+    pruner, _ = made("conditional")
+    with pytest.raises(ValueError, match="labels are needed, the last of real and inputs"):
+        pruner.loss(REAL, LATENT, LABELS)
+    pruner, _ = made("penalty")
+    with pytest.raises(ValueError, match="as many real images as generated"):
+        pruner.loss(REAL[:6], LATENT)
+    pruner, _ = made("paired")
+    with pytest.raises(ValueError, match="rec compares images of one shape"):
+        pruner.loss(REAL[:6], REAL)
+    _, generator, _, real, inputs = TASKS["classifying"]
+    silent = GANPruner(
+        generator(),
+        Told(linear_discriminator()),
+        task=ConditionalGAN(classify=1.0),
+        schedule="one_shot",
+        train_d=False,
+        **FAST,
+    )
+    with pytest.raises(TypeError, match=r"the discriminator returns \(scores, logits\)"):
+        silent.loss(real, *inputs)
+
+
+# -- pictures, the example and the experiment -------------------------------------------------
+
+
+def test_image_grids_are_written_and_checked(tmp_path):
+    path = tmp_path / "grid.png"
+    plot_images({"dense": torch.rand(3, 5, 4), "pruned": torch.rand(3, 5, 4)}, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match=r"of one shape \(got \[3, 5, 4\], \[3, 5, 5\]\)"):
+        plot_images({"a": torch.rand(3, 5, 4), "b": torch.rand(3, 5, 5)}, path)
+    with pytest.raises(ValueError, match="got no rows"):
+        plot_images({}, path)
+
+
+def test_the_example_runs(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "examples" / "gan.py"),
+            "--tiny",
+            "--out",
+            str(tmp_path / "s.png"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Frechet distance" in done.stdout
+    assert (tmp_path / "s.png").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["digits", "fashion"])
+def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, monkeypatch):
+    sys.path.insert(0, str(ROOT))
+    from dataclasses import replace
+
+    from benchmarks.methods import gan, gan_training
+    from benchmarks.methods.experiment import Setting
+    from benchmarks.methods.progress import Progress
+    from benchmarks.methods.stats import compare
+    from tetris.timing import Plan
+
+    if data == "fashion":
+        try:
+            gan_training.images("fashion", 0)
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+    tiny = replace(gan_training.QUICK[data], dense=3, compress=4, classifier=1, images=200)
+    monkeypatch.setitem(gan_training.QUICK, data, tiny)
+    monkeypatch.setattr(gan, "SWEEPS", 1)
+    monkeypatch.setattr(gan, "Plan", lambda **_: Plan(0.0, 0.0, 1, 1))
+    setting = Setting(data, (0,), True, tmp_path)
+    experiment = gan.EXPERIMENT
+    rows = list(experiment.rows(setting, Progress()))
+    assert len({row.label for row in rows}) == len(rows) == (15 if data == "digits" else 20)
+    by_label = {row.label: row for row in rows}
+    stored = {row.stored for row in rows if row.block == (8, 8) and row.sparsity == 0.75}
+    assert len(stored) == 1  # all compete at equal storage
+    assert by_label["small dense"].stored <= max(stored) < by_label["dense"].stored
+    assert all(row.latency_ms > 0.0 and row.extra["FD"] > 0.0 for row in rows)
+    for claim in experiment.claims(setting):
+        assert compare(rows, claim).seeds == 1
+    checks = {what: holds for what, holds, _ in experiment.check(rows)}
+    assert checks["L is 0 where both generators are equal"]
+    assert checks["sparse generators equal the masked ones to 1e-5"]
+    for picture in ("samples", "frechet"):
+        assert (tmp_path / f"gan-{data}-{picture}.png").exists()

@@ -393,7 +393,8 @@ def _zero() -> Check:
         sweeps=1,
     )
     labels = torch.arange(64) % CLASSES
-    loss = float(pruner.loss((torch.randn(64, 64), labels), torch.randn(64, 16), labels))
+    real, latent = (torch.randn(64, 64), labels), torch.randn(64, 16)
+    loss = float(pruner.loss(real, latent, labels).detach())
     return "L is 0 where both generators are equal", abs(loss) < 1e-5, f"{loss:.2g}"
 
 

@@ -22,9 +22,11 @@ from .block_pruner import BlockPruner
 from .gan_guard import DivergenceError, Snapshot, Watch, not_finite
 from .gan_tasks import GANTask, Network, Sample
 from .options import LayerOptions, LayerOverride, shows_settings
+from .plan import Scope
 from .pruner import Execution
 from .saliency import layer_saliency
 from .schedule import Schedule
+from .shared import Share
 from .target import Target
 from .tree import Selector
 
@@ -94,6 +96,7 @@ class GANPruner(BlockPruner):
         types: Exact types to prune.
         overrides: Settings for some layers.
         scope: ``"layer"`` or ``"global"``.
+        share: Channels whose order several layers share, see :class:`SharedOrder`; blocks only.
         target: What is to be left, in place of ``sparsity``.
         search_every_update: Search the permutations anew whenever masks change. Removed blocks may
             come back then.
@@ -161,7 +164,8 @@ class GANPruner(BlockPruner):
         exclude: Selector | Iterable[Selector] | None = None,
         types: tuple[type[nn.Module], ...] = DENSE_TYPES,
         overrides: Mapping[str, LayerOverride] | None = None,
-        scope: Literal["layer", "global"] = "layer",
+        scope: Scope = "layer",
+        share: Share = (),
         target: Target | None = None,
         search_every_update: bool = False,
         execution: Execution = "masked",
@@ -184,10 +188,10 @@ class GANPruner(BlockPruner):
         _check_settings(where, strength, eps, atom, snapshot_every, patience)
         _check_discriminator(where, discriminator, train_d, d_optimizer)
         if atom == "filter":
-            if scope != "layer" or search_every_update:
+            if scope != "layer" or search_every_update or share:
                 raise ValueError(
                     f"{where}: atom='filter' ranks the rows of each layer, once they are sorted; "
-                    "use scope='layer' and search_every_update=False"
+                    "use scope='layer', no share= and no search_every_update"
                 )
             settings = {"reorder": "l1_sort", **settings, "allow_empty_rows": True}  # type: ignore[assignment]
             if options is not None:
@@ -218,6 +222,7 @@ class GANPruner(BlockPruner):
             types=types,
             overrides=overrides,
             scope=scope,
+            share=share,
             target=target,
             search_every_update=search_every_update,
             execution=execution,

@@ -20,7 +20,7 @@ from tetris.prune import (
     ImageToImageGAN,
     UnconditionalGAN,
 )
-from tetris.prune.gan import relative_difference
+from tetris.prune.gan_loss import relative_difference
 
 ROOT = Path(__file__).parent.parent
 FAST = {"sweeps": 1, "block": (4, 4)}
@@ -586,6 +586,13 @@ def test_training_resumes_where_it_stopped(execution, atom):
 def test_settings_are_checked_before_anything_changes(settings, message):
     with pytest.raises(ValueError, match=message):
         made("unconditional", **settings)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="one process trains; here are 2"):
+        made("unconditional")
 
 
 def test_calls_in_the_wrong_order_say_what_comes_first():

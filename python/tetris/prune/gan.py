@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -20,6 +18,7 @@ from ..nn.kinds import DENSE_TYPES, DenseLayer
 from . import ranks
 from .block_pruner import BlockPruner
 from .gan_guard import DivergenceError, Snapshot, Watch, not_finite
+from .gan_loss import Judge, frozen_copy, judging, relative_difference, same_mode
 from .gan_tasks import GANTask, Network, Sample
 from .options import LayerOptions, LayerOverride, shows_settings
 from .plan import Scope
@@ -118,8 +117,8 @@ class GANPruner(BlockPruner):
 
     Attributes:
         original: G_O.
-        terms: Term -> R of the last :meth:`loss`, before weights; ``d`` is the discriminator's own
-            loss in its last step.
+        terms: Term -> R of the last :meth:`loss`, before weights; those of L_DC begin with ``d/``,
+            and ``d`` is the discriminator's own loss in its last step.
 
     Raises:
         ValueError: a setting out of its range, or as :class:`BlockPruner`.
@@ -209,7 +208,7 @@ class GANPruner(BlockPruner):
         self.per_sample = per_sample
         self.atom: Atom = atom
         self.snapshot_every = snapshot_every
-        self.original = _frozen_copy(generator)
+        self.original = frozen_copy(generator)
         self.terms: dict[str, float] = {}
         self._pending: Sample | None = None
         self._watch = Watch(patience)
@@ -256,9 +255,10 @@ class GANPruner(BlockPruner):
             )
         if self._good is None:
             self._good = self._snapshot()
-        judge = _Judge(self.discriminator, truth)
-        with _judging(self.discriminator):
-            with _same_mode(self.original, self.model), torch.random.fork_rng(self._devices()):
+        judge = Judge(self.discriminator, truth)
+        with judging(self.discriminator):
+            same_mode(self.original, self.model)
+            with torch.random.fork_rng(self._devices()):
                 want = self._evaluate(where, self.original, judge, truth, inputs)[1]
             judge.scores.clear()
             sample, got = self._evaluate(where, self.model, judge, truth, inputs)
@@ -413,86 +413,11 @@ class GANPruner(BlockPruner):
         )
 
 
-def relative_difference(
-    original: Tensor, pruned: Tensor, eps: float = 1e-3, per_sample: bool = False
-) -> Tensor:
-    """R(a, b) = |a - b| / (|a| + eps), a scalar.
-
-    Args:
-        original: Loss per sample, [N], or a scalar: a, without gradient.
-        pruned: The same of the pruned generator: b.
-        eps: Keeps the quotient finite.
-        per_sample: ``mean|a_i - b_i| / (mean|a_i| + eps)``, not of the means.
-    """
-    a, b = original.detach(), pruned
-    if not per_sample:
-        a, b = a.mean(), b.mean()
-    return (a - b).abs().mean() / (a.abs().mean() + eps)
-
-
 _D = "d/"
 
 
 def _d(name: str) -> str:
     return _D + name
-
-
-def _frozen_copy(generator: nn.Module) -> nn.Module:
-    copied = copy.deepcopy(generator).requires_grad_(False)
-    for module in copied.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.momentum = 0.0  # in training mode, statistics of the batch do not move its own
-    return copied
-
-
-class _Judge:
-    """The discriminator while it judges: remembers its scores, and judges real images once."""
-
-    def __init__(self, discriminator: nn.Module, real: tuple[Tensor, ...]) -> None:
-        self.discriminator = discriminator
-        self.real = {id(tensor) for tensor in real}
-        self.scores: list[Tensor] = []
-        self._known: dict[tuple[int, ...], Any] = {}
-
-    def __call__(self, *images: Tensor) -> Any:
-        key = tuple(map(id, images))
-        judged = self._known.get(key)
-        if judged is None:
-            judged = self.discriminator(*images)
-            if self.real.issuperset(key):
-                self._known[key] = judged
-        self.scores.append((judged[0] if isinstance(judged, tuple) else judged).detach())
-        return judged
-
-
-@contextmanager
-def _judging(discriminator: nn.Module) -> Iterator[None]:
-    """In eval mode, so that spectral norm and batch norm stay as they are, and without gradients.
-
-    Modes are set as attributes: ``train()`` of some modules does more.
-    """
-    modes = [(module, module.training) for module in discriminator.modules()]
-    learning = [p for p in discriminator.parameters() if p.requires_grad]
-    try:
-        for module, _ in modes:
-            module.training = False
-        for parameter in learning:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def _same_mode(copied: nn.Module, model: nn.Module) -> Iterator[None]:
-    """The copy in the modes of the model, whose layers may have been replaced by sparse ones."""
-    modes = {name: module.training for name, module in model.named_modules()}
-    for name, module in copied.named_modules():
-        module.training = modes.get(name, model.training)
-    yield
 
 
 def _last(generator: nn.Module, types: tuple[type[nn.Module], ...]) -> str | None:

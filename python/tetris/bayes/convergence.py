@@ -1,0 +1,127 @@
+"""Whether chains and fits arrived: R-hat, effective sample sizes, divergences, and words for it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+RHAT = 1.05
+ESS = 100.0
+DIVERGENT_SHARE = 0.01
+SATURATED_SHARE = 0.05
+
+
+def split_rhat(values: Tensor) -> Tensor:
+    """Potential scale reduction of chains cut into halves.
+
+    Args:
+        values: [chains, draws, ...], four draws at least.
+
+    Returns:
+        R-hat [...]: square root of pooled over mean within-chain variance; near 1 if halves agree,
+        NaN of constants. (Gelman et al., "Bayesian Data Analysis", 3rd edition, equation 11.4.)
+    """
+    if values.dim() < 2 or values.shape[1] < 4:
+        raise ValueError(
+            f"split_rhat: values must be [chains, draws >= 4, ...] (got {list(values.shape)})"
+        )
+    half = values.shape[1] // 2
+    halves = torch.cat([values[:, :half], values[:, -half:]]).double()
+    within = halves.var(1).mean(0)
+    between = halves.mean(1).var(0)
+    return (((half - 1) / half * within + between) / within).sqrt()
+
+
+def effective_size(values: Tensor) -> Tensor:
+    """Number of independent draws that would tell the mean as well.
+
+    Args:
+        values: [chains, draws, ...], four draws at least.
+
+    Returns:
+        Effective sample size [...], by Geyer's initial monotone sequence over all chains; NaN of
+        constants. (Vehtari et al., "Rank-normalization, folding, and localization", 2021, 3.2.)
+    """
+    chains, draws = values.shape[:2]
+    centred = (values - values.mean(1, keepdim=True)).double()
+    spectrum = torch.fft.rfft(centred, n=2 * draws, dim=1).abs().square()
+    covariance = torch.fft.irfft(spectrum, n=2 * draws, dim=1)[:, :draws] / draws
+    covariance = covariance.mean(0)  # [draws, ...], biased
+    within = covariance[0] * draws / (draws - 1)
+    total = covariance[0] + (values.double().mean(1).var(0) if chains > 1 else 0.0)
+    rho = 1 - (within - covariance) / total
+    rho[0] = 1.0
+    even = draws - draws % 2
+    pairs = rho[0:even:2] + rho[1:even:2]
+    positive = (pairs > 0).cumprod(0).bool()  # up to the first pair that is not
+    pairs = torch.where(positive, pairs, torch.zeros_like(pairs)).cummin(0).values
+    time = 2 * pairs.sum(0) - 1
+    return chains * draws / time.clamp(min=1 / math.log10(max(chains * draws, 11)))
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """What is known about a run, and :attr:`problems` in words.
+
+    Attributes:
+        method: How draws were made.
+        rhat: Quantity -> split R-hat. Hidden nodes are exchangeable and have signs to choose, so
+            quantities are what both leave alone: log density, scales, noise, outputs.
+        ess: Quantity -> effective sample size.
+        divergences: Share of divergent draws, per chain.
+        accept: Mean acceptance probability, per chain.
+        saturated: Share of draws whose tree reached the depth limit, per chain (NUTS only).
+        notes: Other complaints.
+    """
+
+    method: str
+    rhat: Mapping[str, float] = field(default_factory=dict)
+    ess: Mapping[str, float] = field(default_factory=dict)
+    divergences: tuple[float, ...] = ()
+    accept: tuple[float, ...] = ()
+    saturated: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What speaks against the run, one sentence each; empty if nothing does."""
+        found = []
+        high = {n: r for n, r in self.rhat.items() if not r <= RHAT}
+        if high:
+            worst = max(high, key=lambda n: math.inf if math.isnan(high[n]) else high[n])
+            found.append(
+                f"chains disagree: R-hat above {RHAT} of {', '.join(high)} "
+                f"(worst {worst}: {high[worst]:.2f}); run longer"
+            )
+        low = {n: e for n, e in self.ess.items() if not e >= ESS}
+        if low:
+            worst = min(low, key=lambda n: low[n])
+            found.append(
+                f"few independent draws: effective size below {ESS:g} of {', '.join(low)} "
+                f"(worst {worst}: {low[worst]:.0f})"
+            )
+        for chain, share in enumerate(self.divergences):
+            if share > DIVERGENT_SHARE:
+                found.append(
+                    f"chain {chain}: {share:.0%} of trajectories diverged; "
+                    "ask for a higher acceptance probability"
+                )
+        for chain, share in enumerate(self.saturated):
+            if share > SATURATED_SHARE:
+                found.append(f"chain {chain}: {share:.0%} of trees reached the depth limit")
+        return (*found, *self.notes)
+
+    @property
+    def converged(self) -> bool:
+        """Whether nothing speaks against the run; nothing can prove that it converged."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        if self.converged:
+            worst = max(self.rhat.values(), default=math.nan)
+            return f"{self.method}: nothing speaks against convergence (R-hat up to {worst:.3f})"
+        return f"{self.method} did not converge: " + "; ".join(self.problems)

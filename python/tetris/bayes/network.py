@@ -96,7 +96,7 @@ class BayesianMLP:
 
         for index, prior in enumerate(priors):
             in_, out = sizes[index], sizes[index + 1]
-            prior.check(where, out, in_)
+            prior.check(where, in_)
             place(f"{index}.z", (out, in_))
             place(f"{index}.bias", (out,))
         normal = end
@@ -182,7 +182,7 @@ class BayesianMLP:
         for index in range(self.layers):
             z, bias = self.get(theta, f"{index}.z"), self.get(theta, f"{index}.bias")
             log_sd = self.log_sd(theta, index)
-            sd = math.exp(log_sd) if isinstance(log_sd, float) else log_sd.exp()
+            sd = math.exp(log_sd) if not isinstance(log_sd, Tensor) else log_sd.exp()
             layers.append((z * sd, bias))
         regression = self.task == "regression"
         noise = self.get(theta, NOISE).exp().squeeze(-1) if regression else None
@@ -197,7 +197,7 @@ class BayesianMLP:
         return result
 
     def log_likelihood(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """Log likelihood [..., N] of each point; x [..., N, in], y [..., N]; dimensions broadcast."""
+        """Log likelihood [..., N] of each point; x [..., N, in] and y [..., N] broadcast."""
         weights = self.weights(theta)
         return weights.log_likelihood(weights(x), y)
 

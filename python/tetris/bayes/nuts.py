@@ -150,14 +150,15 @@ def _model(network: BayesianMLP, x: Any, y: Any) -> None:
     hidden = x
     for index in range(network.layers):
         out, in_ = network.shape(index)
-        scales = {
+        scales: dict[str, Any] = {
             name: numpyro.sample(
                 f"{index}.{name}", _distribution(s.law).expand(s.shape).to_event(len(s.shape))
             )
             for name, s in network.priors[index].scales(out, in_).items()
         }
-        z = numpyro.sample(f"{index}.z", d.Normal(0.0, 1.0).expand((out, in_)).to_event(2))
-        bias = numpyro.sample(f"{index}.bias", d.Normal(0.0, 1.0).expand((out,)).to_event(1))
+        normal: Any = d.Normal(0.0, 1.0)
+        z = numpyro.sample(f"{index}.z", normal.expand((out, in_)).to_event(2))
+        bias = numpyro.sample(f"{index}.bias", normal.expand((out,)).to_event(1))
         if index:
             hidden = jnp.tanh(hidden) if network.activation == "tanh" else jax.nn.relu(hidden)
         hidden = hidden @ (z * _sd(network, index, scales)).T + bias
@@ -165,7 +166,7 @@ def _model(network: BayesianMLP, x: Any, y: Any) -> None:
         numpyro.sample("y", d.Categorical(logits=hidden).to_event(1), obs=y)
     else:
         law = _distribution(network.scales()[NOISE].law)
-        noise = numpyro.sample(NOISE, law.expand((1,)).to_event(1))
+        noise: Any = numpyro.sample(NOISE, law.expand((1,)).to_event(1))
         numpyro.sample("y", d.Normal(hidden, noise[0]).to_event(2), obs=y)
 
 

@@ -39,7 +39,9 @@ class Prior(ABC):
         return {}
 
     @abstractmethod
-    def log_sd(self, logs: Mapping[str, Tensor], out: int, in_: int, samples: int) -> Tensor | float:
+    def log_sd(
+        self, logs: Mapping[str, Tensor], out: int, in_: int, samples: int
+    ) -> Tensor | float:
         """Log standard deviation of the weights given the scales.
 
         Args:
@@ -52,8 +54,8 @@ class Prior(ABC):
             What broadcasts to [..., out, in].
         """
 
-    def check(self, where: str, out: int, in_: int) -> None:
-        """Raise ValueError if the prior does not exist for this size."""
+    def check(self, where: str, in_: int) -> None:  # noqa: B027 (most exist for any size)
+        """Raise ValueError if the prior does not exist for so many inputs."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Shrinkage(Prior):
         _check_positive(where, p0=self.p0, slab_shape=self.slab[0], slab_scale=self.slab[1])
         object.__setattr__(self, "block", check_block(where, self.block))
 
-    def check(self, where: str, out: int, in_: int) -> None:
+    def check(self, where: str, in_: int) -> None:
         """See :meth:`Prior.check`."""
         if in_ <= self.p0:
             raise ValueError(

@@ -56,8 +56,12 @@ class Weights:
 
     def flat(self) -> Weights:
         """The same with one leading dimension."""
-        layers = tuple((w.reshape(-1, *w.shape[-2:]), b.reshape(-1, b.shape[-1])) for w, b in self.layers)
-        return replace(self, layers=layers, noise=None if self.noise is None else self.noise.reshape(-1))
+        layers = tuple(
+            (w.reshape(-1, *w.shape[-2:]), b.reshape(-1, b.shape[-1])) for w, b in self.layers
+        )
+        return replace(
+            self, layers=layers, noise=None if self.noise is None else self.noise.reshape(-1)
+        )
 
     def __getitem__(self, index: int | slice | Tensor) -> Weights:
         """Of the first dimension."""
@@ -79,7 +83,9 @@ class Weights:
     def to(self, dtype: torch.dtype) -> Weights:
         """The same numbers in another type."""
         layers = tuple((w.to(dtype), b.to(dtype)) for w, b in self.layers)
-        return replace(self, layers=layers, noise=None if self.noise is None else self.noise.to(dtype))
+        return replace(
+            self, layers=layers, noise=None if self.noise is None else self.noise.to(dtype)
+        )
 
 
 def targets(y: Tensor, outputs: int) -> Tensor:

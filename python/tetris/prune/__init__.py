@@ -17,6 +17,7 @@ from .gan_tasks import ConditionalGAN as ConditionalGAN
 from .gan_tasks import GANTask as GANTask
 from .gan_tasks import ImageToImageGAN as ImageToImageGAN
 from .gan_tasks import UnconditionalGAN as UnconditionalGAN
+from .dsm import DSMPruner as DSMPruner
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride

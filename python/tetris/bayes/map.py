@@ -1,0 +1,226 @@
+"""The scalable path: non-centred MAP on minibatches, and draws around it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..checks import describe
+from .convergence import Convergence
+from .network import BayesianMLP
+from .posterior import Posterior, check_data
+
+SETTLED = 0.01  # nats per point that the objective may fall in the last tenth of the epochs
+
+
+class MAP:
+    r"""Descends ``-log p(y | theta) - log p(theta)`` in minibatches, and can draw around its end.
+
+    Theta is the non-centred state: ``1/2 |z|^2`` and the densities of the *logarithms* of scales
+    bound the objective from below; the centred one falls without end as tau goes to zero.
+
+    :meth:`fit` ends at one network. :meth:`around` walks on at a constant step and returns draws of
+    a Gaussian with the walk's mean and its diagonal plus low-rank covariance (SWAG: Maddox et al.,
+    "A simple baseline for Bayesian uncertainty in deep learning", NeurIPS 2019, section 3). Scales
+    and weights covary in it, and it sits at a network that fits: the factorized variational family
+    fitted from the prior, by contrast, prefers a nearly linear network. It knows one mode only, and
+    how far it is from a sampler is for an experiment to say
+    (``python -m benchmarks.methods --method dsm``).
+
+    Attributes:
+        theta: State [size], the last one that was finite.
+        history: Objective per data point, mean of each epoch.
+
+    Args:
+        network: What to learn.
+        batch: Points per step.
+        seed: Of the start, of batches and of draws.
+        dtype: To compute in.
+
+    Example:
+        >>> network = BayesianMLP((64, 1024, 10), DirichletHorseshoe(block=(16, 16)), len(x),
+        ...                       "classification", "relu")
+        >>> fit = MAP(network)
+        >>> fit.fit(x, y, epochs=60)
+        >>> posterior = fit.around(x, y, epochs=20, draws=20)
+    """
+
+    def __init__(
+        self,
+        network: BayesianMLP,
+        *,
+        batch: int = 128,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if not isinstance(batch, int) or batch < 1:
+            raise ValueError(f"MAP: batch must be an int >= 1 (got {describe(batch)})")
+        self.network = network
+        self.batch = batch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.theta = network.start(self.generator, dtype=dtype, spread=0.0)
+        self.history: list[float] = []
+        self._notes: tuple[str, ...] = ("the fit has not run",)
+
+    def fit(
+        self,
+        x: Tensor,
+        y: Tensor,
+        epochs: int,
+        *,
+        learning_rate: float = 1e-2,
+        advance: Callable[[], object] = lambda: None,
+    ) -> Posterior:
+        """Adam with a learning rate that falls to zero as a cosine.
+
+        Args:
+            x: [N, in].
+            y: [N].
+            epochs: Passes over the data.
+            learning_rate: At the start.
+            advance: Called once per epoch.
+
+        Returns:
+            The end as a posterior of one draw.
+
+        Raises:
+            FloatingPointError: the objective is not finite. :attr:`theta` is then the last state
+                whose objective was, and the fit may go on from it at a smaller learning rate.
+        """
+        self._check("MAP.fit", x, y, epochs, learning_rate)
+        began = len(self.history)
+        self._descend("MAP.fit", x, y, epochs, learning_rate, True, advance, lambda theta: None)
+        run = self.history[began:]
+        self._notes = ()
+        tenth = max(1, len(run) // 10)
+        if len(run) < 10:
+            self._notes = (f"{len(run)} epochs are too few to tell whether the objective settled",)
+        else:
+            fall = sum(run[-2 * tenth : -tenth]) / tenth - sum(run[-tenth:]) / tenth
+            if fall > SETTLED:
+                self._notes = (
+                    f"the objective still fell by {fall:.3f} nats per point in the last tenth of "
+                    "the epochs; run longer",
+                )
+        return Posterior(self.network, self.theta[None, None].clone(), self.convergence)
+
+    def around(
+        self,
+        x: Tensor,
+        y: Tensor,
+        epochs: int,
+        draws: int,
+        *,
+        learning_rate: float = 1e-3,
+        rank: int = 20,
+        advance: Callable[[], object] = lambda: None,
+    ) -> Posterior:
+        """Walk on at a constant learning rate and draw from the Gaussian that fits the walk.
+
+        Args:
+            x: [N, in].
+            y: [N].
+            epochs: Passes over the data; the state after each counts.
+            draws: How many to draw.
+            learning_rate: Of Adam; sets how wide the walk is.
+            rank: Columns of the low-rank part, of the last epochs.
+            advance: Called once per epoch.
+
+        Returns:
+            Draws as one chain. :attr:`theta` stays where :meth:`fit` ended.
+
+        Raises:
+            FloatingPointError: as :meth:`fit`.
+        """
+        where = "MAP.around"
+        self._check(where, x, y, epochs, learning_rate)
+        if epochs < 2 or draws < 1 or rank < 2:
+            raise ValueError(
+                f"{where}: needs two epochs, a draw and rank 2 or more "
+                f"(got {epochs}, {draws} and {rank})"
+            )
+        end = self.theta
+        mean, square, count = torch.zeros_like(end), torch.zeros_like(end), 0
+        last: list[Tensor] = []
+
+        def collect(theta: Tensor) -> None:
+            nonlocal mean, square, count
+            count += 1
+            mean = mean + (theta - mean) / count
+            square = square + (theta.square() - square) / count
+            last.append(theta - mean)
+            del last[:-rank]
+
+        try:
+            self._descend(where, x, y, epochs, learning_rate, False, advance, collect)
+        finally:
+            self.theta = end
+        sd = (square - mean.square()).clamp(min=0).sqrt()
+        deviations = torch.stack(last)
+        like = {"generator": self.generator, "dtype": end.dtype}
+        own = torch.randn((draws, len(end)), **like) * sd
+        shared = torch.randn((draws, len(last)), **like) @ deviations
+        theta = mean + (own + shared / math.sqrt(len(last) - 1)) / math.sqrt(2)
+        return Posterior(self.network, theta[None], self.convergence)
+
+    @property
+    def convergence(self) -> Convergence:
+        """Whether the objective settled; of a MAP nothing else can be said."""
+        return Convergence("MAP", notes=self._notes)
+
+    def _check(self, where: str, x: Tensor, y: Tensor, epochs: int, learning_rate: float) -> None:
+        check_data(where, self.network, x, y)
+        if not isinstance(epochs, int) or epochs < 1 or not learning_rate > 0:
+            raise ValueError(
+                f"{where}: epochs must be an int >= 1 and learning_rate positive "
+                f"(got {describe(epochs)} and {describe(learning_rate)})"
+            )
+
+    def _descend(
+        self,
+        where: str,
+        x: Tensor,
+        y: Tensor,
+        epochs: int,
+        learning_rate: float,
+        anneal: bool,
+        advance: Callable[[], object],
+        after_epoch: Callable[[Tensor], None],
+    ) -> None:
+        samples = len(x)
+        x = x.to(self.theta.dtype)
+        y = y if self.network.task == "classification" else y.to(self.theta.dtype)
+        theta = self.theta.clone().requires_grad_()
+        optimizer = torch.optim.Adam([theta], lr=learning_rate)
+        total, done = epochs * math.ceil(samples / self.batch), 0
+        for _ in range(epochs):
+            mean = 0.0
+            for chosen in torch.randperm(samples, generator=self.generator).split(self.batch):
+                if anneal:
+                    share = 0.5 * (1 + math.cos(math.pi * done / total))
+                    optimizer.param_groups[0]["lr"] = learning_rate * share
+                optimizer.zero_grad()
+                fit = self.network.log_likelihood(theta, x[chosen], y[chosen]).mean()
+                objective = -fit - self.network.log_prior(theta) / samples
+                value = float(objective.detach())
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"{where}: the objective became {value} in epoch {len(self.history)}; "
+                        f"theta is the last state that was finite. A learning rate below "
+                        f"{learning_rate:g} may go on from it"
+                    )
+                self.theta = theta.detach().clone()
+                objective.backward()
+                optimizer.step()
+                mean += value * len(chosen) / samples
+                done += 1
+            self.history.append(mean)
+            after_epoch(theta.detach().clone())
+            advance()
+        with torch.no_grad():
+            ended = self.network.log_joint(theta, x[: self.batch], y[: self.batch])
+        if bool(ended.isfinite()):
+            self.theta = theta.detach().clone()

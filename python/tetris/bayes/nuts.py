@@ -140,6 +140,10 @@ def _distribution(law: Law) -> Any:
     return d.Gamma(law.shape)
 
 
+def _independent(law: Law, shape: tuple[int, ...]) -> Any:
+    return _distribution(law).expand(shape).to_event(len(shape))
+
+
 def _model(network: BayesianMLP, x: Any, y: Any) -> None:
     """The numpyro model; sites are named as the network's slots."""
     import jax
@@ -151,9 +155,7 @@ def _model(network: BayesianMLP, x: Any, y: Any) -> None:
     for index in range(network.layers):
         out, in_ = network.shape(index)
         scales: dict[str, Any] = {
-            name: numpyro.sample(
-                f"{index}.{name}", _distribution(s.law).expand(s.shape).to_event(len(s.shape))
-            )
+            name: numpyro.sample(f"{index}.{name}", _independent(s.law, s.shape))
             for name, s in network.priors[index].scales(out, in_).items()
         }
         normal: Any = d.Normal(0.0, 1.0)
@@ -163,10 +165,11 @@ def _model(network: BayesianMLP, x: Any, y: Any) -> None:
             hidden = jnp.tanh(hidden) if network.activation == "tanh" else jax.nn.relu(hidden)
         hidden = hidden @ (z * _sd(network, index, scales)).T + bias
     if network.task == "classification":
-        numpyro.sample("y", d.Categorical(logits=hidden).to_event(1), obs=y)
+        categorical: Any = d.Categorical(logits=hidden)  # type: ignore[abstract]
+        numpyro.sample("y", categorical.to_event(1), obs=y)
     else:
-        law = _distribution(network.scales()[NOISE].law)
-        noise: Any = numpyro.sample(NOISE, law.expand((1,)).to_event(1))
+        law = network.scales()[NOISE].law
+        noise: Any = numpyro.sample(NOISE, _independent(law, (1,)))
         numpyro.sample("y", d.Normal(hidden, noise[0]).to_event(2), obs=y)
 
 

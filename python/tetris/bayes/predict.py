@@ -45,14 +45,17 @@ class Predictive:
         each = weights.log_likelihood(self.outputs, y)
         return each.logsumexp(0) - math.log(len(each))
 
+    @torch.no_grad()
     def nll(self, y: Tensor) -> float:
         """Mean negative log predictive density."""
         return -float(self.log_density(y).mean())
 
+    @torch.no_grad()
     def rmse(self, y: Tensor) -> float:
         """Root mean squared error of the mean; of probabilities against 0 and 1 for classes."""
         return float((self.mean - self._numbers(y)).square().mean().sqrt())
 
+    @torch.no_grad()
     def accuracy(self, y: Tensor) -> float:
         """Share of right classes; of regression R^2, one minus squared error over variance."""
         if self.task == "classification":
@@ -60,6 +63,7 @@ class Predictive:
         numbers = self._numbers(y)
         return 1 - float((self.mean - numbers).square().mean() / numbers.var(correction=0))
 
+    @torch.no_grad()
     def ece(self, y: Tensor, bins: int = 15) -> float:
         """Expected calibration error, in [0, 1].
 
@@ -74,7 +78,7 @@ class Predictive:
             right = (label == y).to(confidence.dtype)
             index = (confidence * bins).long().clamp(max=bins - 1)
             gaps = torch.zeros(bins, dtype=confidence.dtype)
-            gaps.index_add_(0, index, (right - confidence).detach())
+            gaps.index_add_(0, index, right - confidence)
             return float(gaps.abs().sum()) / len(y)
         assert self.noise is not None
         score = (self._numbers(y) - self.outputs) / self.noise[:, None, None]

@@ -1,0 +1,175 @@
+"""From posteriors to layouts and sparse modules; the fit on minibatches."""
+
+import math
+
+import pytest
+import torch
+
+import tetris
+from tetris import bayes
+from tetris.bayes import MAP, BayesianMLP, DirichletHorseshoe, Gaussian, Posterior
+from tetris.bayes.convergence import Convergence
+from tetris.bayes.scores import block_norms, spread
+from tetris.blocking import Blocking
+from tetris.prune import DSMPruner
+
+NETWORK = BayesianMLP((10, 16, 3), DirichletHorseshoe(block=(4, 2)), 50, "classification")
+
+
+def posterior(network=NETWORK, draws=12, chains=1, seed=0):
+    theta = network.start(torch.Generator().manual_seed(seed), chains, draws)
+    return Posterior(network, theta, Convergence("test"))
+
+
+def test_norms_and_scores_by_hand():
+    weights = torch.randn((7, 5, 6), generator=torch.Generator().manual_seed(0))
+    norms = block_norms(weights, (2, 4))
+    assert norms.shape == (7, 3, 2)  # both axes ragged
+    torch.testing.assert_close(norms[3, 2, 1], weights[3, 4:, 4:].norm())
+    score = bayes.block_score(weights, (2, 4))
+    threshold = norms.flatten().sort().values[int(0.1 * norms.numel()) - 1]
+    want = norms.mean(0) * (norms > threshold).float().mean(0)
+    torch.testing.assert_close(score, want)
+    with pytest.raises(ValueError, match="draws of one chain"):
+        bayes.block_score(weights[None], (2, 4))
+
+
+def test_spread_sums_to_the_score():
+    blocking = Blocking((2, 4), 5, 6)
+    score = torch.rand(3, 2)
+    torch.testing.assert_close(blocking.sums(spread(score, blocking)), score)
+
+
+@pytest.mark.parametrize("block", [(1, 1), (2, 4)])
+def test_each_draw_loses_its_own_smallest_blocks(block):
+    weights = torch.randn((3, 4, 5, 6), generator=torch.Generator().manual_seed(0))
+    pruned = bayes.prune_draws(weights, 0.5, block)
+    norms, left = block_norms(weights, block), block_norms(pruned, block)
+    gone = left == 0
+    assert bool((gone.flatten(-2).sum(-1) == math.floor(0.5 * norms[0, 0].numel())).all())
+    for before, lost in zip(norms.flatten(0, 1), gone.flatten(0, 1), strict=True):
+        assert before[lost].max() <= before[~lost].min()
+
+
+@pytest.mark.parametrize("block", [(1, 1), (4, 2), (3, 4)])
+def test_layouts_keep_the_best_scores_and_modules_agree(block):
+    draws = posterior()
+    pruner = DSMPruner(draws, sparsity=0.5, block=block)
+    assert list(pruner.layers) == ["linear1"]
+    pruner.prune()
+    mask = pruner.layouts()["linear1"].block_mask()
+    score = bayes.block_score(draws.weights().flat().layers[0][0], block)
+    assert int((~mask).sum()) == math.floor(0.5 * mask.numel())
+    assert score[mask].min() >= score[~mask].max()
+    x = torch.randn((9, 10), generator=torch.Generator().manual_seed(1))
+    masked, sparse = pruner.model(x).detach(), pruner.finalize()(x).detach()
+    assert isinstance(pruner.finalize().linear1, tetris.SparseLinear)
+    assert float((masked - sparse).abs().max() / masked.abs().max()) < 1e-5
+
+
+def test_an_ensemble_is_the_masked_posterior():
+    draws = posterior()
+    pruner = DSMPruner(draws, sparsity=0.75, block=(4, 2))
+    pruner.prune()
+    ensemble = pruner.ensemble(draws=5)
+    weights = draws.thin(5).weights().flat()
+    kept = pruner.layouts()["linear1"].mask()
+    weights = weights.with_weight(0, weights.layers[0][0] * kept)
+    x = torch.randn((9, 10), generator=torch.Generator().manual_seed(1))
+    want = bayes.Predictive.of(weights, x).mean
+    torch.testing.assert_close(ensemble(x), want.float(), rtol=1e-5, atol=1e-6)
+    assert tetris._C.last_kernel().startswith("bsmm")
+    assert {m.linear1.layout for m in ensemble.members} == set(pruner.layouts().values())
+
+
+@pytest.mark.parametrize("block", [(4, 1), (4, 4)])
+def test_whole_inputs_go(block):
+    pruner = DSMPruner(posterior(), sparsity=0.5, block=block, granularity="input")
+    pruner.prune()
+    mask = pruner.layouts()["linear1"].block_mask()
+    assert torch.equal(mask, mask[:1].expand_as(mask))
+    assert int((~mask[0]).sum()) == math.floor(0.5 * mask.shape[1])
+
+
+def test_pruner_refuses_what_it_cannot_mean():
+    with pytest.raises(ValueError, match=r"differ between chains.*posterior.chain\(0\)"):
+        DSMPruner(posterior(chains=2))
+    with pytest.raises(TypeError, match="must be a tetris.bayes.Posterior"):
+        DSMPruner(torch.nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="granularity must be"):
+        DSMPruner(posterior(), granularity="row")
+    with pytest.raises(ValueError, match="keeps whole inputs"):
+        DSMPruner(posterior(), granularity="input", reorder="swap")
+
+
+def test_a_pruner_resumes(tmp_path):
+    pruner = DSMPruner(posterior(), sparsity=0.5, block=(4, 2))
+    pruner.prune()
+    again = DSMPruner(posterior(), sparsity=0.5, block=(4, 2))
+    again.load_state_dict(pruner.state_dict())
+    assert again.layouts() == pruner.layouts()
+
+
+def test_kappa_of_a_gaussian_prior():
+    network = BayesianMLP((10, 4, 1), Gaussian(0.5), 50)
+    draws = posterior(network)
+    noise = draws.weights().noise[0, 3]
+    kappa = bayes.kappa(draws)
+    assert kappa.shape == (1, 12, 4, 10)
+    torch.testing.assert_close(kappa[0, 3, 1, 2], 1 / (1 + 50 * 0.25 / noise**2))
+    torch.testing.assert_close(bayes.effective_parameters(draws), 40 * (1 - kappa[..., 0, 0]))
+
+
+def blobs():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(240) % 3
+    x = 0.3 * torch.randn((240, 32), generator=generator)
+    x[torch.arange(240), y] += 2.0  # inputs from 3 on are noise
+    return x, y
+
+
+def test_the_fit_finds_the_inputs_that_matter():
+    x, y = blobs()
+    network = BayesianMLP(
+        (32, 32, 3), DirichletHorseshoe(block=(8, 4)), 240, "classification", "relu"
+    )
+    fit = MAP(network, batch=60)
+    found = fit.fit(x, y, 60, learning_rate=0.03)
+    assert found.convergence.converged, str(found.convergence)
+    assert fit.history[-1] < fit.history[0]
+    pruner = DSMPruner(found, sparsity=31 / 32, block=(8, 4))  # the prior turns off the other rows
+    pruner.prune()
+    (column,) = pruner.layouts()["linear1"].col_idx.tolist()
+    assert column == 0
+    assert float((pruner.finalize()(x).argmax(1) == y).float().mean()) > 0.95
+    draws = fit.around(x, y, 4, 10)
+    assert draws.theta.shape == (1, 10, network.size)
+    assert draws.predict(x).accuracy(y) > 0.95
+
+
+def test_a_short_fit_says_that_it_cannot_tell():
+    x, y = blobs()
+    network = BayesianMLP((32, 8, 3), Gaussian(), 240, "classification")
+    fit = MAP(network)
+    assert not fit.convergence.converged
+    assert "too few" in str(fit.fit(x, y, 2).convergence)
+    short = MAP(network).fit(x, y, 10, learning_rate=0.03).convergence
+    assert "still fell by" in str(short)
+
+
+def test_a_diverging_fit_stops_and_keeps_the_last_good_state():
+    x, y = blobs()
+    network = BayesianMLP((32, 8, 3), DirichletHorseshoe(), 240, "classification", "relu")
+    fit = MAP(network)
+    fit.fit(x, y, 2)
+    with pytest.raises(FloatingPointError, match=r"MAP.fit: the objective became .* below 1e\+06"):
+        fit.fit(x, y, 5, learning_rate=1e6)
+    assert bool(network.log_joint(fit.theta, x, y).isfinite())
+    assert fit.fit(x, y, 2).predict(x).accuracy(y) > 0.2  # goes on from there
+
+
+def test_the_fit_takes_regression():
+    x, _ = blobs()
+    y = x[:, 0].double()
+    network = BayesianMLP((32, 8, 1), DirichletHorseshoe(), 240)
+    assert MAP(network).fit(x, y, 60, learning_rate=0.03).predict(x).accuracy(y) > 0.9

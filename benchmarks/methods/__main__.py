@@ -32,6 +32,7 @@ METHODS = {
     "synaptic": "blocks by learned strengths",
     "vrpge": "blocks sampled from learned probabilities, sparse from the first step",
     "gan": "blocks of a generator, with its own discriminator as the judge",
+    "dsm": "blocks by the posterior of a Bayesian network with shrinkage priors",
     "compare": "the methods against each other, at equal storage and equal measured time",
 }
 """Each is a module of this package, imported when it is asked for."""

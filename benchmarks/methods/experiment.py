@@ -98,8 +98,8 @@ class Claim:
     Attributes:
         better: The :attr:`Row.label` of its rows, or their variant where only one label has it.
         worse: The same of the rival.
-        field: Figure compared: ``accuracy``, ``before``, an entry of ``extra``; of ``latency_ms``
-            and ``stored``, less is better.
+        field: Figure compared: ``accuracy``, ``before``, an entry of ``extra``; of ``latency_ms``,
+            ``stored``, ``nll``, ``rmse`` and ``ece``, less is better.
         note: Why it is claimed.
     """
 

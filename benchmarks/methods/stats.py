@@ -10,7 +10,7 @@ import numpy as np
 
 from .experiment import Claim, Row
 
-LESS_IS_BETTER = ("latency_ms", "stored")
+LESS_IS_BETTER = ("latency_ms", "stored", "nll", "rmse", "ece")
 
 
 def mean_sd(values: Iterable[float]) -> tuple[float, float]:

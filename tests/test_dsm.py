@@ -49,7 +49,9 @@ def problem(samples=12, inputs=5, seed=0):
 )
 def test_laws_are_scipys_with_the_jacobian_of_the_log(law, reference):
     u = torch.linspace(-4, 3, 15, dtype=torch.float64)
-    np.testing.assert_allclose(law.log_density(u), reference(u.exp().numpy()) + u.numpy(), rtol=1e-10)
+    np.testing.assert_allclose(
+        law.log_density(u), reference(u.exp().numpy()) + u.numpy(), rtol=1e-10
+    )
 
 
 def test_gammas_make_a_dirichlet():

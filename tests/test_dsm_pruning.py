@@ -154,7 +154,7 @@ def test_a_short_fit_says_that_it_cannot_tell():
     assert not fit.convergence.converged
     assert "too few" in str(fit.fit(x, y, 2).convergence)
     short = MAP(network).fit(x, y, 10, learning_rate=0.03).convergence
-    assert "still fell by" in str(short)
+    assert "the second half of the epochs still brought" in str(short)
 
 
 def test_a_diverging_fit_stops_and_keeps_the_last_good_state():
@@ -172,4 +172,10 @@ def test_the_fit_takes_regression():
     x, _ = blobs()
     y = x[:, 0].double()
     network = BayesianMLP((32, 8, 1), DirichletHorseshoe(), 240)
-    assert MAP(network).fit(x, y, 60, learning_rate=0.03).predict(x).accuracy(y) > 0.9
+    held = MAP(network).fit(x, y, 60, learning_rate=0.03)
+    assert held.predict(x).accuracy(y) > 0.9
+    assert float(held.weights().noise) == pytest.approx(2 / 3)
+    free = MAP(network, noise=None).fit(x, y, 60, learning_rate=0.03)
+    assert float(free.weights().noise) < 2 / 3
+    with pytest.raises(ValueError, match="noise must be positive"):
+        MAP(network, noise=0.0)

@@ -41,11 +41,13 @@ class Sampling:
         warmup: Iterations thrown away.
         draws: Iterations kept.
         chains: Per data set.
+        steps: Leapfrog steps of HMC.
     """
 
     warmup: int
     draws: int
     chains: int = 2
+    steps: int = 20
 
 
 def network_of(data: Points, prior: bayes.Prior, task: Task) -> BayesianMLP:
@@ -69,6 +71,7 @@ def sample(
             chains=sampling.chains,
             warmup=sampling.warmup,
             draws=sampling.draws,
+            steps=sampling.steps,
         )
     progress.advance()
     return found

@@ -158,7 +158,7 @@ def show(outcome: Outcome, console: Console) -> None:
     ):
         table = Table(title=title)
         for name in top:
-            table.add_column(name)
+            table.add_column(name, no_wrap=name == "variant")
         for line in lines:
             table.add_row(*line)
         console.print(table)

@@ -110,12 +110,12 @@ class MAP:
         # The last epochs tell nothing: at a vanishing learning rate every objective settles.
         run = self.history[began:]
         self._notes = ()
-        late = run[len(run) // 2] - run[-1]
+        late, fall = run[len(run) // 2] - run[-1], run[0] - run[-1]
         if len(run) < 10:
             self._notes = (f"{len(run)} epochs are too few to tell whether the objective settled",)
-        elif late > SETTLED * (run[0] - run[-1]):
+        elif late > SETTLED * fall:
             self._notes = (
-                f"the second half of the epochs still brought {late:.3g} of the {run[0] - run[-1]:.3g} "
+                f"the second half of the epochs still brought {late:.3g} of the {fall:.3g} "
                 "nats per point by which the objective fell; run longer",
             )
         return Posterior(self.network, self.theta[None, None].clone(), self.convergence)

@@ -11,6 +11,7 @@ of the posterior, of an ensemble of sparse draws, and of their mean, one sparse 
 """
 
 import argparse
+import warnings
 
 import torch
 from sklearn.datasets import load_breast_cancer
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=150, help="per chain, after as much warm-up")
     parser.add_argument("--tiny", action="store_true", help="too few draws to mean anything")
     args = parser.parse_args()
+    warnings.filterwarnings("ignore", "sample_")  # what did not converge is printed below
     draws = 40 if args.tiny else args.draws
 
     x, y = (torch.from_numpy(part) for part in load_breast_cancer(return_X_y=True))

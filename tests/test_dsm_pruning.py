@@ -100,6 +100,8 @@ def test_pruner_refuses_what_it_cannot_mean():
         DSMPruner(posterior(), granularity="row")
     with pytest.raises(ValueError, match="keeps whole inputs"):
         DSMPruner(posterior(), granularity="input", reorder="swap")
+    with pytest.raises(ValueError, match="leave out target and scope"):
+        DSMPruner(posterior(), granularity="input", scope="global")
 
 
 def test_a_pruner_resumes(tmp_path):
@@ -108,6 +110,15 @@ def test_a_pruner_resumes(tmp_path):
     again = DSMPruner(posterior(), sparsity=0.5, block=(4, 2))
     again.load_state_dict(pruner.state_dict())
     assert again.layouts() == pruner.layouts()
+
+
+def test_a_target_and_a_search():
+    pruner = DSMPruner(posterior(), target=tetris.prune.Parameters(0.5), block=(4, 2))
+    pruner.prune()
+    assert pruner.sparsity == pytest.approx(0.5, abs=0.03)
+    searched = DSMPruner(posterior(), sparsity=0.5, block=(4, 2), reorder="swap")
+    searched.prune()
+    assert searched.layouts()["linear1"].reordered != "none"
 
 
 def test_kappa_of_a_gaussian_prior():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ..bayes.ensemble import Ensemble
 from ..bayes.network import layer_name
@@ -22,6 +23,8 @@ from ..nn.linear import SparseLinear
 from .options import LayerOverride, shows_settings
 from .plan import Scope
 from .pruner import Execution, Pruner
+from .shared import Share
+from .target import Target
 from .tree import Selector
 
 if TYPE_CHECKING:
@@ -50,8 +53,11 @@ class DSMPruner(Pruner):
             the first if none has one.
         exclude: Layers to leave alone.
         overrides: Settings for some layers.
-        scope: ``"layer"`` or ``"global"``.
+        scope: ``"layer"`` or ``"global"``; this and the next four as for :class:`Pruner`.
+        share: Channels that several layers keep in one order.
+        target: What is to be left, in place of ``sparsity``; for granularity "block".
         execution: ``"masked"`` or ``"sparse"``, of fine-tuning.
+        optimizers: Of fine-tuning with ``execution="sparse"``.
         progress: Show progress bars.
         **settings: ``sparsity``, ``block`` and the other fields of :class:`LayerOptions`. Two have
             another default here. ``reorder`` is ``"identity"``: the prior's blocks lie in the order
@@ -65,7 +71,8 @@ class DSMPruner(Pruner):
         posterior: As passed.
 
     Raises:
-        ValueError: several chains, or granularity "input" together with a search.
+        ValueError: several chains; granularity "input" together with a search, a target or
+            another scope.
 
     Example:
         >>> posterior = bayes.sample_nuts(network, x, y)
@@ -84,7 +91,10 @@ class DSMPruner(Pruner):
         exclude: Selector | Iterable[Selector] | None = None,
         overrides: Mapping[str, LayerOverride] | None = None,
         scope: Scope = "layer",
+        share: Share = (),
+        target: Target | None = None,
         execution: Execution = "masked",
+        optimizers: Optimizer | Iterable[Optimizer] = (),
         progress: bool = False,
         **settings: Unpack[LayerOverride],
     ) -> None:
@@ -105,6 +115,11 @@ class DSMPruner(Pruner):
         self.posterior = posterior
         self.granularity: Granularity = granularity
         network = posterior.network
+        if granularity == "input" and (target is not None or scope != "layer"):
+            raise ValueError(
+                f"{self.name}: granularity='input' removes a share of each layer's inputs; "
+                f"leave out target and scope (got {describe(target)} and {describe(scope)})"
+            )
         if include is None:
             shrunk = [i for i, p in enumerate(network.priors) if not isinstance(p, Gaussian)]
             include = [layer_name(i) for i in shrunk or [0]]
@@ -118,7 +133,10 @@ class DSMPruner(Pruner):
             types=(nn.Linear,),
             overrides=overrides,
             scope=scope,
+            share=share,
+            target=target,
             execution=execution,
+            optimizers=optimizers,
             progress=progress,
             **settings,  # type: ignore[arg-type]
         )

@@ -1,0 +1,86 @@
+"""Data and rows of the experiment with Dirichlet scale mixture priors."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tetris.bayes import DirichletHorseshoe, Posterior
+from tetris.bayes.convergence import Convergence
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.methods import dsm_data, dsm_small, dsm_wide
+from benchmarks.methods.experiment import Setting
+from benchmarks.methods.progress import Progress
+
+
+def test_friedmans_targets_follow_its_function():
+    x = np.random.default_rng(0).uniform(size=(40, 10))
+    from sklearn.datasets import make_friedman1
+
+    made, y = make_friedman1(40, 10, noise=0.0, random_state=3)
+    np.testing.assert_allclose(dsm_data.friedman_function(made), y)
+    data = dsm_data.friedman(60, (0, 1))
+    assert data.x.shape == (2, 60, 10)
+    assert data.test_x.shape == (2, 500, 10)
+    torch.testing.assert_close(data.y.std(1), torch.ones(2, dtype=torch.float64))
+    assert not torch.equal(data.y[0], data.y[1])
+    assert x.shape[1] == data.x.shape[2]
+
+
+def test_correlated_inputs_are_uniform_and_correlated():
+    x = dsm_data.correlated_uniform(4000, 0)
+    assert stats.kstest(x[:, 2], "uniform").pvalue > 0.001
+    rank = stats.spearmanr(x).statistic
+    assert rank[2, 7] > 0.5  # as near to .9 as the others allow
+    assert rank[3, 4] < -0.6
+    assert rank[0, 1] > 0.5
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_rows_of_a_posterior(task):
+    data = (
+        dsm_data.friedman(100, (0,)) if task == "regression" else dsm_data.breast_cancer(400, (0,))
+    )
+    network = dsm_small.network_of(data, DirichletHorseshoe(block=(4, 2)), task)
+    theta = network.start(torch.Generator().manual_seed(0), 2, 5)
+    posterior = Posterior(network, theta, Convergence("test"))
+    x, y = data.test_x[0], data.test_y[0]
+    found = list(
+        dsm_small.rows_of("x", 0, posterior, x, y, per_draw=(0.5,), blocks=(0.75,), inputs=(0.5,))
+    )
+    assert [r.variant for r in found] == [
+        "x",
+        "x, 50% per draw",
+        "x, 75% of blocks",
+        "x, 50% of inputs",
+    ]
+    assert all(r.extra["nll fgsm"] > r.extra["nll"] for r in found)
+    kept = dsm_small.masks(posterior, 0.75)
+    assert kept.shape == (2, 1, *network.shape(0))
+    assert not torch.equal(kept[0], kept[1])  # a mask per chain
+    assert max(dsm_small.sparse_error(posterior.chain(0), 0.75, x)) < 1e-5
+
+
+def test_tiny_wide_run(monkeypatch):
+    monkeypatch.setitem(dsm_wide.WIDTH, "digits", 32)
+    monkeypatch.setitem(dsm_wide.EPOCHS, "digits", 2)
+    monkeypatch.setattr(dsm_wide, "SHARES", (0.5,))
+    setting = Setting(seeds=(0,), quick=True)
+    with Progress() as progress:
+        found = list(dsm_wide.rows(setting, progress))
+    assert [r.label for r in found] == [
+        "wide plain",
+        "wide plain 16x16 50%",
+        "wide DHS",
+        "wide DHS 16x16 50%",
+    ]
+    plain, half = found[2], found[3]
+    assert half.stored == plain.stored // 2
+    assert half.before is not None
+    assert half.latency_ms > 0
+    assert half.extra["sparse error"] < 1e-5

@@ -164,6 +164,7 @@ def test_rhat_and_effective_size_are_numpyros():
 def test_a_bad_run_says_so():
     fine = Convergence("HMC", {"a": 1.01}, {"a": 300.0}, (0.0,), (0.8,))
     assert fine.converged
+    assert "R-hat up to 1.010" in str(fine)
     bad = Convergence("NUTS", {"a": 1.3, "b": math.nan}, {"a": 20.0}, (0.5, 0.0), (), (0.0, 0.9))
     text = str(bad)
     for words in ("R-hat above 1.05 of a, b", "below 100 of a", "chain 0: 50%", "chain 1: 90%"):

@@ -122,6 +122,6 @@ class Convergence:
 
     def __str__(self) -> str:
         if self.converged:
-            worst = max(self.rhat.values(), default=math.nan)
-            return f"{self.method}: nothing speaks against convergence (R-hat up to {worst:.3f})"
+            worst = f" (R-hat up to {max(self.rhat.values()):.3f})" if self.rhat else ""
+            return f"{self.method}: nothing speaks against convergence{worst}"
         return f"{self.method} did not converge: " + "; ".join(self.problems)

@@ -33,6 +33,8 @@ def main() -> None:
     args = parser.parse_args()
     width, epochs = (64, 1) if args.tiny else (256, args.epochs)
 
+    if not dist.is_torchelastic_launched():
+        parser.error("start it as torchrun --nproc_per_node=2 examples/distributed.py")
     dist.init_process_group("gloo")  # torchrun has set what it needs
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(0)  # the same first weights everywhere

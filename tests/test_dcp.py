@@ -847,3 +847,13 @@ def test_data_that_cannot_be():
     x, y = data(1)[0]
     with pytest.raises(TypeError, match="one tensor each.*several inputs"):
         made.select([((x, x), y)])
+
+
+@pytest.mark.parametrize("atom", ["block", "channel"])
+def test_nothing_goes_on_before_the_choice(atom):
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32))
+    model.append(torch.nn.Linear(32, 4))
+    pruner = DCPPruner(model, atom=atom, include="2", heads=1, sparsity=0.5)
+    for method in (pruner.step, pruner.finalize):
+        with pytest.raises(RuntimeError, match=r"call select\(data\) first"):
+            method()

@@ -20,7 +20,7 @@ from tetris.prune import (
     ImageToImageGAN,
     UnconditionalGAN,
 )
-from tetris.prune.gan_loss import relative_difference
+from tetris.prune.gan.loss import relative_difference
 
 ROOT = Path(__file__).parent.parent
 FAST = {"sweeps": 1, "block": (4, 4)}
@@ -254,7 +254,7 @@ def test_adversarial_losses_have_their_minima_on_the_right_side(loss):
     far = torch.tensor([[-9.0], [9.0]])
 
     def terms(real, generated):
-        sample = tetris.prune.gan_tasks.Sample(nn.Identity(), (), (real,), generated)
+        sample = tetris.prune.gan.tasks.Sample(nn.Identity(), (), (real,), generated)
 
         def look(x):
             return x
@@ -270,7 +270,7 @@ def test_adversarial_losses_have_their_minima_on_the_right_side(loss):
 def test_gradient_penalty_is_that_of_a_linear_critic():
     critic = nn.Linear(16, 1, bias=False)
     generated = torch.randn(12, 16, requires_grad=True)
-    sample = tetris.prune.gan_tasks.Sample(nn.Identity(), (), (REAL,), generated)
+    sample = tetris.prune.gan.tasks.Sample(nn.Identity(), (), (REAL,), generated)
     terms = UnconditionalGAN("wasserstein", penalty=10.0).discriminator_terms(critic, sample)
     norm = critic.weight.norm()
     torch.testing.assert_close(terms["gp"], (norm - 1).square().expand(12))

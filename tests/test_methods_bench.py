@@ -391,7 +391,7 @@ def test_a_busy_machine_is_noted(outcome, quartiles, moved, said):
     slow = Row("a", 0, 0.9, latency_ms=2.0, x_dense=1.5, quartiles_ms=(1.0, 5.0, 9.0))
     found = replace(outcome, rows=[*dense, slow])
     assert report.moved(found.rows) == pytest.approx(moved)
-    text = report.markdown(found, None)
+    text = report.markdown(found)
     assert (f"The machine was busy: dense times moved by {100 * moved:.0f} %." in text) is said
     assert "median of the ratios" in text
     head, body = report.cells(found.rows)
@@ -399,7 +399,7 @@ def test_a_busy_machine_is_noted(outcome, quartiles, moved, said):
 
 
 def test_the_page_says_what_settings_were_chosen_on(outcome):
-    text = report.markdown(outcome, None)
+    text = report.markdown(outcome)
     assert "settings were looked for by test accuracy on seeds 0 to 2" in text
     assert "settings of their own" in text
     assert report.moved(outcome.rows) is None

@@ -772,3 +772,10 @@ def test_empty_masks_run():
         want = F.cross_entropy(model[2](model[1](bias)), target)
     (loss,) = train(model, x, target, made, pruner, 1)
     torch.testing.assert_close(loss, want)
+
+
+def test_a_loss_instead_of_a_function_is_explained():
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    pruner = VRPGEPruner(model, sparsity=0.5, block=(4, 4), exclude="2", sweeps=1)
+    with pytest.raises(TypeError, match="pass a function that computes the loss"):
+        pruner.backward(model(torch.randn(2, 16)).sum())

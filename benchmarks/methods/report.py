@@ -223,13 +223,11 @@ def markdown(outcome: Outcome, pictures: Sequence[Path] = ()) -> str:
             "A claim that one variant beats another holds if the mean difference over seeds, "
             "paired, exceeds twice its standard error; measured is that difference ± the error."
         )
-    if picture is not None:
-        parts.append(f"![accuracy against what is left]({picture.name})")
-    parts += notes(outcome)
     plain_name = f"{outcome.name}-{outcome.setting.data}"
     for picture in pictures:
         what = picture.stem.removeprefix(plain_name).strip("-") or "accuracy against what is left"
         parts.append(f"![{what}]({picture.name})")
+    parts += notes(outcome)
     parts.append(
         f"{len(seeds)} seed{'s' * (len(seeds) != 1)} from {min(seeds)} on ({spread}), "
         f"{torch.get_num_threads()} thread(s), {outcome.seconds:.0f} s. "

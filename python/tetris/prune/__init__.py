@@ -11,13 +11,13 @@ from .block_pruner import BlockPruner as BlockPruner
 from .dcp import ChannelReport as ChannelReport
 from .dcp import DCPPruner as DCPPruner
 from .dcp import shrink_channels as shrink_channels
-from .gan import GANPruner as GANPruner
-from .gan_guard import DivergenceError as DivergenceError
-from .gan_tasks import ConditionalGAN as ConditionalGAN
-from .gan_tasks import GANTask as GANTask
-from .gan_tasks import ImageToImageGAN as ImageToImageGAN
-from .gan_tasks import UnconditionalGAN as UnconditionalGAN
 from .dsm import DSMPruner as DSMPruner
+from .gan import ConditionalGAN as ConditionalGAN
+from .gan import DivergenceError as DivergenceError
+from .gan import GANPruner as GANPruner
+from .gan import GANTask as GANTask
+from .gan import ImageToImageGAN as ImageToImageGAN
+from .gan import UnconditionalGAN as UnconditionalGAN
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
@@ -45,10 +45,16 @@ __all__ = [
     "BlockMask",
     "BlockPruner",
     "ChannelReport",
+    "ConditionalGAN",
     "Cubic",
     "DCPPruner",
+    "DSMPruner",
+    "DivergenceError",
     "Fisher",
     "Flops",
+    "GANPruner",
+    "GANTask",
+    "ImageToImageGAN",
     "LayerOptions",
     "LayerOverride",
     "LayerReport",
@@ -63,6 +69,7 @@ __all__ = [
     "Target",
     "Taylor",
     "TetrisPruner",
+    "UnconditionalGAN",
     "VRPGEPruner",
     "shrink_channels",
 ]

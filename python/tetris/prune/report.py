@@ -162,9 +162,13 @@ def warn_of_shortfall(
         reached: name -> removed share of the blocks.
         asked: name -> share that was to be removed.
         stacklevel: As for :func:`warnings.warn`, counted from the caller.
-        tolerance: What is not worth a word.
+        tolerance: What is not worth a word, unless it is half as much again as asked for.
     """
-    short = {n: s for n, s in asked.items() if reached[n] < s - tolerance}
+    short = {
+        n: s
+        for n, s in asked.items()
+        if reached[n] < s - tolerance or 1.0 - reached[n] > 1.5 * (1.0 - s) + 1e-9
+    }
     if all(s == 1.0 for s in short.values()) and short:
         warnings.warn(
             f"{where}: sparsity=1.0 asks to remove every block; each block row keeps its best one "

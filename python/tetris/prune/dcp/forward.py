@@ -59,7 +59,8 @@ class Forward:
         if name not in self.depth:
             raise ValueError(
                 f"{self.where}: layer {name!r} must be called once, with nothing but its input "
-                f"(it is called {self._counts.get(name, 0)} times); exclude it"
+                f"(torch.fx sees {self._counts.get(name, 0)} calls of it; it does not look into "
+                "torch's own modules, such as nn.TransformerEncoderLayer); exclude it"
             )
 
     def leads(self, name: str, end: str) -> bool:

@@ -329,6 +329,22 @@ class DCPPruner(Pruner):
             )
         return self.report()
 
+    def step(self) -> None:
+        """Call after each ``optimizer.step()`` of the fine-tuning: zero what is not kept.
+
+        Raises:
+            RuntimeError: nothing has been chosen yet, see :meth:`select`.
+        """
+        self._check_selected("step")
+        super().step()
+
+    def _check_selected(self, method: str) -> None:
+        self._check_attached(method)
+        if not self.selections:
+            raise RuntimeError(
+                f"{self.name}.{method}: nothing has been chosen yet; call select(data) first"
+            )
+
     def finalize(self, *, inplace: bool = False) -> nn.Module:
         """Return the model with sparse layers, or with ``atom="channel"`` a smaller dense one.
 
@@ -340,11 +356,12 @@ class DCPPruner(Pruner):
                 deep copy and training may go on.
 
         Raises:
+            RuntimeError: nothing has been chosen yet, see :meth:`select`.
             ValueError: as :meth:`Pruner.finalize`, and as :func:`shrink_channels`.
         """
+        self._check_selected("finalize")
         if self.atom == "block":
             return super().finalize(inplace=inplace)
-        self._check_attached("finalize")
         if inplace:
             self.finalize()  # raises where the model cannot be changed, which keeps its masks then
         keep = {name: _input_channels(layout) for name, layout in self.layouts().items()}

@@ -153,7 +153,7 @@ class _Walk:
             self.spatial[node] = self.spatial_of(node)
 
     def scales(self) -> dict[str, InputScale]:
-        found = dict.fromkeys(self.layers, InputScale(reason="forward does not call it"))
+        found = dict.fromkeys(self.layers, InputScale(reason="torch.fx sees no call of it"))
         for node in self.graph.nodes:
             if node.op == "call_module" and (name := self.names.get(id(self.module(node)))):
                 found[name] = self.scale(node)

@@ -232,6 +232,11 @@ class VRPGEPruner(Pruner):
         """
         where = f"{self.name}.backward"
         self._check_sampling("backward")
+        if not callable(closure):
+            raise TypeError(
+                f"{where}: pass a function that computes the loss, once for each mask: "
+                f"pruner.backward(lambda: criterion(model(x), target)) (got {describe(closure)})"
+            )
         if self._pending:
             raise RuntimeError(
                 f"{where}: gradients of the last call are pending; call optimizer.step() and "

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checks import describe
+from ...checks import describe
 
 Network = Callable[..., Tensor]
 Adversarial = Literal["logistic", "hinge", "least_squares", "wasserstein"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
-    from .pruner import Pruner
+    from ..pruner import Pruner
 
 _SPREAD = 1e-4
 """Scores that differ by less than this share of their size say nothing. Those of a trained

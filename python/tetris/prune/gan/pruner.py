@@ -11,23 +11,23 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..checks import check_model, describe
-from ..layout import BlockLayout
-from ..nn.base import SparseLayer
-from ..nn.kinds import DENSE_TYPES, DenseLayer
-from . import ranks
-from .block_pruner import BlockPruner
-from .gan_guard import DivergenceError, Snapshot, Watch, not_finite
-from .gan_loss import Judge, frozen_copy, judging, relative_difference, same_mode
-from .gan_tasks import GANTask, Network, Sample
-from .options import LayerOptions, LayerOverride, shows_settings
-from .plan import Scope
-from .pruner import Execution
-from .saliency import layer_saliency
-from .schedule import Schedule
-from .shared import Share
-from .target import Target
-from .tree import Selector
+from ...checks import check_model, describe
+from ...layout import BlockLayout
+from ...nn.base import SparseLayer
+from ...nn.kinds import DENSE_TYPES, DenseLayer
+from .. import ranks
+from ..block_pruner import BlockPruner
+from ..options import LayerOptions, LayerOverride, shows_settings
+from ..plan import Scope
+from ..pruner import Execution
+from ..saliency import layer_saliency
+from ..schedule import Schedule
+from ..shared import Share
+from ..target import Target
+from ..tree import Selector
+from .guard import DivergenceError, Snapshot, Watch, not_finite
+from .loss import Judge, frozen_copy, judging, relative_difference, same_mode
+from .tasks import GANTask, Network, Sample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -818,7 +818,7 @@ def test_networks_that_cannot_be():
 
     with pytest.raises(ValueError, match="Branch cannot be traced.*TetrisPruner"):
         DCPPruner(Branch(), include="a")
-    with pytest.raises(ValueError, match="'a' must be called once.*2 times"):
+    with pytest.raises(ValueError, match="'a' must be called once.*2 calls"):
         DCPPruner(Twice(), include="a")
     made = DCPPruner(Tokens(), include="a", heads=0, sweeps=1)
     with pytest.raises(ValueError, match=r"must return logits \[N, classes\]"):

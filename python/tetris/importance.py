@@ -27,8 +27,8 @@ def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Te
         saliency, name = weight.double().square(), "weight"
     elif isinstance(importance, str) or callable(importance):
         raise ValueError(
-            f"{where}: importance must be 'magnitude', 'squared' or a tensor; for whole models also "
-            "a function, or tetris.prune.Taylor, Fisher or ActivationNorm with batches "
+            f"{where}: importance must be 'magnitude', 'squared' or a tensor; for whole models "
+            "also a function, or tetris.prune.Taylor, Fisher or ActivationNorm with batches "
             f"(got {describe(importance)})"
         )
     else:

@@ -851,9 +851,7 @@ def test_data_that_cannot_be():
 
 @pytest.mark.parametrize("atom", ["block", "channel"])
 def test_nothing_goes_on_before_the_choice(atom):
-    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32))
-    model.append(torch.nn.Linear(32, 4))
-    pruner = DCPPruner(model, atom=atom, include="2", heads=1, sparsity=0.5)
+    pruner = DCPPruner(cnn(), atom=atom, include=["3", "6"], heads=1, sparsity=0.5, sweeps=1)
     for method in (pruner.step, pruner.finalize):
         with pytest.raises(RuntimeError, match=r"call select\(data\) first"):
             method()

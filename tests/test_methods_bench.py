@@ -611,8 +611,9 @@ def test_a_machine_that_is_not_quiet_is_told_of():
 
 
 def test_steps_write_files_of_their_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(steps, "measure", lambda sizes, kept: timed([1e-3] * 4 + [2e-3] * 4))
+    monkeypatch.setattr(steps, "measure", lambda sizes, kept, block: timed([1e-3] * 4 + [2e-3] * 4))
     monkeypatch.setattr(steps, "TARGETS", {0.2: 0.5})
+    monkeypatch.setattr(steps, "BLOCKS", ((16, 16),))
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     assert steps.main(["--quick", "--out", str(tmp_path)]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"steps.md", "steps.json"}

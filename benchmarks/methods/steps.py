@@ -38,7 +38,8 @@ from .. import machine
 from ..training import run_linear_by, step_of
 from .networks import mlp
 
-BATCH, BLOCK = 256, (16, 16)
+BATCH = 256
+BLOCKS = ((16, 16), (32, 32))
 NETWORKS = (
     (1024, 1024, 1024, 1024),
     (1024, 2048, 2048, 1024),
@@ -85,7 +86,9 @@ class Step:
         return abs(self.drift) <= DRIFT
 
 
-def measure(sizes: Sequence[int], kept: float, plan: Plan | None = None) -> list[Step]:
+def measure(
+    sizes: Sequence[int], kept: float, block: tuple[int, int], plan: Plan | None = None
+) -> list[Step]:
     """Time the steps of one network at one budget."""
     torch.manual_seed(0)
     fresh, x = mlp(sizes), torch.randn(BATCH, sizes[0])
@@ -97,9 +100,10 @@ def measure(sizes: Sequence[int], kept: float, plan: Plan | None = None) -> list
         found["oneDNN"] = step_of(model, x, _sgd(model))
     dense = list(found)
     for gates in ("start", "settled"):
-        found[gates] = _sampling(copy.deepcopy(fresh), x, kept, gates == "settled")
+        found[gates] = _sampling(copy.deepcopy(fresh), x, kept, block, gates == "settled")
     times = interleave(found, plan or Plan(sample_s=0.0, budget_s=10.0, min_rounds=8))
-    return judge("-".join(map(str, sizes)), kept, dense, times)
+    name = f"{'-'.join(map(str, sizes))}, {block[0]}x{block[1]}"
+    return judge(name, kept, dense, times)
 
 
 def judge(network: str, kept: float, dense: Sequence[str], times: Durations) -> list[Step]:
@@ -130,10 +134,12 @@ def _sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
 
 
-def _sampling(model: nn.Module, x: torch.Tensor, kept: float, settled: bool) -> Candidate:
+def _sampling(
+    model: nn.Module, x: torch.Tensor, kept: float, block: tuple[int, int], settled: bool
+) -> Candidate:
     optimizer = _sgd(model)
     pruner = VRPGEPruner(
-        model, sparsity=1 - kept, block=BLOCK, reorder="identity", optimizers=optimizer
+        model, sparsity=1 - kept, block=block, reorder="identity", optimizers=optimizer
     )
     if settled:
         s = pruner.gates.s
@@ -154,7 +160,7 @@ def _sampling(model: nn.Module, x: torch.Tensor, kept: float, settled: bool) -> 
 def table(steps: Sequence[Step]) -> str:
     """As markdown."""
     lines = [
-        "| network | kept | gates | VR-PGE ms | dense ms | dense by | ratio (quartiles) | "
+        "| network, block | kept | gates | VR-PGE ms | dense ms | dense by | ratio (quartiles) | "
         "dense drift | target |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -196,7 +202,13 @@ def main(words: Sequence[str] | None = None) -> int:
     args = made.parse_args(words)
     torch.set_num_threads(args.threads)
     networks = NETWORKS[1:2] if args.quick else NETWORKS
-    steps = [step for sizes in networks for kept in TARGETS for step in measure(sizes, kept)]
+    steps = [
+        step
+        for sizes in networks
+        for block in BLOCKS
+        for kept in TARGETS
+        for step in measure(sizes, kept, block)
+    ]
     usual = not args.quick and args.threads == 1
     out = args.out or Path("benchmarks/results/methods" if usual else "build/benchmarks/methods")
     out.mkdir(parents=True, exist_ok=True)
@@ -207,7 +219,7 @@ def main(words: Sequence[str] | None = None) -> int:
         [
             "# Training steps of VR-PGE",
             machine.sentence(about),
-            f"`{command}`: batch {BATCH}, blocks of {BLOCK[0]}x{BLOCK[1]}, float32, "
+            f"`{command}`: batch {BATCH}, float32, "
             f"{args.threads} thread(s). Medians; the ratio is the median of the rounds' ratios. "
             "Drift: the dense median of the later half of the rounds against that of the earlier.",
             *([told] if (told := warning(steps)) else []),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -92,6 +93,11 @@ def relayout(
 def block_keys(layout: BlockLayout) -> Tensor:
     """int64[nnzb], ascending: ``block row * column groups + column group`` of stored blocks."""
     return layout._block_rows() * layout.block_grid[1] + layout.col_idx
+
+
+def all_blocks(layout: BlockLayout) -> BlockLayout:
+    """The layout that stores all blocks, in the order of another one."""
+    return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))
 
 
 def layout_of_keys(like: BlockLayout, keys: Tensor) -> BlockLayout:

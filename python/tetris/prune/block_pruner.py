@@ -18,7 +18,7 @@ from ..layout import BlockLayout
 from ..layout_search import shares
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
-from ..relayout import layout_of_keys
+from ..relayout import all_blocks, layout_of_keys
 from . import ranks
 from .allocate import Scored, allocate
 from .choose import choose_blocks
@@ -116,7 +116,7 @@ class BlockPruner(Pruner):
             stacklevel=2,
         )
         try:
-            self._set({n: _whole(p.layout) for n, p in plans.items()})
+            self._set({n: all_blocks(p.layout) for n, p in plans.items()})
             self.update()
         except BaseException:
             for mask in self._masks.values():
@@ -343,8 +343,3 @@ class BlockPruner(Pruner):
             weights, rows, cols = oriented(layer, saliency), layout.row_perm, layout.col_perm
             sums = layout.blocking.sums(weights.double(), rows, cols).float().flatten()
         return ranks.mean(sums.to(layout.device))
-
-
-def _whole(layout: BlockLayout) -> BlockLayout:
-    """The layout that stores all blocks, in the order of another."""
-    return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
@@ -17,7 +16,7 @@ from ...checks import check_weight, describe
 from ...layout import BlockLayout
 from ...nn.base import SparseLayer
 from ...nn.kinds import DENSE_TYPES, DenseLayer, oriented
-from ...relayout import layout_of_keys
+from ...relayout import all_blocks
 from .. import ranks
 from ..options import LayerOptions, LayerOverride, shows_settings
 from ..plan import Scope
@@ -204,7 +203,7 @@ class VRPGEPruner(Pruner):
                 for name, layer in self.layers.items()
             }
         )
-        self._sample({name: _all_blocks(plan.layout) for name, plan in plans.items()})
+        self._sample({name: all_blocks(plan.layout) for name, plan in plans.items()})
 
     # -- the training loop --------------------------------------------------------------------
 
@@ -304,7 +303,7 @@ class VRPGEPruner(Pruner):
         self._exchange.unsample(self._optimizers)
         worth = {n: oriented(layer, layer.weight).abs() for n, layer in self.layers.items()}
         plans = self.search({n: oriented(self.layers[n], chance[n] * w) for n, w in worth.items()})
-        self._sample({name: _all_blocks(plan.layout) for name, plan in plans.items()})
+        self._sample({name: all_blocks(plan.layout) for name, plan in plans.items()})
         state = self.gate_optimizer.state[self.gates.s].values()
         for vector in (self.gates.s, *(v for v in state if v.dim())):
             for name, layer in self.sampled.items():
@@ -535,8 +534,3 @@ def _check_settings(
         raise ValueError(
             f"{where}: clamp must be in [0, 0.5), such as 1e-3 (got {describe(clamp)})"
         )
-
-
-def _all_blocks(layout: BlockLayout) -> BlockLayout:
-    """The layout that stores all blocks, in the order of another one."""
-    return layout_of_keys(layout, torch.arange(math.prod(layout.block_grid)))

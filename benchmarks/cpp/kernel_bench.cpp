@@ -77,7 +77,7 @@ void forward(benchmark::State& state, const Case& c) {
     const Layer& layer = *layers[turn++ % layers.size()];
     const std::string error = cpu::bsmm_forward<float>(
         layer.view, layer.values.data(), {x.data(), c.in}, c.tokens, nullptr,
-        cpu::Activation::kNone, {y.data(), c.out}, cpu::Parallel{});
+        Activation::kNone, {y.data(), c.out}, cpu::Parallel{});
     if (!error.empty()) {
       state.SkipWithError(error.c_str());
       break;

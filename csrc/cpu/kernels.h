@@ -12,9 +12,9 @@
 
 #include <cstdint>
 
-namespace tetris::cpu {
+#include "core/activation.h"
 
-enum class Activation : int { kNone, kRelu, kGelu, kGeluTanh, kSilu };
+namespace tetris::cpu {
 
 // A range of block rows of one layer, multiplied into one panel.
 template <class T>

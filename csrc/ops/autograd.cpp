@@ -39,17 +39,17 @@ bool needs_grad(std::initializer_list<Tensor> operands) {
   return false;
 }
 
-Tensor apply_activation(const Tensor& z, cpu::Activation act) {
+Tensor apply_activation(const Tensor& z, Activation act) {
   switch (act) {
-    case cpu::Activation::kNone:
+    case Activation::kNone:
       return z;
-    case cpu::Activation::kRelu:
+    case Activation::kRelu:
       return at::relu(z);
-    case cpu::Activation::kGelu:
+    case Activation::kGelu:
       return at::gelu(z, "none");
-    case cpu::Activation::kGeluTanh:
+    case Activation::kGeluTanh:
       return at::gelu(z, "tanh");
-    case cpu::Activation::kSilu:
+    case Activation::kSilu:
       return at::silu(z);
   }
   return z;

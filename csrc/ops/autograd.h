@@ -32,7 +32,7 @@ void check_no_tangent(const char* op, std::initializer_list<at::Tensor> operands
 bool needs_grad(std::initializer_list<at::Tensor> operands);
 
 // By torch's own functions, whose formulas hold for every order of gradient.
-at::Tensor apply_activation(const at::Tensor& z, cpu::Activation act);
+at::Tensor apply_activation(const at::Tensor& z, Activation act);
 
 // CPU autocast: there are no bfloat16 kernels, so lower-precision operands are raised to float32
 // and the result is float32, like torch's own ops on autocast's float32 list.

@@ -24,12 +24,12 @@ at::Tensor check_index(const char* op, const char* name, const at::Tensor& t, in
 
 }  // namespace
 
-cpu::Activation parse_activation(const char* op, std::string_view name) {
-  if (name == "none") return cpu::Activation::kNone;
-  if (name == "relu") return cpu::Activation::kRelu;
-  if (name == "gelu") return cpu::Activation::kGelu;
-  if (name == "gelu_tanh") return cpu::Activation::kGeluTanh;
-  if (name == "silu") return cpu::Activation::kSilu;
+Activation parse_activation(const char* op, std::string_view name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "gelu") return Activation::kGelu;
+  if (name == "gelu_tanh") return Activation::kGeluTanh;
+  if (name == "silu") return Activation::kSilu;
   TORCH_CHECK_VALUE(false, op, ": activation must be none, relu, gelu, gelu_tanh or silu (got '",
                     name, "')");
 }

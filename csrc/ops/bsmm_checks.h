@@ -20,7 +20,7 @@ struct Layout {
   BlockSparseView view;
 };
 
-cpu::Activation parse_activation(const char* op, std::string_view name);
+Activation parse_activation(const char* op, std::string_view name);
 
 // Shapes, types and devices of the index tensors; their contents are checked by the kernels'
 // driver.

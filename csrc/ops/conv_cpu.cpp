@@ -44,7 +44,7 @@ struct Call {
 };
 
 Tensor run(const Call& call, const Tensor& x, const Tensor& values, Optional bias,
-           Optional residual, cpu::Activation act, int64_t out_channels) {
+           Optional residual, Activation act, int64_t out_channels) {
   const auto& [images, ay, ax] = call.shape;
   const bool big = call.direction.transposed;
   const auto format = x.suggest_memory_format();
@@ -126,7 +126,7 @@ Tensor grad_input(const char* op, bool transposed, const Tensor& grad, const Ten
   const auto layout = check_conv_layout(op, a, row_ptr, col_idx, row_perm, col_perm, grad.size(1),
                                         in_channels, values.size(2), values.size(1));
   return run({op, shape, {!transposed, true}, layout}, grad, values, std::nullopt, std::nullopt,
-             cpu::Activation::kNone, in_channels);
+             Activation::kNone, in_channels);
 }
 
 Tensor bsconv2d_grad_input(const Tensor& grad, const Tensor& values, const Tensor& row_ptr,

@@ -12,8 +12,6 @@
 namespace tetris::test {
 namespace {
 
-using cpu::Activation;
-
 void run_on_threads(int count, const std::function<void(int)>& fn) {
   std::vector<std::thread> pool;
   for (int i = 1; i < count; ++i) pool.emplace_back(fn, i);

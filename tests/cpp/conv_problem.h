@@ -123,7 +123,7 @@ struct ConvProblem {
     return strides(s.out, pixels(s, s.transposed), s.out_channels_last);
   }
 
-  std::string forward(T* y, cpu::Activation act, const cpu::Parallel& parallel) const {
+  std::string forward(T* y, Activation act, const cpu::Parallel& parallel) const {
     return cpu::convolve<T>(view, values.data(), shape(), {s.transposed, false},
                             {x.data(), in_strides()}, s.bias ? bias.data() : nullptr,
                             {s.residual ? residual.data() : nullptr, out_strides()}, act,
@@ -132,7 +132,7 @@ struct ConvProblem {
   std::string grad_input(T* dx, const cpu::Parallel& parallel) const {
     return cpu::convolve<T>(view, values.data(), shape(), {!s.transposed, true},
                             {dy.data(), out_strides()}, nullptr, {nullptr, in_strides()},
-                            cpu::Activation::kNone, {dx, in_strides()}, parallel);
+                            Activation::kNone, {dx, in_strides()}, parallel);
   }
   std::string grad_values(T* dvalues, const cpu::Parallel& parallel) const {
     const cpu::FeatureMap<const T> in{x.data(), in_strides()}, out{dy.data(), out_strides()};

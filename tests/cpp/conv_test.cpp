@@ -12,7 +12,6 @@
 namespace tetris::test {
 namespace {
 
-using cpu::Activation;
 using cpu::ConvAxis;
 
 void run_on_threads(int count, const std::function<void(int)>& fn) {

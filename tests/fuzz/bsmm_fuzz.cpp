@@ -64,7 +64,7 @@ void fuzz(Bytes in) {
                                }};
   const std::string errors[] = {
       cpu::bsmm_forward<float>(p.view, p.values.data(), {p.x.data(), p.ldx}, s.m,
-                               s.bias ? p.bias.data() : nullptr, cpu::Activation::kNone,
+                               s.bias ? p.bias.data() : nullptr, Activation::kNone,
                                {y.data(), s.n + gap}, parallel),
       cpu::bsmm_grad_input<float>(p.view, p.values.data(), {p.dy.data(), p.ldg}, s.m,
                                   {dx.data(), s.k + gap}, parallel),

@@ -79,7 +79,7 @@ void fuzz(Bytes in) {
                                [](int count, const std::function<void(int)>& fn) {
                                  for (int i = 0; i < count; ++i) fn(i);
                                }};
-  const std::string errors[] = {p.forward(y.data(), cpu::Activation::kNone, parallel),
+  const std::string errors[] = {p.forward(y.data(), Activation::kNone, parallel),
                                 p.grad_input(dx.data(), parallel),
                                 p.grad_values(dvalues.data(), parallel)};
   for (const auto& error : errors)

@@ -10,6 +10,8 @@ from . import bayes as bayes
 from . import ops as ops
 from . import prune as prune
 from . import reorder as reorder
+from .checkpoint import load as load
+from .checkpoint import save as save
 from .fuse import FuseReport as FuseReport
 from .fuse import fuse as fuse
 from .info import Info as Info

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
 _ACTIVATIONS = get_args(ops.Activation)
-_INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
+INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
 
 Dense = TypeVar("Dense", bound=nn.Module)
 
@@ -124,7 +124,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         self.values = nn.Parameter(torch.empty((layout.nnz_blocks, bi, bo), **factory))
         self.bias = nn.Parameter(torch.empty(own.out_features, **factory)) if bias else None
-        for name in _INDEX:
+        for name in INDEX:
             index = getattr(layout, name)
             # A copy: the module's buffers may be loaded into, a layout never changes.
             self.register_buffer(
@@ -235,7 +235,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
     @property
     def layout(self) -> BlockLayout:
         """The layout, made from the buffers (and checked) at each access."""
-        return self._layout_of(self.block, {name: getattr(self, name) for name in _INDEX})
+        return self._layout_of(self.block, {name: getattr(self, name) for name in INDEX})
 
     def _layout_of(self, block: tuple[int, int], index: Mapping[str, Any]) -> BlockLayout:
         sizes = self._blocking(block)
@@ -307,9 +307,9 @@ class SparseLayer(nn.Module, Generic[Dense]):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        names = ("values", *_INDEX, "bias")
+        names = ("values", *INDEX, "bias")
         found = {n: state_dict[prefix + n] for n in names if prefix + n in state_dict}
-        if self._parameters.get("values") is not None and any(n in found for n in _INDEX):
+        if self._parameters.get("values") is not None and any(n in found for n in INDEX):
             try:
                 self._check_sizes(state_dict.get(prefix + "_extra_state"))
                 self._check_state(found)
@@ -389,7 +389,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
         if values.shape != new.shape:
             values.grad = None
             replace_data(values, values.new_empty(new.shape))
-        for name in _INDEX:
+        for name in INDEX:
             index = found.get(name)
             if index is not None:
                 index = torch.empty(index.shape, dtype=torch.int32, device=values.device)
@@ -423,7 +423,7 @@ def make_sparse(
         values = nn.Parameter(layout.pack(dense), requires_grad=weight.requires_grad)
     result.values = values
     result.bias = bias
-    for name in _INDEX:
+    for name in INDEX:
         index = getattr(layout, name)
         result._buffers[name] = None if index is None else index.clone()
     result.train(module.training)

@@ -1,0 +1,290 @@
+"""tetris.save and tetris.load: what is written comes back, and nothing else is accepted."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import tetris
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, stride=2, bias=False),
+        nn.ConvTranspose2d(32, 16, 4, 2, 1, groups=2),
+        nn.Flatten(),
+        nn.Linear(16 * 12 * 12, 10),
+    )
+
+
+class Tied(nn.Module):
+    """Two layers that share one weight, and one used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+        self.b.weight = self.a.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.c(self.b(self.a(self.a(x))))
+
+
+def sparse(model: nn.Module, **arguments) -> nn.Module:
+    return tetris.sparsify(model, **{"sparsity": 0.7, "block": (4, 2), "sweeps": 1, **arguments})
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[nn.Module, Path]:
+    model = sparse(convolutional(), overrides={"6": {"block": (3, 5), "sparsity": 0.9}}).eval()
+    path = tmp_path / "model.safetensors"
+    tetris.save(model, path)
+    return model, path
+
+
+def same(a: nn.Module, b: nn.Module) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert list(ours) == list(theirs)
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    for name, module in a.named_modules():
+        assert type(module) is type(b.get_submodule(name))
+
+
+def test_a_dense_architecture_becomes_the_saved_model(saved):
+    model, path = saved
+    fresh = convolutional()
+    loaded = tetris.load(path, fresh)
+    assert loaded is fresh
+    same(model, loaded)
+    x = torch.randn(2, 3, 14, 14)
+    assert torch.equal(model(x), loaded.eval()(x))
+    assert isinstance(loaded[3], tetris.SparseConv2d)
+    assert loaded[3].layout == model[3].layout
+
+
+def test_a_sparse_architecture_of_another_sparsity_takes_it_too(saved):
+    model, path = saved
+    other = sparse(convolutional(), sparsity=0.5, block=(8, 1))
+    values = other[3].values
+    same(model, tetris.load(path, other))
+    assert other[3].values is values  # an optimizer that has not stepped goes on
+
+
+def test_a_single_layer(tmp_path):
+    layer = tetris.SparseLinear.from_dense(nn.Linear(20, 30), sparsity=0.5, activation="gelu")
+    tetris.save(layer, tmp_path / "layer.safetensors")
+    loaded = tetris.load(tmp_path / "layer.safetensors", nn.Linear(20, 30))
+    assert isinstance(loaded, tetris.SparseLinear)
+    assert loaded.activation == "gelu"
+    same(layer, loaded)
+
+
+def test_shared_weights_are_stored_once_and_stay_shared(tmp_path):
+    model = sparse(Tied())
+    path = tmp_path / "tied.safetensors"
+    tetris.save(model, path)
+    with safe_open(path, "pt") as file:
+        assert "b.values" not in file.keys()  # noqa: SIM118
+    loaded = tetris.load(path, Tied())
+    assert loaded.a.values is loaded.b.values
+    same(model, loaded)
+
+
+def test_views_of_one_storage_that_differ_are_kept_apart(tmp_path):
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            base = torch.arange(12.0)
+            self.register_buffer("left", base[:8])
+            self.register_buffer("right", base[4:])
+
+    model, fresh = Views(), Views()
+    fresh.left, fresh.right = torch.zeros(8), torch.zeros(8)
+    tetris.save(model, tmp_path / "views.safetensors")
+    same(model, tetris.load(tmp_path / "views.safetensors", fresh))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_types_are_kept(tmp_path, dtype):
+    model = sparse(nn.Sequential(nn.Linear(16, 16)).to(dtype))
+    tetris.save(model, tmp_path / "m.safetensors")
+    loaded = tetris.load(tmp_path / "m.safetensors", nn.Sequential(nn.Linear(16, 16)).to(dtype))
+    assert loaded[0].values.dtype == dtype
+    same(model, loaded)
+
+
+def test_no_stored_block_and_a_frozen_weight(tmp_path):
+    dense = nn.Sequential(nn.Linear(8, 8))
+    model = sparse(dense, sparsity=1.0, allow_empty_rows=True)
+    tetris.save(model, tmp_path / "m.safetensors")
+    fresh = nn.Sequential(nn.Linear(8, 8)).requires_grad_(False)
+    loaded = tetris.load(tmp_path / "m.safetensors", fresh)
+    same(model, loaded)
+    assert not loaded[0].values.requires_grad
+
+
+def test_the_file_is_small_and_loads_without_pruning_code(tmp_path):
+    model = tetris.sparsify(nn.Sequential(nn.Linear(512, 512)), sparsity=0.9, block=(16, 16))
+    path = tmp_path / "m.safetensors"
+    tetris.save(model, path)
+    dense = 512 * 512 * 4
+    assert path.stat().st_size < 0.13 * dense
+    script = f"""
+import torch, tetris
+from torch import nn
+model = tetris.load({str(path)!r}, nn.Sequential(nn.Linear(512, 512)))
+print(model(torch.ones(1, 512)).double().sum().item())
+"""
+    out = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+    assert float(out) == model(torch.ones(1, 512)).double().sum().item()
+
+
+def test_an_interrupted_save_leaves_the_old_file(saved, monkeypatch):
+    model, path = saved
+    before = path.read_bytes()
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tetris.checkpoint, "save_file", fails)
+    with pytest.raises(OSError, match="disk full"):
+        tetris.save(model, path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def refused(path: Path, model: nn.Module, match: str, error=ValueError) -> None:
+    """Loading raises and changes nothing."""
+    types = [type(m) for m in model.modules()]
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(error, match=match):
+        tetris.load(path, model)
+    assert types == [type(m) for m in model.modules()]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1, -1000])
+def test_a_cut_file(saved, keep):
+    _, path = saved
+    path.write_bytes(path.read_bytes()[:keep])
+    refused(path, convolutional(), "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("where", [-1, -5000, -20000])
+def test_an_altered_number(saved, where):
+    _, path = saved
+    data = bytearray(path.read_bytes())
+    data[where] ^= 1
+    path.write_bytes(data)
+    refused(path, convolutional(), "was altered")
+
+
+def rewritten(path: Path, change) -> None:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+        tensors = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118
+    about = json.loads(metadata["tetris"])
+    change(about, tensors)
+    save_file(tensors, path, {"tetris": json.dumps(about)})
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda about, _: about.update(format=99), "format 99"),
+        (lambda about, _: about["layers"]["3"].update(activation="relu"), "was altered"),
+        (lambda about, _: about.pop("layers"), "was altered"),
+        (lambda about, _: about.pop("digest"), "was altered"),
+        (lambda _, tensors: tensors.pop("3.values"), "was altered"),
+        (lambda _, tensors: tensors["3.col_idx"].add_(1), "was altered"),
+    ],
+)
+def test_altered_contents(saved, change, match):
+    _, path = saved
+    rewritten(path, change)
+    refused(path, convolutional(), match)
+
+
+def test_other_files(tmp_path):
+    path = tmp_path / "plain.safetensors"
+    save_file({"0.weight": torch.zeros(4, 4)}, path)
+    refused(path, convolutional(), "not written by tetris.save")
+    refused(tmp_path / "absent", convolutional(), "there is no file", FileNotFoundError)
+    torch.save({}, path)
+    refused(path, convolutional(), "not a whole safetensors file")
+
+
+def other_architectures():
+    def changed(index: int, layer: nn.Module) -> nn.Module:
+        model = convolutional()
+        model[index] = layer
+        return model
+
+    yield changed(6, nn.Linear(16 * 12 * 12, 11)), "'6' does not fit"
+    yield changed(6, nn.Linear(16 * 12 * 12, 10, bias=False)), "'6' has no bias"
+    yield changed(3, nn.Conv2d(16, 32, 5, bias=False)), "'3' does not fit"
+    yield changed(3, nn.Linear(16, 32, bias=False)), "'3' is a SparseConv2d"
+    yield changed(4, nn.Conv2d(32, 16, 4, groups=2)), "'4' is a SparseConvTranspose2d"
+    yield changed(1, nn.BatchNorm2d(8)), r"'1\.weight' must be \[8\]"
+    yield changed(1, nn.Identity()), "has 1.bias, 1.num_batches_tracked"
+    yield nn.Sequential(), "has a sparse layer '3'"
+    yield nn.Sequential(*convolutional(), nn.Linear(10, 2)), "lacks 7.bias, 7.weight"
+
+
+@pytest.mark.parametrize(("model", "match"), list(other_architectures()))
+def test_another_architecture(saved, model, match):
+    _, path = saved
+    refused(path, model, match)
+
+
+def test_a_fused_model_says_when_to_fuse(tmp_path):
+    model = tetris.fuse(sparse(convolutional(), include="3").eval())
+    model = model[0] if isinstance(model, tuple) else model
+    path = tmp_path / "fused.safetensors"
+    tetris.save(model, path)
+    refused(path, convolutional(), "save before tetris.fuse")
+
+
+def test_layers_with_hooks_are_not_replaced(saved):
+    _, path = saved
+    model = convolutional()
+    model[3].register_forward_hook(lambda *_: None)
+    refused(path, model, "forward_hooks")
+
+
+def test_bad_arguments(saved, tmp_path):
+    model, path = saved
+    with pytest.raises(TypeError, match="path comes first"):
+        tetris.load(model, path)
+    with pytest.raises(TypeError, match="must be an nn.Module"):
+        tetris.save(model.state_dict(), path)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        tetris.save(model, tmp_path / "none" / "m.safetensors")
+    pruner = tetris.prune.TetrisPruner(nn.Sequential(nn.Linear(32, 32)), sparsity=0.5, sweeps=1)
+    with pytest.raises(ValueError, match=r"pruner.finalize\(\)"):
+        tetris.save(pruner.model, path)
+    with pytest.raises(ValueError, match="meta device"):
+        tetris.save(nn.Linear(2, 2, device="meta"), path)
+
+
+def test_torch_save_and_state_dict_keep_working(saved, tmp_path):
+    model, _ = saved
+    torch.save(model, tmp_path / "whole.pt")
+    same(model, torch.load(tmp_path / "whole.pt", weights_only=False))
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = sparse(convolutional(), sparsity=0.2)
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    same(model, other)

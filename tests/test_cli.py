@@ -165,7 +165,8 @@ def test_presets(model, size):
     assert {v.method for v in config.variants()} >= {"element-wise", "TETRIS"}
 
 
-def test_readme_example_runs():
+def test_readme_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # an example saves a model
     examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert examples
     names = {"__name__": "readme"}  # each goes on from the one before

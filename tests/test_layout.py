@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tetris import BlockLayout
+from tetris.blocking import removed_count
 
 
 def int32(*values):
@@ -237,3 +238,11 @@ def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match=r"tetris\[plot\]"):
         BlockLayout(**GOOD).plot(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "count", "removed"),
+    [(0.9, 10, 9), (0.29, 100, 29), (0.57, 100, 57), (0.3, 9, 2), (1.0, 7, 7), (0.0, 7, 0)],
+)
+def test_a_sparsity_removes_what_it_says(sparsity, count, removed):
+    assert removed_count(sparsity, count) == removed

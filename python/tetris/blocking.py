@@ -17,6 +17,14 @@ from torch.nn import functional as F
 from .checks import check_groups, check_tensor
 
 
+def removed_count(sparsity: float, count: int) -> int:
+    """How many of so many blocks (channels, weights) a sparsity removes: ``floor(sparsity * n)``.
+
+    As written, not as rounded: 0.29 * 100 is 28.999999999999996 in floating point, and 29 go.
+    """
+    return math.floor(sparsity * count + 1e-9)
+
+
 @dataclass(frozen=True)
 class Blocking:
     """Sizes of a weight and of its blocks.

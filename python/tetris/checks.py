@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import operator
@@ -158,8 +159,10 @@ def check_keywords(where: str, given: Iterable[str], known: Iterable[str]) -> No
     names = list(known)
     for name in given:
         if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise TypeError(
-                f"{where}: got an unexpected argument {name!r}; its settings are {', '.join(names)}"
+                f"{where}: got an unexpected argument {name!r}{hint}; it takes {', '.join(names)}"
             )
 
 

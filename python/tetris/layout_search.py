@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
 
 from . import reorder as _reorder
-from .blocking import Blocking
+from .blocking import Blocking, removed_count
 from .checks import check_keywords, check_search, check_sparsity, describe
 
 if TYPE_CHECKING:
@@ -124,7 +123,7 @@ def _groups(
     rows, columns = blocking.group_grid
     blocks = rows * columns * (1 if tied else blocking.positions)
     # Rounded once for the layer: of nine blocks in each of many groups, 0.9 would remove 8/9.
-    removed = shares(math.floor(sparsity * blocks * groups), groups)
+    removed = shares(removed_count(sparsity, blocks * groups), groups)
     for part, own in zip(saliency.split(blocking.group_shape[0]), removed, strict=True):
         yield part, min(1.0, (own + 0.5) / blocks)  # floor() finds the count again
 

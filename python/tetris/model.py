@@ -140,7 +140,7 @@ def sparsify(
     search differs, see :mod:`tetris.reorder`.
     """
     where = "tetris.sparsify"
-    default = LayerOptions.of(where, settings)
+    default = LayerOptions.of(where, settings, sparsify)
     selection = select_layers(where, model, include, exclude, types)
     if inplace and "" in selection.layers:
         raise ValueError(

@@ -24,6 +24,7 @@ import torch
 
 from tetris import _C
 
+from .blocking import removed_count
 from .checks import check_block, check_search, check_sparsity, check_tensor, describe
 
 if TYPE_CHECKING:
@@ -356,7 +357,7 @@ class _Problem:
         tied = positions if tie_kernel else 1
         values = np.ascontiguousarray(array, dtype=np.float32).reshape(rows, cols, -1)
         blocks = -(-rows // bo) * -(-cols // bi) * values.shape[2]
-        return _Problem(values, (bo, bi), blocks - math.floor(sparsity * blocks), tied)
+        return _Problem(values, (bo, bi), blocks - removed_count(sparsity, blocks), tied)
 
     def expand(self, mask: NDArray[np.bool_]) -> torch.Tensor:
         """The mask of all kernel positions."""

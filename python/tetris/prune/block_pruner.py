@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..blocking import removed_count
 from ..checks import check_sparsity
 from ..layout import BlockLayout
 from ..layout_search import shares
@@ -304,7 +305,7 @@ class BlockPruner(Pruner):
         for name, layout in layouts.items():
             parts = units[name].split(layout.groups)
             rates = scores[name].split([len(part.keys) for part in parts])
-            removed = math.floor(sparsity[name] * units[name].total)
+            removed = removed_count(sparsity[name], units[name].total)
             may_grow = isinstance(modules[name], SparseLayer)
             keys = []
             for part, rate, own in zip(parts, rates, shares(removed, layout.groups), strict=True):

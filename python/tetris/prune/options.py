@@ -62,9 +62,13 @@ class LayerOptions:
         check_search(where, seed=self.seed, budget=self.budget, sweeps=self.sweeps)
 
     @classmethod
-    def of(cls, where: str, settings: LayerOverride) -> LayerOptions:
-        """Settings from the keyword arguments of the function ``where``."""
-        check_keywords(where, settings, [f.name for f in fields(cls)])
+    def of(
+        cls, where: str, settings: LayerOverride, function: Callable[..., object]
+    ) -> LayerOptions:
+        """Settings from what was left over of a function's keyword arguments."""
+        parameters = inspect.signature(function).parameters.values()
+        known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        check_keywords(where, settings, dict.fromkeys([*known, *(f.name for f in fields(cls))]))
         return cls(**settings, where=where)
 
     @property

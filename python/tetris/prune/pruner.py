@@ -108,7 +108,7 @@ class Pruner:
                 f"{where}: settings go by keyword, such as sparsity=0.9, or all in one "
                 f"LayerOptions (got {' and '.join([describe(options), *settings])})"
             )
-        asked = LayerOptions.of(where, settings) if options is None else options
+        asked = options or LayerOptions.of(where, settings, type(self).__init__)
         if isinstance(model, nn.parallel.DistributedDataParallel):
             raise TypeError(
                 f"{where}: a pruner takes the model inside DistributedDataParallel, ddp.module "

@@ -21,7 +21,6 @@ retained.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,7 +30,7 @@ import torch
 from torch import Tensor
 
 from .. import reorder
-from ..blocking import Blocking
+from ..blocking import Blocking, removed_count
 from ..checks import describe, kind
 from ..layout import BlockLayout
 from ..layout_search import search_method
@@ -249,7 +248,7 @@ class _Layer:
         out, in_, positions, _ = self.values.shape
         (bo, bi), o = self.options.block, self.options
         blocks = -(-out // bo) * -(-in_ // bi) * (1 if o.tie_kernel else positions)
-        return blocks - math.floor(o.sparsity * blocks), blocks
+        return blocks - removed_count(o.sparsity, blocks), blocks
 
     def norms(self, axis: int) -> Tensor:
         """float64[n], saliency of each channel of an axis."""

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ...blocking import removed_count
 from ...checks import describe
 from ...layout import BlockLayout
 from ...modules import copy_or_same, replace_modules
@@ -511,7 +512,7 @@ class DCPPruner(Pruner):
             )
             atoms[name] = own
             # 0.29 * 100 is a little less than 29.
-            removed = math.floor(options.sparsity * own.count + 1e-9)
+            removed = removed_count(options.sparsity, own.count)
             budgets[name] = max(own.count - removed, own.rows)
         return atoms, budgets
 

@@ -7,7 +7,6 @@ and a budget that is "never exceeded" should not depend on rounding to float32.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...blocking import Blocking
+from ...blocking import Blocking, removed_count
 from ..options import LayerOptions
 
 Atom = Literal["block", "channel"]
@@ -258,7 +257,7 @@ def make_gates(
         total = float(cost[mine].sum())
         amount = (1.0 - sparsity) * total
         if len(names) == 1:  # whole atoms, as all methods count them
-            amount = (len(mine) - math.floor(sparsity * len(mine))) * float(cost[mine[0]])
+            amount = (len(mine) - removed_count(sparsity, len(mine))) * float(cost[mine[0]])
         if amount < float(cost[mine].min()) or amount < clamp * total:
             raise ValueError(
                 f"{where}: sparsity {sparsity:g} leaves a budget of {amount / total:.3g} of the "

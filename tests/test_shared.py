@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tetris import reorder, sparsify
-from tetris.prune import Cubic, LayerOptions, SharedOrder, TetrisPruner
+from tetris.prune import Cubic, LayerOptions, Part, SharedOrder, SharedOrders, TetrisPruner
 from tetris.prune.plan import plan_layers
 from tetris.prune.shared import search_shared
 
@@ -230,6 +230,125 @@ def test_other_layers_are_planned_as_without():
     assert plans["head"].saliency is saliency["head"]
 
 
+# -- parts of an axis ------------------------------------------------------------------------------
+
+
+def stays_within(perm, size):
+    """Whether a permutation moves channels only within parts of a size."""
+    return torch.equal(perm // size, torch.arange(len(perm), dtype=perm.dtype) // size)
+
+
+def test_parts_have_orders_of_their_own():
+    """Two heads, each with an order that rows and columns hide; nothing moves between heads."""
+    g = generator()
+    heads = torch.cat([torch.randperm(64, generator=g) + 64 * h for h in range(2)])
+    saliency = {
+        "value": planted(heads, torch.randperm(96, generator=g), 1, 0.25, g).squeeze(2),
+        "output": planted(torch.randperm(96, generator=g), heads, 1, 0.25, g).squeeze(2),
+    }
+    options = {n: LayerOptions(sparsity=0.75, block=(8, 8), **FAST) for n in saliency}
+    parts = [range(64), range(64, 128)]
+    share = [SharedOrder(Part("value", p), Part("output", p)) for p in parts]
+    found = searched(saliency, options, share)
+    rows, cols = found["value"][0].row_perm, found["output"][0].col_perm
+    assert torch.equal(rows, cols)
+    assert stays_within(rows, 64)
+    assert not torch.equal(rows[64:] - 64, rows[:64])
+    for name, (_, search) in found.items():
+        alone = reorder.search(saliency[name], (8, 8), 0.75, **FAST)
+        assert search.retained > alone.retained - 0.03, name
+        assert search.retained > search.identity_retained + 0.2, name
+
+
+def test_a_layer_that_reads_two_values_behind_each_other():
+    g = generator()
+    orders = [torch.randperm(n, generator=g) for n in (48, 64)]
+    cols = torch.cat([orders[0], orders[1] + 48])
+    saliency = {
+        "a": planted(orders[0], torch.randperm(64, generator=g), 1, 0.25, g).squeeze(2),
+        "b": planted(orders[1], torch.randperm(64, generator=g), 1, 0.25, g).squeeze(2),
+        "both": planted(torch.randperm(64, generator=g), cols, 1, 0.25, g).squeeze(2),
+    }
+    options = {n: LayerOptions(sparsity=0.75, block=(8, 8), **FAST) for n in saliency}
+    share = [
+        SharedOrder("a", Part("both", range(48))),
+        SharedOrder("b", Part("both", tuple(range(48, 112)))),
+    ]
+    found = searched(saliency, options, share)
+    both = found["both"][0].col_perm
+    assert torch.equal(both[:48], found["a"][0].row_perm)
+    assert torch.equal(both[48:] - 48, found["b"][0].row_perm)
+    assert all(s.retained > s.identity_retained + 0.2 for _, s in found.values())
+
+
+def test_the_rest_of_an_axis_keeps_its_place():
+    g = generator()
+    saliency = {"a": torch.rand(32, 32, generator=g), "b": torch.rand(32, 48, generator=g)}
+    options = {n: LayerOptions(sparsity=0.75, block=(4, 4), **FAST) for n in saliency}
+    found = searched(saliency, options, SharedOrder(rows="a", cols=Part("b", range(8, 40))))
+    cols = found["b"][0].col_perm
+    assert torch.equal(cols[:8], torch.arange(8).int())
+    assert torch.equal(cols[40:], torch.arange(40, 48).int())
+    assert torch.equal(cols[8:40] - 8, found["a"][0].row_perm)
+
+
+def test_channels_that_lie_apart_follow_if_nothing_is_lost():
+    """Flattened maps: four features per channel, which blocks of four do not mix."""
+    g = generator()
+    order = torch.randperm(32, generator=g)
+    saliency = {
+        "conv": planted(order, torch.randperm(32, generator=g), 1, 0.25, g).squeeze(2),
+        "head": torch.rand(24, 128, generator=g),
+    }
+    options = {n: LayerOptions(sparsity=0.75, block=(8, 4), **FAST) for n in saliency}
+    options["conv"] = LayerOptions(sparsity=0.75, block=(4, 4), **FAST)
+    features = [Part("head", range(i, 128, 4)) for i in range(4)]
+    found = searched(saliency, options, SharedOrder(rows="conv", cols=features))
+    rows, cols = found["conv"][0].row_perm, found["head"][0].col_perm
+    assert torch.equal(cols, (4 * rows[:, None] + torch.arange(4)).flatten().int())
+    assert found["conv"][1].retained > found["conv"][1].identity_retained + 0.2
+
+
+def test_fixed_axes_stay():
+    saliency, options = planted_layers()
+    share = [SharedOrder("linear", "head"), SharedOrder(cols="linear", fixed=True)]
+    found = searched(saliency, options, share)
+    assert found["linear"][0].col_perm is None
+    assert found["linear"][0].row_perm is not None
+    free = searched(saliency, options, share[:1])
+    assert free["linear"][1].retained > found["linear"][1].retained
+    part = [SharedOrder(rows=Part("linear", range(64)), fixed=True)]
+    assert searched(saliency, options, part)["linear"][0].row_perm is None
+
+
+GROUPED = [
+    SharedOrder(Part("a", range(h, h + 32)), Part("grouped", range(h, h + 32))) for h in (0, 32)
+]
+
+
+def test_groups_of_a_convolution_are_searched_beside_their_producers():
+    g = generator()
+    parts = [torch.randperm(32, generator=g) for _ in range(2)]
+    rows = torch.cat([parts[0], parts[1] + 32])
+    saliency = {
+        "a": planted(rows, torch.randperm(64, generator=g), 1, 0.25, g).squeeze(2),
+        "grouped": torch.cat(
+            [planted(torch.randperm(48, generator=g), p, 1, 0.25, g) for p in parts]
+        ).unsqueeze(3),
+    }
+    options = {n: LayerOptions(sparsity=0.75, block=(8, 8), **FAST) for n in saliency}
+    found = search_shared("here", saliency, options, GROUPED, {"a": 1, "grouped": 2})
+    a, grouped = (found[name][0] for name in ("a", "grouped"))
+    assert grouped.groups == 2
+    assert torch.equal(a.row_perm, grouped.col_perm)
+    assert stays_within(a.row_perm, 32)
+    for name, (layout, search) in found.items():
+        assert search.retained > search.identity_retained + 0.15, name
+        share = saliency[name][layout.mask()].sum() / saliency[name].sum()
+        assert search.retained == pytest.approx(share.item(), rel=1e-5)
+        assert layout.sparsity == pytest.approx(0.75, abs=0.02)
+
+
 # -- in a model ------------------------------------------------------------------------------------
 
 
@@ -394,11 +513,56 @@ def test_errors_say_what_was_seen(model, share, more, error, match):
         sparsify(model, sparsity=0.5, block=(4, 4), share=share, **more, **FAST)
 
 
+def test_orders_of_a_whole_model_may_name_layers_that_stay_dense(model):
+    shared = SharedOrders((STREAM, INNER, SharedOrder(cols="stem", fixed=True)))
+    sparse = sparsify(model, sparsity=0.5, block=(4, 4), exclude=("a2", "head"), share=shared)
+    assert torch.equal(sparse.stem.row_perm, sparse.a1.col_perm)
+    assert sparse.stem.col_perm is None
+    assert sparse.a1.row_perm is not None  # alone in its order: free
+    assert [str(order) for order in shared.among(["a1", "stem"])] == [
+        "rows of stem = columns of a1",
+        "columns of stem (as they are)",
+    ]
+    with pytest.raises(ValueError, match="names 'a2', which is not a layer that is pruned"):
+        sparsify(model, sparsity=0.5, exclude=("a2", "head"), share=tuple(shared))
+
+
+@pytest.mark.parametrize(
+    ("order", "match"),
+    [
+        (SharedOrder("stem", Part("head", range(8))), "sizes .got 16 rows of 'stem', 8 columns"),
+        (SharedOrder(rows=Part("stem", range(8, 24))), "has row 23 of 'stem', which has 16"),
+        (
+            [SharedOrder(rows=Part("stem", (1, 5, 3))), SharedOrder(rows=Part("stem", [3]))],
+            "the rows of 'stem' twice",
+        ),
+    ],
+)
+def test_errors_about_parts(model, order, match):
+    with pytest.raises(ValueError, match=match):
+        sparsify(model, sparsity=0.5, block=(4, 4), share=order, **FAST)
+
+
+def test_parts_are_checked():
+    with pytest.raises(TypeError, match="layer must be a name"):
+        Part(3, range(4))
+    with pytest.raises(TypeError, match="index must be ints .got 'a'|must be channels"):
+        Part("a", "a")
+    with pytest.raises(TypeError, match="index must be ints"):
+        Part("a", [None])
+    for index in ((), (1, 1), (-1, 2)):
+        with pytest.raises(ValueError, match="distinct channels, counted from 0, and not empty"):
+            Part("a", index)
+    assert Part("a", [4, 6, 8]) == Part("a", range(4, 9, 2))
+    assert str(Part("a", [4, 5])) == "a[4:6]"
+
+
 def test_groups_of_convolutions_are_refused():
     model = nn.Sequential(nn.Conv2d(32, 32, 1), nn.Conv2d(32, 32, 1, groups=2))
-    share = SharedOrder(rows="0", cols="1")
-    with pytest.raises(ValueError, match="layer '1' has 2 groups, whose channels"):
-        sparsify(model, sparsity=0.5, share=share, **FAST)
+    for cols in ("1", Part("1", range(8, 24))):
+        rows = "0" if cols == "1" else Part("0", range(8, 24))
+        with pytest.raises(ValueError, match=r"layer '1' has 2 groups, whose.*Part\('1', range"):
+            sparsify(model, sparsity=0.5, share=SharedOrder(rows=rows, cols=cols), **FAST)
 
 
 def test_an_order_needs_two_axes_and_names():

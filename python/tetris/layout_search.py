@@ -66,9 +66,9 @@ def search_blocks(
         search = {**search, "budget": budget / blocking.groups}
     found = [
         _reorder.search(part, blocking.block, own, method=method, progress=progress, **search)
-        for part, own in _groups(saliency, blocking, sparsity, search.get("tie_kernel", False))
+        for part, own in by_group(saliency, blocking, sparsity, search.get("tie_kernel", False))
     ]
-    return found[0] if len(found) == 1 else _concatenate(found, saliency, blocking)
+    return found[0] if len(found) == 1 else concatenate(found, saliency, blocking)
 
 
 def select_blocks(
@@ -86,7 +86,7 @@ def select_blocks(
     return torch.cat(
         [
             _reorder.block_mask(part, blocking.block, own, rows[a], columns[a], **select)
-            for a, (part, own) in enumerate(_groups(saliency, blocking, sparsity, tied))
+            for a, (part, own) in enumerate(by_group(saliency, blocking, sparsity, tied))
         ]
     )
 
@@ -110,7 +110,7 @@ def shares(count: int, groups: int) -> list[int]:
     return [count * (a + 1) // groups - count * a // groups for a in range(groups)]
 
 
-def _groups(
+def by_group(
     saliency: Tensor, blocking: Blocking, sparsity: float, tied: bool
 ) -> Iterator[tuple[Tensor, float]]:
     """Saliency of each group, as the search takes it, and the share of its blocks to remove."""
@@ -136,7 +136,7 @@ def _own(perm: Tensor | None, groups: int) -> list[Tensor | None]:
     return list((perm % size).split(size))
 
 
-def _concatenate(
+def concatenate(
     found: list[_reorder.SearchResult], saliency: Tensor, blocking: Blocking
 ) -> _reorder.SearchResult:
     """One result of those of the groups."""

@@ -12,10 +12,10 @@ from .modules import copy_or_same, replace_modules
 from .nn.base import SparseLayer, make_dense, make_sparse
 from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from .prune.options import LayerOptions, LayerOverride, shows_settings
+from .prune.orders import Share
 from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport, warn_of_shortfall
 from .prune.saliency import check_importance, layer_saliency, prepare_importance
-from .prune.shared import Share
 from .prune.target import Target, budgeted
 from .prune.tree import Selector, check_hooks, layer_options, select_layers
 

@@ -21,6 +21,9 @@ from .gan import UnconditionalGAN as UnconditionalGAN
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
+from .orders import Part as Part
+from .orders import SharedOrder as SharedOrder
+from .orders import SharedOrders as SharedOrders
 from .providers import ActivationNorm as ActivationNorm
 from .providers import Fisher as Fisher
 from .providers import Taylor as Taylor
@@ -31,7 +34,6 @@ from .report import SparsifyReport as SparsifyReport
 from .schedule import Cubic as Cubic
 from .schedule import OneShot as OneShot
 from .schedule import Schedule as Schedule
-from .shared import SharedOrder as SharedOrder
 from .synaptic import SynapticPruner as SynapticPruner
 from .target import Flops as Flops
 from .target import Parameters as Parameters
@@ -60,10 +62,12 @@ __all__ = [
     "LayerReport",
     "OneShot",
     "Parameters",
+    "Part",
     "Pruner",
     "Regrow",
     "Schedule",
     "SharedOrder",
+    "SharedOrders",
     "SparsifyReport",
     "SynapticPruner",
     "Target",

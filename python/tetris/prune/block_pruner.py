@@ -25,6 +25,7 @@ from .allocate import Scored, allocate
 from .choose import choose_blocks
 from .masks import MaskedWeight
 from .options import LayerOptions, LayerOverride, shows_settings
+from .orders import Share
 from .plan import Scope
 from .pruner import Execution, Pruner
 from .regrow import Regrow, Regrowth
@@ -32,7 +33,6 @@ from .report import warn_of_shortfall
 from .saliency import prepare_importance
 from .schedule import Schedule, as_schedule
 from .select import Units, keep_heaviest
-from .shared import Share
 from .target import Target
 from .tree import Selector
 

@@ -21,9 +21,9 @@ from ..layout_search import search_method
 from ..modules import replace_modules
 from ..nn.linear import SparseLinear
 from .options import LayerOverride, shows_settings
+from .orders import Share
 from .plan import Scope
 from .pruner import Execution, Pruner
-from .shared import Share
 from .target import Target
 from .tree import Selector
 

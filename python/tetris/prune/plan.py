@@ -14,7 +14,8 @@ from ..layout_search import search_method
 from ..reorder import SearchResult
 from .allocate import allocate, l1_order, scored
 from .options import LayerOptions
-from .shared import Share, search_shared
+from .orders import Share
+from .shared import search_shared
 
 Scope = Literal["layer", "global"]
 

@@ -24,10 +24,10 @@ from ..reorder import SearchResult
 from . import ranks
 from .masks import MaskedWeight
 from .options import LayerOptions, LayerOverride
+from .orders import Share, check_share
 from .plan import Plan, Scope, plan_layers
 from .report import LayerReport, SparsifyReport
 from .saliency import check_importance
-from .shared import Share, check_share
 from .stored import StoredBlocks
 from .target import Target, budgeted
 from .tree import Selector, check_hooks, layer_options, select_layers

@@ -22,150 +22,25 @@ retained.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .. import reorder
 from ..blocking import Blocking, removed_count
-from ..checks import describe, kind
 from ..layout import BlockLayout
-from ..layout_search import search_method
+from ..layout_search import by_group, concatenate, search_method
 from .options import LayerOptions
+from .orders import Member, Share, SharedOrder, check_share, components
 
 #: Times that every order is searched, from each start. Two more found at most 0.1 % more, in three
 #: layers of lognormal scales with blocks of 4 to 16.
 ROUNDS = 3
 
-_AXES = ("rows", "columns")
-
-Member = tuple[str, int]  # a layer's name and one of its axes
-
-
-@dataclass(frozen=True)
-class SharedOrder:
-    """Channels that several layers write or read, to be kept in one order by all of them.
-
-    Rows are outputs, also of transposed convolutions, columns inputs. What adds up needs one order:
-    in a residual network the rows of all layers that write to a stream and the columns of those
-    that read it. A layer may be among both.
-
-    Along such channels permutations cancel: bias and norms put into the order, none is left to
-    apply. Layers keep theirs all the same, and the CPU kernels gather through any order at no more
-    cost, so there it buys nothing yet and costs some saliency; it is for contiguous loads.
-
-    Attributes:
-        rows: Names of layers whose outputs these channels are.
-        cols: Names of layers whose inputs they are.
-
-    Example:
-        >>> stream = tetris.prune.SharedOrder(rows=("stem", "conv2"), cols=("conv1", "head"))
-        >>> inner = tetris.prune.SharedOrder(rows="conv1", cols="conv2")
-        >>> sparse = tetris.sparsify(model, block=(8, 8), share=(stream, inner))
-        >>> sparse.stem.row_perm.equal(sparse.head.col_perm)
-        True
-    """
-
-    rows: tuple[str, ...] = ()
-    cols: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        for axis in ("rows", "cols"):
-            given = getattr(self, axis)
-            names = (given,) if isinstance(given, str) else given
-            names = tuple(names) if isinstance(names, Iterable) else (names,)
-            if not all(isinstance(name, str) for name in names):
-                raise TypeError(
-                    f"tetris.prune.SharedOrder: {axis} must be names of layers, as in "
-                    f"model.named_modules() (got {describe(given)})"
-                )
-            object.__setattr__(self, axis, names)
-        if len(self.members) < 2:
-            raise ValueError(
-                "tetris.prune.SharedOrder: an order is shared by two axes at least "
-                f"(got rows={self.rows}, cols={self.cols})"
-            )
-
-    @property
-    def members(self) -> list[Member]:
-        """Layers and axes, 0 for rows and 1 for columns."""
-        return [(name, 0) for name in self.rows] + [(name, 1) for name in self.cols]
-
-
-Share = SharedOrder | Iterable[SharedOrder]
-
-
-def check_share(
-    where: str,
-    share: Share,
-    shapes: Mapping[str, Sequence[int]],
-    options: Mapping[str, LayerOptions],
-    groups: Mapping[str, int],
-) -> tuple[SharedOrder, ...]:
-    """Return groups of axes that can have one order each, or raise.
-
-    Args:
-        where: Function named in messages.
-        share: See :class:`SharedOrder`.
-        shapes: name -> (out, in, ...) of all layers.
-        options: name -> settings.
-        groups: name -> groups of a convolution, 1 of a linear layer.
-
-    Raises:
-        TypeError: something else than :class:`SharedOrder`.
-        ValueError: a name of no pruned layer, an axis in two groups, axes of different sizes or
-            blocks, a convolution with groups, settings of the search that differ.
-    """
-    several = (share,) if isinstance(share, SharedOrder) else share
-    if isinstance(several, (str, Mapping)) or not isinstance(several, Iterable):
-        raise TypeError(f"{where}: share must be SharedOrder objects (got {kind(several)})")
-    several = tuple(several)
-    seen: set[tuple[str, int]] = set()
-    for shared in several:
-        if not isinstance(shared, SharedOrder):
-            raise TypeError(
-                f"{where}: share must be one or several tetris.prune.SharedOrder(rows=..., "
-                f"cols=...) (got {describe(shared)})"
-            )
-        for name, axis in shared.members:
-            if name not in shapes:
-                raise ValueError(
-                    f"{where}: share names {name!r}, which is not a layer that is pruned "
-                    f"(pruned: {', '.join(shapes)})"
-                )
-            if groups[name] > 1:
-                raise ValueError(
-                    f"{where}: layer {name!r} has {groups[name]} groups, whose channels keep to "
-                    "themselves; leave it out of share"
-                )
-            if (name, axis) in seen:
-                raise ValueError(
-                    f"{where}: share has the {_AXES[axis]} of {name!r} twice; put everything that "
-                    "needs one order into one SharedOrder"
-                )
-            seen.add((name, axis))
-        _agree(where, "sizes", shared, lambda name, axis: shapes[name][axis])
-        _agree(
-            where,
-            "blocks of one size (or 1)",
-            shared,
-            lambda name, axis: options[name].block[axis],
-            besides=1,
-        )
-    for part in _components(several):
-        first = next(iter(part))
-        for setting in ("reorder", "seed", "sweeps"):
-            for name in part:
-                here, there = (getattr(options[n], setting) for n in (first, name))
-                if here != there:
-                    raise ValueError(
-                        f"{where}: layers that share orders are searched together and need one "
-                        f"{setting} (got {here!r} for {first!r} and {there!r} for {name!r})"
-                    )
-    return several
+Unit = tuple[str, int]  # a layer's name and one of its groups, which is searched like a layer
 
 
 def search_shared(
@@ -184,12 +59,14 @@ def search_shared(
     may retain less than alone. With ``sweeps`` the result depends on the arguments only.
 
     Rows and columns whose blocks are one wide take the shared order too, although it makes no
-    difference to what they retain. Floor and ``balanced`` are heeded in what is kept, and in the
-    search for axes that are not shared, but not in that for shared ones.
+    difference to what they retain. What is left of an axis that is partly shared keeps its place;
+    groups of a convolution have orders of their own, and count by what they hold. Floor and
+    ``balanced`` are heeded in what is kept, and in the search for axes that are not shared, but not
+    in that for shared ones.
 
     Args:
         where: Function named in messages.
-        saliency: name -> [out, in] or [out, in, *kernel], of all layers.
+        saliency: name -> [out, in] or [out, in / groups, *kernel], of all layers.
         options: name -> settings. ``budget`` is one layer's; layers bring it into the joint search.
         share: See :class:`SharedOrder`.
         groups: name -> groups of a convolution, 1 of a linear layer.
@@ -204,36 +81,39 @@ def search_shared(
     """
     result = {}
     shapes = {name: values.shape for name, values in saliency.items()}
-    for part, shared in _components(check_share(where, share, shapes, options, groups)).items():
-        joint = _Joint({n: _Layer.of(saliency[n], options[n]) for n in part}, shared, where)
+    for part, shared in components(check_share(where, share, shapes, options, groups)).items():
+        layers = {n: _SharedLayer.of(where, saliency[n], options[n], groups[n]) for n in part}
+        joint = _Joint(layers, shared, where)
         with reorder.progress_bar(progress) as report:
             joint.run(report or (lambda done: None))
-        result.update({name: joint.found(name, saliency[name].shape) for name in part})
+        result.update({name: joint.found(name) for name in part})
     return result
 
 
 @dataclass
 class _Layer:
-    """One layer of a joint search.
+    """One layer of a joint search, or one group of a convolution.
 
     Attributes:
-        values: float32[out, in, positions, 1], saliency divided by its sum.
+        values: float32[out, in, positions, 1], saliency divided by its layer's sum.
         options: Settings.
+        mass: What it holds of its layer's saliency: 1 unless the layer has groups.
         order: Row and column orders, int64[out] and int64[in].
         retained: Share of the saliency that is kept under them.
     """
 
     values: Tensor
     options: LayerOptions
+    mass: float = 1.0
     order: list[Tensor] = field(default_factory=list)
     retained: float = 0.0
 
     @classmethod
-    def of(cls, saliency: Tensor, options: LayerOptions) -> _Layer:
-        """A layer, from its saliency [out, in, *kernel]."""
-        total = saliency.sum(dtype=torch.float64)
+    def of(cls, saliency: Tensor, options: LayerOptions, total: float) -> _Layer:
+        """A layer, or a group of one, from its saliency [out, in, *kernel] and the layer's sum."""
         values = (saliency.double() / total).float() if total > 0 else saliency
-        return cls(values.reshape(*saliency.shape[:2], -1, 1), options)
+        mass = float(saliency.sum(dtype=torch.float64)) / total if total > 0 else 1.0
+        return cls(values.reshape(*saliency.shape[:2], -1, 1), options, mass)
 
     @property
     def seconds(self) -> float:
@@ -307,22 +187,84 @@ class _Layer:
         )
 
 
+@dataclass
+class _SharedLayer:
+    """A layer as the joint search has it: group by group.
+
+    Attributes:
+        saliency: [out, in / groups, *kernel].
+        blocking: Its sizes.
+        units: One per group.
+    """
+
+    saliency: Tensor
+    blocking: Blocking
+    units: list[_Layer]
+
+    @classmethod
+    def of(cls, where: str, saliency: Tensor, options: LayerOptions, groups: int) -> _SharedLayer:
+        """A layer from its saliency."""
+        blocking = Blocking.of(where, "saliency", saliency, options.block, groups)
+        budget = None if options.budget is None else options.budget / groups
+        total = float(saliency.sum(dtype=torch.float64))
+        units = [
+            _Layer.of(part, replace(options, sparsity=own, budget=budget), total)
+            for part, own in by_group(saliency, blocking, options.sparsity, options.tie_kernel)
+        ]
+        return cls(saliency, blocking, units)
+
+    def located(self, member: Member) -> tuple[int, Tensor | None]:
+        """The group that a member's channels are in, and which they are there; None for all."""
+        if member.index is None:
+            return 0, None
+        size = self.blocking.group_shape[member.axis]
+        index = torch.tensor(list(member.index))
+        return int(index[0]) // size, index % size
+
+
+class _Axis(NamedTuple):
+    """Channels of one layer (or group of a convolution) that move together with others.
+
+    Attributes:
+        unit: Layer and group.
+        axis: 0 for rows, 1 for columns.
+        index: int64[n], the channels, in the order in which they meet the others'; None for all.
+    """
+
+    unit: Unit
+    axis: int
+    index: Tensor | None
+
+
 class _Joint:
     """The search for the orders of layers that hang together."""
 
-    def __init__(self, layers: dict[str, _Layer], shared: list[SharedOrder], where: str) -> None:
-        first = next(iter(layers.values())).options
+    def __init__(
+        self, layers: dict[str, _SharedLayer], shared: list[SharedOrder], where: str
+    ) -> None:
+        first = next(iter(layers.values())).units[0].options
         self.layers = layers
+        self.units = {
+            (n, g): unit for n, each in layers.items() for g, unit in enumerate(each.units)
+        }
         self.method = search_method(where, first.reorder)
         self.arguments = {"method": self.method, "seed": first.seed, "sweeps": first.sweeps}
         self.sweeps, self.seconds = 0, 0.0
-        taken = {member for group in shared for member in group.members}
-        axes = [(name, axis) for name in layers for axis in (0, 1)]
-        #: Axes that move together, or alone.
-        self.groups = [
-            *(group.members for group in shared),
-            *([member] for member in axes if member not in taken),
-        ]
+        #: Axes, or parts of them, that move together, or alone. What is left of an axis that is
+        #: partly in one stays in place.
+        self.groups: list[list[_Axis]] = []
+        taken: set[tuple[Unit, int]] = set()
+        for order in shared:
+            group = []
+            for member in order.members:
+                g, index = layers[member.layer].located(member)
+                group.append(_Axis((member.layer, g), member.axis, index))
+                every = range(len(layers[member.layer].units)) if member.index is None else [g]
+                taken.update(((member.layer, h), member.axis) for h in every)
+            if not order.fixed:
+                self.groups.append(group)
+        axes = [(unit, axis) for unit in self.units for axis in (0, 1)]
+        self.groups += [[_Axis(*axis, None)] for axis in axes if axis not in taken]
 
     def run(self, report: Callable[[float], None]) -> None:
         """Set the layers' orders to the best found; ``report`` is told the share of work done."""
@@ -343,121 +285,158 @@ class _Joint:
                 if total - before <= 1e-5 * len(self.layers):
                     break
             if total > best:
-                best, result = total, {n: list(layer.order) for n, layer in self.layers.items()}
+                best, result = total, {n: list(unit.order) for n, unit in self.units.items()}
         self._set(result)
         self.seconds = time.perf_counter() - begin
 
-    def found(self, name: str, shape: torch.Size) -> tuple[BlockLayout, reorder.SearchResult]:
+    def found(self, name: str) -> tuple[BlockLayout, reorder.SearchResult]:
         """Layout of a layer under its orders, beside what other orders retain."""
         layer = self.layers[name]
-        mask = layer.mask(layer.order)
+        parts = [self._found(unit) for unit in layer.units]
+        whole = parts[0]
+        if len(parts) > 1:
+            whole = replace(
+                concatenate(parts, layer.saliency, layer.blocking),
+                sweeps=self.sweeps,
+                seconds=self.seconds,
+            )
+        sizes = layer.blocking
         layout = BlockLayout.from_block_mask(
-            mask,
-            layer.options.block,
-            shape[0],
-            shape[1],
-            *(order.to(torch.int32) for order in layer.order),
-            kernel_size=tuple(shape[2:]) or None,
+            whole.mask,
+            sizes.block,
+            sizes.out_features,
+            sizes.in_features,
+            whole.row_perm,
+            whole.col_perm,
+            kernel_size=sizes.kernel_size,
+            groups=sizes.groups,
         )
-        search = replace(
+        return layout, replace(whole, row_perm=layout.row_perm, col_perm=layout.col_perm)
+
+    def _found(self, layer: _Layer) -> reorder.SearchResult:
+        rows, cols = (order.to(torch.int32) for order in layer.order)
+        return replace(
             layer.search(layer.values, None, None, method="l1_sort"),
-            row_perm=layout.row_perm,
-            col_perm=layout.col_perm,
-            mask=mask,
+            row_perm=rows,
+            col_perm=cols,
+            mask=layer.mask(layer.order),
             retained=layer.retained,
             method=self.method,
             sweeps=self.sweeps,
             seconds=self.seconds,
         )
-        return layout, search
 
     # -- starts -------------------------------------------------------------------------------
 
-    def _identity(self) -> dict[str, list[Tensor]]:
+    def _identity(self) -> dict[Unit, list[Tensor]]:
         return {
-            name: [torch.arange(n) for n in layer.values.shape[:2]]
-            for name, layer in self.layers.items()
+            name: [torch.arange(n) for n in unit.values.shape[:2]]
+            for name, unit in self.units.items()
         }
 
-    def _sorted(self) -> dict[str, list[Tensor]]:
+    def _sorted(self) -> dict[Unit, list[Tensor]]:
         """Heavy channels first, by all members that care."""
         orders = self._identity()
         for group in self.groups:
-            norms = [self.layers[name].norms(axis) for name, axis in self._caring(group)]
+            norms = [_part(self.units[m.unit].norms(m.axis), m.index) for m in self._caring(group)]
             if norms:
                 order = torch.stack(norms).sum(0).argsort(descending=True, stable=True)
-                for name, axis in group:
-                    orders[name][axis] = order
+                for m in group:
+                    orders[m.unit][m.axis] = _placed(orders[m.unit][m.axis], m.index, order)
         return orders
 
-    def _set(self, orders: Mapping[str, list[Tensor]]) -> float:
+    def _set(self, orders: Mapping[Unit, list[Tensor]]) -> float:
         """Take orders over; the sum of what the layers retain."""
-        for name, layer in self.layers.items():
-            layer.order = list(orders[name])
-            layer.retained = layer.share(layer.order)
-        return sum(layer.retained for layer in self.layers.values())
+        for name, unit in self.units.items():
+            unit.order = list(orders[name])
+            unit.retained = unit.share(unit.order)
+        return sum(unit.mass * unit.retained for unit in self.units.values())
 
     # -- a step -------------------------------------------------------------------------------
 
-    def _caring(self, group: list[Member]) -> list[Member]:
-        """Axes of a group whose order makes a difference to what their layer retains."""
-        return [(name, axis) for name, axis in group if self.layers[name].options.block[axis] > 1]
+    def _caring(self, group: list[_Axis]) -> list[_Axis]:
+        """Members of a group whose order makes a difference to what their layer retains.
 
-    def _improve(self, group: list[Member], share: float) -> float:
+        Of channels that lie apart, as those of flattened maps, nothing is said: their blocks hold
+        other channels too. Such members take the order that is found, if it loses nothing.
+        """
+        return [
+            m
+            for m in group
+            if (m.index is None or _consecutive(m.index))
+            and 1 < self.units[m.unit].options.block[m.axis]
+            and (m.index is None or self.units[m.unit].options.block[m.axis] < len(m.index))
+        ]
+
+    def _improve(self, group: list[_Axis], share: float) -> float:
         """Search one order, all others held, and take it if it is better; the gain.
 
         Args:
-            group: Axes that have this order.
+            group: Members that have this order.
             share: Of the seconds for the layers, for a round of all groups.
         """
-        members = [
-            (self.layers[name], axis)
-            for name, axis in self._caring(group)
-            if 0 < self.layers[name].kept[0] < self.layers[name].kept[1]
-        ]
+        members = []
+        for m in self._caring(group):
+            kept, blocks = self.units[m.unit].kept
+            if 0 < kept < blocks:
+                members.append((self.units[m.unit], m.axis, m.index))
         if not members:
             return 0.0
-        budget = sum(layer.seconds for layer, _ in members) * share / 2  # half for each axis
+        budget = sum(
+            layer.seconds * (1.0 if index is None else len(index) / layer.values.shape[axis])
+            for layer, axis, index in members
+        )
+        budget *= share / 2  # half for each axis
         arguments = {**self.arguments, "start": "identity", "budget": budget}
-        layer, axis = members[0]
-        order = layer.order[axis]
-        if len(group) == 1:
+        layer, axis, index = members[0]
+        order = _order_of(layer.order[axis], index)
+        if len(group) == 1 and index is None:
             held: list[Tensor | None] = [*layer.order]
             held[axis] = None
             found = layer.search(layer.values.index_select(axis, order), *held, **arguments)
+            perm = found.col_perm if axis else found.row_perm
         else:
             table, block, sparsity = _side_by_side(members)
             found = reorder.search(
                 table[order], (block, 1), sparsity, allow_empty_rows=True, **arguments
             )
+            perm = found.row_perm
         self.sweeps = max(self.sweeps, found.sweeps)
-        perm = found.row_perm if axis == 0 or len(group) > 1 else found.col_perm
         return 0.0 if perm is None else self._try(group, order[perm.long()])
 
-    def _try(self, group: list[Member], order: Tensor) -> float:
+    def _try(self, group: list[_Axis], order: Tensor) -> float:
         """Take an order if the members retain more with it; the gain."""
-        orders = {name: list(self.layers[name].order) for name, _ in group}
-        for name, axis in group:
-            orders[name][axis] = order
-        now = {name: self.layers[name].share(orders[name]) for name in orders}
-        gain = sum(now[name] - self.layers[name].retained for name in orders)
+        orders = {m.unit: list(self.units[m.unit].order) for m in group}
+        for m in group:
+            orders[m.unit][m.axis] = _placed(orders[m.unit][m.axis], m.index, order)
+        now = {name: self.units[name].share(orders[name]) for name in orders}
+        gain = sum(self.units[n].mass * (now[n] - self.units[n].retained) for n in orders)
         if gain <= 0.0:
             return 0.0
         for name in orders:
-            self.layers[name].order, self.layers[name].retained = orders[name], now[name]
+            self.units[name].order, self.units[name].retained = orders[name], now[name]
         return gain
 
 
-def _side_by_side(members: list[tuple[_Layer, int]]) -> tuple[Tensor, int, float]:
+def _side_by_side(
+    members: list[tuple[_Layer, int, Tensor | None]],
+) -> tuple[Tensor, int, float]:
     """One matrix of the lines of several layers, its block height, and the share to remove."""
-    lines = [layer.lines(axis) for layer, axis in members]
-    prices = [layer.price(axis, x) for (layer, axis), x in zip(members, lines, strict=True)]
-    block = max(layer.options.block[axis] for layer, axis in members)
-    table = torch.cat(
-        [x + (max(prices) - p) / block for x, p in zip(lines, prices, strict=True)], dim=1
-    )
-    blocks = sum(layer.kept[1] for layer, _ in members)
-    kept = sum(layer.kept[0] for layer, _ in members)
+    block = max(layer.options.block[axis] for layer, axis, _ in members)
+    tables, prices, kept, blocks = [], [], 0, 0
+    for layer, axis, index in members:
+        lines = layer.lines(axis)
+        price = layer.price(axis, lines)
+        own = layer.kept
+        lines = _part(lines, index)
+        if index is not None:  # of the layer's blocks, those that lie in this part
+            sums = _grouped(lines[_order_of(layer.order[axis], index)], 0, block)
+            own = int((sums > price).sum()), sums.numel()
+        tables.append(lines)
+        prices.append(price)
+        kept, blocks = kept + own[0], blocks + own[1]
+    top = max(prices)
+    table = torch.cat([x + (top - p) / block for x, p in zip(tables, prices, strict=True)], dim=1)
     return table, block, (blocks - kept + 0.5) / blocks  # floor() finds the count again
 
 
@@ -467,26 +446,30 @@ def _grouped(values: Tensor, dim: int, block: int) -> Tensor:
     return torch.stack(parts, dim)
 
 
-def _agree(
-    where: str,
-    what: str,
-    shared: SharedOrder,
-    value: Callable[[str, int], int],
-    besides: int | None = None,
-) -> None:
-    """Raise unless all members of a group have one value, or the one that goes with any."""
-    found = {member: value(*member) for member in shared.members}
-    if len({v for v in found.values() if v != besides}) > 1:
-        got = ", ".join(f"{v} {_AXES[axis]} of {name!r}" for (name, axis), v in found.items())
-        raise ValueError(f"{where}: axes that share an order must have {what} (got {got})")
+# -- parts of an axis -----------------------------------------------------------------------------
 
 
-def _components(share: Iterable[SharedOrder]) -> dict[tuple[str, ...], list[SharedOrder]]:
-    """Groups that hang together through layers, by the names of all these layers."""
-    result: dict[tuple[str, ...], list[SharedOrder]] = {}
-    for shared in share:
-        names = dict.fromkeys(name for name, _ in shared.members)
-        touching = [part for part in result if any(name in names for name in part)]
-        merged = tuple(dict.fromkeys([*(n for part in touching for n in part), *names]))
-        result[merged] = [*(g for part in touching for g in result.pop(part)), shared]
-    return result
+def _part(values: Tensor, index: Tensor | None) -> Tensor:
+    return values if index is None else values[index]
+
+
+def _placed(whole: Tensor, index: Tensor | None, order: Tensor) -> Tensor:
+    """The order of an axis, with that of a part put in."""
+    if index is None:
+        return order
+    whole = whole.clone()
+    whole[index] = index[order]
+    return whole
+
+
+def _order_of(whole: Tensor, index: Tensor | None) -> Tensor:
+    """The order of a part, in its own numbers: the inverse of :func:`_placed`."""
+    if index is None:
+        return whole
+    number = torch.empty_like(whole)
+    number[index] = torch.arange(len(index))
+    return number[whole[index]]
+
+
+def _consecutive(index: Tensor) -> bool:
+    return bool((index.diff() == 1).all())

@@ -25,11 +25,11 @@ from ...nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
 from .. import ranks
 from ..batches import undisturbed
 from ..options import LayerOptions, LayerOverride, shows_settings
+from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import SparsifyReport, warn_of_shortfall
 from ..saliency import layer_saliency, prepare_importance
-from ..shared import Share
 from ..target import Target
 from ..tree import Selector
 from .atoms import Atom, Atoms

@@ -18,11 +18,11 @@ from ...nn.kinds import DENSE_TYPES, DenseLayer
 from .. import ranks
 from ..block_pruner import BlockPruner
 from ..options import LayerOptions, LayerOverride, shows_settings
+from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution
 from ..saliency import layer_saliency
 from ..schedule import Schedule
-from ..shared import Share
 from ..target import Target
 from ..tree import Selector
 from .guard import DivergenceError, Snapshot, Watch, not_finite

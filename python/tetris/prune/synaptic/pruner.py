@@ -19,10 +19,10 @@ from .. import ranks
 from ..batches import Batches, check_batches
 from ..choose import choose_blocks
 from ..options import LayerOptions, LayerOverride, shows_settings
+from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import SparsifyReport, warn_of_shortfall
-from ..shared import Share
 from ..stored import check_held
 from ..target import Target
 from ..tree import Selector, check_hooks

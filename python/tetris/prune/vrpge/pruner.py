@@ -19,10 +19,10 @@ from ...nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ...relayout import all_blocks
 from .. import ranks
 from ..options import LayerOptions, LayerOverride, shows_settings
+from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..saliency import layer_saliency, prepare_importance
-from ..shared import Share
 from ..target import Target
 from ..tree import Selector, check_hooks
 from .carry import carry, spread

@@ -12,6 +12,9 @@ from . import prune as prune
 from . import reorder as reorder
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .fold import FoldReport as FoldReport
+from .fold import fold as fold
+from .fold import shared_orders as shared_orders
 from .fuse import FuseReport as FuseReport
 from .fuse import fuse as fuse
 from .info import Info as Info

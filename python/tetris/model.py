@@ -23,18 +23,23 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class SparsifyArguments(LayerOverride, total=False):
-    """Arguments of :func:`sparsify`, for type checkers; the function explains them."""
+class PruneArguments(LayerOverride, total=False):
+    """What to prune and how, of :func:`sparsify`'s arguments; the function explains them."""
 
     include: Selector | Iterable[Selector] | None
     exclude: Selector | Iterable[Selector] | None
     overrides: Mapping[str, LayerOverride] | None
     scope: Scope
-    share: Share
     target: Target | None
     types: tuple[type[nn.Module], ...]
-    inplace: bool
     progress: bool
+
+
+class SparsifyArguments(PruneArguments, total=False):
+    """Arguments of :func:`sparsify`, for type checkers; the function explains them."""
+
+    share: Share
+    inplace: bool
 
 
 @overload

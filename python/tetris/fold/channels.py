@@ -187,7 +187,7 @@ class Channels:
             classes = free[classes]
             if len(classes) > 1:
                 alone[classes] = False
-                members = by_class[first[classes][:, None] + np.arange(sizes[classes[0]])]
+                members = by_class[first[classes][:, None] + np.arange(int(sizes[classes[0]]))]
                 orders.append(self._order(members))
         stay = np.empty(self._count, np.int64)  # reason of each channel, -1 if it may move
         stay[by_class] = np.repeat(np.where(alone | (why > 0), reason, -1), sizes)

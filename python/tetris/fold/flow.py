@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -109,10 +109,9 @@ class Flow:
         """A result that stays the same when channels are reordered."""
         return Plain(self.shape, Reason(self.describe()))
 
-    def labelled(self, dim: int, ids: Ids, shape: Shape | None = None) -> Value:
+    def labelled(self, dim: int, ids: Ids) -> Value:
         """A result whose channels lie along one axis."""
-        shape = self.shape if shape is None else shape
-        return self.checked(Labelled.along(shape, dim % len(shape), ids))
+        return self.checked(Labelled.along(self.shape, dim % len(self.shape), ids))
 
     def checked(self, value: Labelled) -> Value:
         """The same, unless it is of one channel: it would meet all others and tie them together."""
@@ -164,9 +163,14 @@ class Flow:
         places = [value.places, *coordinates(value.ids.shape, others)]
         self.channels.meet([value.ids, ids.reshape(label)], places)
 
-    def elementwise(self, operands: Sequence[Value], shape: Shape | None = None) -> Value:
-        """Values that meet element by element; along axes of size one they are repeated."""
-        shape = self.shape if shape is None else shape
+    def elementwise(self, operands: Sequence[Value], like: Shape | None = None) -> Value:
+        """Values that meet element by element; along axes of size one they are repeated.
+
+        Args:
+            operands: The values.
+            like: Shape of the result, if it is not that of the operation.
+        """
+        shape: Shape = self.shape if like is None else like
         rank = len(shape)
         labels = {i: o.padded(rank) for i, o in enumerate(operands) if isinstance(o, Labelled)}
         if not labels:
@@ -236,7 +240,8 @@ class Flow:
 
     def _call(self, node: fx.Node) -> Any:
         if node.target is operator.getitem:
-            values, index = self._values[node.args[0]], node.args[1]  # type: ignore[index]
+            source, index = cast("tuple[fx.Node, int]", node.args)
+            values = self._values[source]
             return values[index] if isinstance(values, list) else self.unknown(values)
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)  # type: ignore[misc]
         bound = _bound(node.target, args, kwargs)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import nn
 
 from ..checks import check_keywords, check_model
-from ..model import SparsifyArguments, sparsify
+from ..model import PruneArguments, sparsify
 from ..nn.base import SparseLayer
 from ..prune.report import SparsifyReport
 from .apply import Perms, apply, choose
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _WHERE = "tetris.fold"
+_OWN = ("model", "share", "inplace", "return_report")
 _ELSEWHERE = (
     "the layers on these channels have several orders, or move them between heads or groups; "
     "search them together: share=tetris.shared_orders(model, example_inputs)"
@@ -37,7 +39,7 @@ def fold(
     *,
     inplace: bool = ...,
     return_report: Literal[False] = ...,
-    **settings: Unpack[SparsifyArguments],
+    **settings: Unpack[PruneArguments],
 ) -> nn.Module: ...
 
 
@@ -48,7 +50,7 @@ def fold(
     *,
     inplace: bool = ...,
     return_report: Literal[True],
-    **settings: Unpack[SparsifyArguments],
+    **settings: Unpack[PruneArguments],
 ) -> tuple[nn.Module, FoldReport]: ...
 
 
@@ -58,7 +60,7 @@ def fold(
     *,
     inplace: bool = False,
     return_report: bool = False,
-    **settings: Unpack[SparsifyArguments],
+    **settings: Unpack[PruneArguments],
 ) -> nn.Module | tuple[nn.Module, FoldReport]:
     """Make a sparse model compute the same without permutations at run time.
 
@@ -109,8 +111,8 @@ def fold(
     inputs = as_inputs(_WHERE, example_inputs)
     pruning = None
     if settings:
-        known = [n for n in SparsifyArguments.__annotations__ if n not in ("share", "inplace")]
-        check_keywords(_WHERE, settings, known)
+        known = inspect.signature(sparsify).parameters
+        check_keywords(_WHERE, settings, [n for n in known if n not in _OWN])
         orders = shared_orders(model, example_inputs)
         model, pruning = sparsify(
             model, share=orders, inplace=inplace, return_report=True, **settings

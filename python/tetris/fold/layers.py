@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -58,4 +59,4 @@ def layers_of(model: nn.Module) -> Iterator[Layer]:
     """The layers of a model that are sparse, or can be; each once."""
     for name, module in model.named_modules():
         if isinstance(module, (SparseLayer, DenseLayer)):
-            yield Layer(name, module)
+            yield Layer(name, cast("DenseLayer | SparseLayer", module))

@@ -78,9 +78,8 @@ def _as_share(model: nn.Module, found: Found, failed: Iterable[int]) -> SharedOr
 
     def part(axis: Axis, index: Ids) -> str | Part:
         name = sides[axis][0]
-        return (
-            name if len(index) == axis.size and (np.diff(index) == 1).all() else Part(name, index)
-        )
+        whole = len(index) == axis.size and bool((np.diff(index) == 1).all())
+        return name if whole else Part(name, index.tolist())
 
     def fix(axis: Axis, index: Ids, why: str) -> None:
         name, side = sides[axis]

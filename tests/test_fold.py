@@ -148,6 +148,9 @@ def test_a_folded_model_is_a_model_like_others(tmp_path):
     loaded = tetris.load(tmp_path / "model.safetensors", copy.deepcopy(model))
     assert torch.equal(loaded.eval()(x), folded(x))
     same(tetris.fuse(folded), sparse, x)
+    fused, report = tetris.fold(tetris.fuse(sparse), x, return_report=True)  # with residuals
+    assert report.before > report.after == 0
+    same(fused, sparse, x)
     same(tetris.densify(folded), sparse, x)
     again, report = tetris.fold(folded, x, return_report=True)
     assert (report.before, report.after, report.orders) == (0, 0, ())

@@ -135,10 +135,15 @@ def test_llama():
         assert torch.equal(folded.generate(TOKENS, **step), sparse.generate(TOKENS, **step))
 
 
-def test_keys_and_values_that_are_returned_are_outputs():
+def test_a_cache_that_is_returned_hides_what_is_around_it():
+    """Its type is none that graphs know: parts are traced, and the report says what to pass."""
     model = llama()
     orders = tetris.shared_orders(model, {"input_ids": TOKENS})
-    assert orders.held["model.layers.0.self_attn.v_proj", "rows"] == "it is an output of the model"
+    mlp = "model.layers.0.mlp"
+    gated = SharedOrder((f"{mlp}.gate_proj", f"{mlp}.up_proj"), f"{mlp}.down_proj")
+    assert gated in orders.orders
+    assert "use_cache=False" in orders.free["lm_head", "rows"]
+    assert "DynamicCache" in orders.free["model.layers.0.self_attn.v_proj", "rows"]
 
 
 def test_gpt2():

@@ -95,8 +95,9 @@ def sparsify(
             blocks compete by saliency per number, so that layers with larger weights keep more.
             Layers whose sparsity an override sets stay out of the competition.
         share: Channels that several layers write or read in one order, one or several
-            :class:`tetris.prune.SharedOrder`. These layers are searched together, and their
-            permutations along the shared axes are equal.
+            :class:`tetris.prune.SharedOrder`, or all of a model, as :func:`tetris.shared_orders`
+            finds them. These layers are searched together, and their permutations along the shared
+            axes are equal, so that :func:`tetris.fold` can remove them.
         target: What is to be left, in place of ``sparsity``: :class:`tetris.prune.Parameters` or
             :class:`tetris.prune.Flops`, of all layers whose sparsity no override sets.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.

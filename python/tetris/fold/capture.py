@@ -77,6 +77,8 @@ def capture(where: str, model: nn.Module, inputs: Inputs) -> Capture:
         return result
     except Exception as error:  # the model's own code runs here
         result.error = f"{type(model).__name__} cannot be traced: {one_line(error)}"
+        if "Cache'" in str(error):
+            result.error += " (of transformers; leave it out: use_cache=False in example_inputs)"
     calls, counts = _record(where, model, inputs)
     _inside(model, "", result.error, calls, counts, result)
     return result

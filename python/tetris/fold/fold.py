@@ -19,7 +19,7 @@ from .find import Found, find_orders, tensor_names
 from .layers import SIDES, layers_of
 from .report import FoldedOrder, FoldReport
 from .shared import shared_orders, unread
-from .verify import checked, compare
+from .verify import checked
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -134,13 +134,13 @@ def _fold(
     with evaluating(model):
         found = find_orders(_WHERE, model, inputs)
     perms = choose(model, found.orders)
-    changed, perms, failed = checked(_WHERE, model, found.orders, perms, inputs)
+    changed, perms, off, failed = checked(_WHERE, model, found.orders, perms, inputs)
     report = FoldReport(
         before=len(list(_permuted(model))),
         after=len(list(_permuted(changed))),
         orders=tuple(_folded(found, perms)),
         kept=_kept(changed, found, failed),
-        difference=compare(_WHERE, model, changed, inputs),
+        difference=off,
         untraced=found.capture.error,
         pruning=pruning,
     )

@@ -58,8 +58,7 @@ def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
         found = find_orders(where, model, inputs)
     generator = np.random.default_rng(0)
     shuffled: Perms = [generator.permutation(order.size) for order in found.orders]
-    _, _, failed = checked(where, model, found.orders, shuffled, inputs)
-    return _as_share(model, found, failed)
+    return _as_share(model, found, checked(where, model, found.orders, shuffled, inputs).failed)
 
 
 def _as_share(model: nn.Module, found: Found, failed: Iterable[int]) -> SharedOrders:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +51,26 @@ def compare(where: str, model: nn.Module, changed: nn.Module, inputs: Inputs) ->
             return off
 
 
+class Checked(NamedTuple):
+    """A model in other orders.
+
+    Attributes:
+        model: A copy.
+        perms: The permutations it was put into.
+        difference: How far its results are from those of the model.
+        failed: By the number of the order, what difference those made that were left out.
+    """
+
+    model: nn.Module
+    perms: Perms
+    difference: float
+    failed: dict[int, float]
+
+
 def checked(
     where: str, model: nn.Module, orders: Sequence[Order], perms: Perms, inputs: Inputs
-) -> tuple[nn.Module, Perms, dict[int, float]]:
+) -> Checked:
     """A copy of the model in other orders, without those under which it computes something else.
-
-    Returns:
-        The copy, the permutations it was put into, and by the number of the order what difference
-        those made that were left out.
 
     Raises:
         RuntimeError: the model does not compute the same twice, or no order alone explains a
@@ -66,7 +78,7 @@ def checked(
     """
     changed = _applied(model, orders, perms)
     if (off := compare(where, model, changed, inputs)) <= TOLERANCE:
-        return changed, perms, {}
+        return Checked(changed, perms, off, {})
     again = compare(where, model, model, inputs)
     if again > TOLERANCE:
         raise RuntimeError(
@@ -82,12 +94,13 @@ def checked(
                 alone[number] = own
     perms = [None if n in alone else perm for n, perm in enumerate(perms)]
     changed = _applied(model, orders, perms)
-    if not alone or compare(where, model, changed, inputs) > TOLERANCE:
+    rest = compare(where, model, changed, inputs)
+    if not alone or rest > TOLERANCE:
         raise RuntimeError(
             f"{where}: the reordered {type(model).__name__} differs by {off:.1e} on "
             "example_inputs, and no order alone explains it"
         )
-    return changed, perms, alone
+    return Checked(changed, perms, rest, alone)
 
 
 def _applied(model: nn.Module, orders: Sequence[Order], perms: Perms) -> nn.Module:

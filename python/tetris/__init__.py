@@ -7,6 +7,7 @@ import torch  # noqa: F401  (its libraries must be loaded before _C)
 
 from . import _C
 from . import bayes as bayes
+from . import frechet as frechet
 from . import ops as ops
 from . import prune as prune
 from . import reorder as reorder

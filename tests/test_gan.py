@@ -919,7 +919,7 @@ def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, mon
     sys.path.insert(0, str(ROOT))
     from dataclasses import replace
 
-    from benchmarks.methods import gan, gan_training
+    from benchmarks.methods import gan, gan_training, latency
     from benchmarks.methods.experiment import Setting
     from benchmarks.methods.progress import Progress
     from benchmarks.methods.stats import compare
@@ -933,20 +933,26 @@ def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, mon
     tiny = replace(gan_training.QUICK[data], dense=3, compress=4, classifier=1, images=200)
     monkeypatch.setitem(gan_training.QUICK, data, tiny)
     monkeypatch.setattr(gan, "SWEEPS", 1)
-    monkeypatch.setattr(gan, "Plan", lambda **_: Plan(0.0, 0.0, 1, 1))
+    quick, measure = Plan(0.0, 0.0, 1, 1), latency.measure
+    monkeypatch.setattr(latency, "measure", lambda models, x: measure(models, x, quick))
     setting = Setting(data, (0,), True, tmp_path)
     experiment = gan.EXPERIMENT
     rows = list(experiment.rows(setting, Progress()))
-    assert len({row.label for row in rows}) == len(rows) == (15 if data == "digits" else 19)
+    assert len({row.label for row in rows}) == len(rows) == (17 if data == "digits" else 21)
     by_label = {row.label: row for row in rows}
     stored = {row.stored for row in rows if row.block == (8, 8) and row.sparsity == 0.75}
     assert len(stored) == 1  # all compete at equal storage
     assert by_label["small dense"].stored <= max(stored) < by_label["dense"].stored
-    assert all(row.latency_ms > 0.0 and row.extra["FD"] > 0.0 for row in rows)
+    filters, blocks = (by_label[f"method{v} 50%"] for v in (", filters", " 8x8"))
+    assert filters.stored == blocks.stored  # rows that are left fill blocks
+    assert all(row.extra["FD"] > 0.0 for row in rows)
+    assert by_label["real images"].extra["FD"] < by_label["dense"].extra["FD"]
+    timed = [row for row in rows if row.label not in ("real images", "dense, trained on")]
+    assert all(row.latency_ms > 0.0 and row.x_dense > 0.0 for row in timed)
     for claim in experiment.claims(setting):
         assert compare(rows, claim).seeds == 1
     checks = {what: holds for what, holds, _ in experiment.check(rows)}
     assert checks["L is 0 where both generators are equal"]
     assert checks["sparse generators equal the masked ones to 1e-5"]
-    for picture in ("samples", "frechet"):
+    for picture in ("samples", "figures"):
         assert (tmp_path / f"gan-{data}-{picture}.png").exists()

@@ -913,6 +913,36 @@ def test_image_grids_are_written_and_checked(tmp_path):
         plot_images({}, path)
 
 
+def test_distances_that_rise_are_told_from_noise():
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.methods import gan
+    from benchmarks.methods.experiment import Row
+
+    def rows(distances):
+        for place, values in enumerate(zip(*distances, strict=True)):
+            block = ((1, 1), (4, 1), (8, 8), (16, 16), None)[place]
+            name = "method, filters" if block is None else "method"
+            for seed, value in enumerate(values):
+                yield Row(name, seed, 0.5, block=block, sparsity=0.5, extra={"FD": value})
+
+    rising = [(1, 2, 4, 8, 16), (3, 6, 11, 25, 50), (2, 4, 9, 16, 31)]
+    bumpy = [(1, 4, 2, 8, 16), (3, 12, 6, 25, 50), (2, 8, 4, 16, 31)]
+    flat = [(4, 2, 1, 2, 4), (1, 2, 4, 2, 1), (3, 2, 3, 1, 3)]
+    found = {
+        n: list(gan._rises(list(rows(d)), 0.5))
+        for n, d in (("rising", rising), ("bumpy", bumpy), ("flat", flat), ("one", rising[:1]))
+    }
+    verdicts = {name: [holds for _, holds, _ in checks] for name, checks in found.items()}
+    assert verdicts == {
+        "rising": [True, True],
+        "bumpy": [False, True],
+        "flat": [False, False],
+        "one": [True, None],
+    }
+    slope = float(found["rising"][1][2].split()[0])
+    assert slope == pytest.approx(0.69, abs=0.02)  # doubles with each step: log 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["digits", "fashion"])
 def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, monkeypatch):

@@ -14,12 +14,14 @@ without the floor, blocks up to 16x16 came out the same.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,7 +57,7 @@ from .gan_training import (
 )
 from .progress import Progress
 from .report import groups
-from .stats import figure, mean_sd
+from .stats import Comparison, by_seed, figure, mean_sd
 
 FULL, BLOCK = 0.75, (8, 8)
 """Of the comparison with other ways to train."""
@@ -152,7 +154,7 @@ class GANExperiment:
     def check(self, rows: Sequence[Row]) -> list[Check]:
         """Distances, the zero of the loss, and that sparse models compute the masked ones."""
         sparsities = dict.fromkeys(r.sparsity for r in rows if r.variant == "method, filters")
-        rises = [_rises(rows, sparsity) for sparsity in sparsities if sparsity is not None]
+        rises = [c for share in sparsities if share is not None for c in _rises(rows, share)]
         return [_distance(rows), _zero(), *rises, _equal(rows)]
 
 
@@ -416,15 +418,28 @@ def _distance(rows: Sequence[Row]) -> Check:
     )
 
 
-def _rises(rows: Sequence[Row], sparsity: float) -> Check:
+def _rises(rows: Sequence[Row], sparsity: float) -> Iterator[Check]:
+    """Every mean above the one before; and the trend, that noise of neighbours hides less."""
     share = f"{100 * sparsity:g}%"
     labels = [f"method {bo}x{bi} {share}" for bo, bi in BLOCKS] + [f"method, filters {share}"]
     means = [_mean(rows, label) for label in labels]
-    return (
-        f"mean FD at {share} rises with the size of blocks: 1x1, 4x1, 8x8, 16x16, filters",
+    sizes = "1x1, 4x1, 8x8, 16x16, filters"
+    yield (
+        f"mean FD at {share} rises with the size of blocks: {sizes}",
         all(a <= b for a, b in zip(means, means[1:], strict=False)),
         ", ".join(f"{mean:.1f}" for mean in means),
     )
+    columns = [by_seed(rows, label) for label in labels]
+    steps = np.arange(len(labels))
+    slopes = [
+        float(np.polyfit(steps, [math.log(figure(c[seed], "FD")) for c in columns], 1)[0])
+        for seed in columns[0]
+    ]
+    slope, deviation = mean_sd(slopes)
+    trend = Comparison(
+        Claim(labels[-1], labels[0], "FD"), slope, deviation / math.sqrt(len(slopes)), len(slopes)
+    )
+    yield f"log FD at {share} has a rising trend: {sizes}", trend.holds, f"{trend} a step"
 
 
 def _equal(rows: Sequence[Row]) -> Check:

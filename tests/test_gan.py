@@ -364,6 +364,18 @@ def test_training_on_stored_blocks_follows_the_masked_one(atom):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("atom", ["block", "filter"])
+def test_stored_blocks_do_not_come_back(atom):
+    pruner, batch = made(
+        "unconditional", execution="sparse", atom=atom, schedule=lambda step, s: s / (1 + step)
+    )
+    optimizer = torch.optim.Adam(pruner.model.parameters(), 1e-3)
+    pruner.attach(optimizer)
+    with pytest.raises(ValueError, match="the schedule falls from 50.0% to 25.0%"):
+        train(pruner, batch, optimizer, 1)
+    assert pruner.steps == 0
+
+
 def test_filters_that_are_left_can_be_stored_in_blocks():
     generator, own = conv_generator(), ["0", "2", "5"]
     pruner = GANPruner(

@@ -332,6 +332,8 @@ class GANPruner(BlockPruner):
         sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
         if sparsity == self._reached:
             return
+        if self.execution == "sparse" and self._reached is not None:
+            self._check_rising(sparsity)
         self._prepare()
         layouts = {n: self._filters(n, layout, sparsity[n]) for n, layout in self.layouts().items()}
         self._set(ranks.first_layouts(layouts))

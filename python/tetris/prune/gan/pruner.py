@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...blocking import removed_count
 from ...checks import check_model, describe
 from ...layout import BlockLayout
 from ...nn.base import SparseLayer
@@ -432,7 +433,7 @@ class GANPruner(BlockPruner):
         else:  # all blocks are rated, removed ones by their zeros
             row = torch.arange(rows, device=scores.device).repeat_interleave(columns)
         worth = scores.new_zeros(rows).index_add_(0, row, scores)
-        keep = max(1, rows - int(sparsity * rows))
+        keep = max(1, rows - removed_count(sparsity, rows))
         chosen = torch.zeros(rows, dtype=torch.bool, device=worth.device)
         chosen[worth.argsort(descending=True, stable=True)[:keep]] = True
         return layout.with_blocks(chosen[:, None].expand(rows, columns).to(layout.device))

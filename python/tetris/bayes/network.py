@@ -134,6 +134,14 @@ class BayesianMLP:
         where, shape = self.slots[name]
         return theta[..., where].view(*theta.shape[:-1], *shape)
 
+    def unpack(self, theta: Tensor) -> dict[str, Tensor]:
+        """All parts of theta: :meth:`get` of each name, with one node of a gradient's graph."""
+        flat = theta.split([math.prod(shape) for _, shape in self.slots.values()], -1)
+        return {
+            name: part.view(*theta.shape[:-1], *shape)
+            for (name, (_, shape)), part in zip(self.slots.items(), flat, strict=True)
+        }
+
     def pack(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Theta [..., size] of its parts [..., *shape]: the inverse of :meth:`get`."""
         flat = [
@@ -170,30 +178,45 @@ class BayesianMLP:
                 self.get(theta, f"{index}.tau").sub_(prior.log_tau0(in_, self.samples))
         return theta
 
+    def prior_variance(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Variance [size] of theta before data, the first metric of samplers."""
+        result = torch.ones(self.size, dtype=dtype)
+        for name, scale in self.scales().items():
+            result[self.slots[name][0]] = scale.law.variance
+        return result
+
     def log_sd(self, theta: Tensor, index: int) -> Tensor | float:
         """Log prior standard deviation of a layer's weights given its scales."""
+        return self._log_sd(self.unpack(theta), index)
+
+    def _log_sd(self, parts: Mapping[str, Tensor], index: int) -> Tensor | float:
         prior, shape = self.priors[index], self.shape(index)
-        logs = {name: self.get(theta, f"{index}.{name}") for name in prior.scales(*shape)}
+        logs = {name: parts[f"{index}.{name}"] for name in prior.scales(*shape)}
         return prior.log_sd(logs, *shape, self.samples)
 
     def weights(self, theta: Tensor) -> Weights:
         """Weights, biases and noise of states; differentiable."""
+        return self._weights(self.unpack(theta))
+
+    def _weights(self, parts: Mapping[str, Tensor]) -> Weights:
         layers = []
         for index in range(self.layers):
-            z, bias = self.get(theta, f"{index}.z"), self.get(theta, f"{index}.bias")
-            log_sd = self.log_sd(theta, index)
+            log_sd = self._log_sd(parts, index)
             sd = math.exp(log_sd) if not isinstance(log_sd, Tensor) else log_sd.exp()
-            layers.append((z * sd, bias))
-        regression = self.task == "regression"
-        noise = self.get(theta, NOISE).exp().squeeze(-1) if regression else None
+            layers.append((parts[f"{index}.z"] * sd, parts[f"{index}.bias"]))
+        noise = parts[NOISE].exp().squeeze(-1) if self.task == "regression" else None
         return Weights(tuple(layers), noise, self.task, self.activation)
 
     def log_prior(self, theta: Tensor) -> Tensor:
         """Log density [...] of theta before data, normalized."""
+        return self._log_prior(theta, self.unpack(theta))
+
+    def _log_prior(self, theta: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         normal = theta[..., : self.normal]
         result = -0.5 * normal.square().sum(-1) - 0.5 * self.normal * math.log(2 * math.pi)
         for name, scale in self.scales().items():
-            result = result + scale.law.log_density(theta[..., self.slots[name][0]]).sum(-1)
+            part = parts[name].flatten(theta.dim() - 1)
+            result = result + scale.law.log_density(part).sum(-1)
         return result
 
     def log_likelihood(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -203,7 +226,9 @@ class BayesianMLP:
 
     def log_joint(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Log of prior times likelihood of all points, [...]."""
-        return self.log_prior(theta) + self.log_likelihood(theta, x, y).sum(-1)
+        parts = self.unpack(theta)
+        weights = self._weights(parts)
+        return self._log_prior(theta, parts) + weights.log_likelihood(weights(x), y).sum(-1)
 
     def module(self, weights: Weights) -> nn.Sequential:
         """An ordinary float32 network with these weights, of one state: ``linear1 tanh1 ...``."""

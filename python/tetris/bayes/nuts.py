@@ -73,7 +73,7 @@ def sample_nuts(
     regression = network.task == "regression"
     accept = (0.9 if regression else 0.8) if accept is None else accept
     depth = (12 if regression else 10) if max_tree_depth is None else max_tree_depth
-    with jax.enable_x64(True):  # gammas of shape 0.1 underflow in float32
+    with _double(jax):  # gammas of shape 0.1 underflow in float32
         targets = y.double().numpy() if regression else y.numpy()
         if regression and network.sizes[-1] == 1:
             targets = targets[:, None]
@@ -82,6 +82,7 @@ def sample_nuts(
             target_accept_prob=accept,
             max_tree_depth=depth,
             init_strategy=numpyro.infer.init_to_uniform(radius=1.0),
+            inverse_mass_matrix=jnp.asarray(_variance(network)),
         )
         run = numpyro.infer.MCMC(
             kernel,
@@ -117,6 +118,16 @@ def sample_nuts(
     return Posterior(network, theta, convergence)
 
 
+def _double(jax: Any) -> Any:
+    """The context in which jax computes in double precision; elsewhere before 0.8."""
+    try:
+        return jax.enable_x64(True)
+    except AttributeError:
+        from jax.experimental import enable_x64
+
+        return enable_x64(True)
+
+
 def _theta(network: BayesianMLP, sites: Mapping[str, np.ndarray]) -> Tensor:
     """[chains, draws, size] of numpyro's samples, whose scales are not logarithms."""
     scales = network.scales()
@@ -125,6 +136,12 @@ def _theta(network: BayesianMLP, sites: Mapping[str, np.ndarray]) -> Tensor:
         value = torch.from_numpy(np.array(sites[name], dtype=np.float64))
         parts[name] = value.log() if name in scales else value
     return network.pack(parts)
+
+
+def _variance(network: BayesianMLP) -> np.ndarray:
+    """Variance of the unconstrained state before data; numpyro orders sites by name."""
+    theta = network.prior_variance()
+    return torch.cat([network.get(theta, name).flatten() for name in sorted(network.slots)]).numpy()
 
 
 def _distribution(law: Law) -> Any:

@@ -127,6 +127,7 @@ def sample_hmc(
         steps=steps,
         accept=accept,
         generator=generator,
+        variance=network.prior_variance(dtype),
         advance=advance,
     )
     posteriors = []

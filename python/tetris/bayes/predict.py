@@ -64,28 +64,37 @@ class Predictive:
         return 1 - float((self.mean - numbers).square().mean() / numbers.var(correction=0))
 
     @torch.no_grad()
-    def ece(self, y: Tensor, bins: int = 15) -> float:
-        """Expected calibration error, in [0, 1].
+    def calibration(self, y: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+        """What was promised, what came true, and for which share of points, [bins] each.
 
-        Classification: mean over equally wide bins of confidence, weighted by how many points are
-        in them, of ``|accuracy - confidence|`` (Guo et al., "On calibration of modern neural
-        networks", ICML 2017, equation 3). Regression: mean over levels of ``|observed - nominal|``,
-        how often y lies below predictive quantiles (Kuleshov et al., "Accurate uncertainties for
-        deep learning using calibrated regression", ICML 2018).
+        Classification: mean confidence and accuracy in equally wide bins of confidence (Guo et al.,
+        "On calibration of modern neural networks", ICML 2017); NaN in empty bins. Regression: how
+        often y lies below predictive quantiles, against their levels ``1 / (bins + 1), ...``
+        (Kuleshov et al., "Accurate uncertainties for deep learning using calibrated regression",
+        ICML 2018); shares are equal.
         """
         if self.task == "classification":
             confidence, label = self.mean.max(-1)
             right = (label == y).to(confidence.dtype)
             index = (confidence * bins).long().clamp(max=bins - 1)
-            gaps = torch.zeros(bins, dtype=confidence.dtype)
-            gaps.index_add_(0, index, right - confidence)
-            return float(gaps.abs().sum()) / len(y)
+            zeros = torch.zeros(bins, dtype=confidence.dtype)
+            count = zeros.index_add(0, index, torch.ones_like(confidence))
+            promised = zeros.index_add(0, index, confidence) / count
+            return promised, zeros.index_add(0, index, right) / count, count / len(y)
         assert self.noise is not None
         score = (self._numbers(y) - self.outputs) / self.noise[:, None, None]
         below = torch.special.ndtr(score).mean(0).flatten()
         levels = torch.arange(1, bins + 1, dtype=below.dtype) / (bins + 1)
         observed = (below[:, None] <= levels).to(below.dtype).mean(0)
-        return float((observed - levels).abs().mean())
+        return levels, observed, torch.full_like(levels, 1 / bins)
+
+    def ece(self, y: Tensor, bins: int = 15) -> float:
+        """Expected calibration error, in [0, 1]: mean of ``|came true - promised|``.
+
+        See :meth:`calibration`; for classes this is equation 3 of Guo et al.
+        """
+        promised, observed, share = self.calibration(y, bins)
+        return float(((observed - promised).abs() * share).nansum())
 
     def _numbers(self, y: Tensor) -> Tensor:
         out = self.outputs.shape[-1]

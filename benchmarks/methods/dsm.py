@@ -31,15 +31,16 @@ from .stats import by_seed, figure, mean_sd
 # Short trajectories walk at random: Friedman 100, DHS, 200 + 200 iterations of 20 leapfrog steps
 # had an R-hat of the outputs of 1.27, of 60 steps 1.13, and NUTS fills trees of 1023.
 FRIEDMAN = {
-    100: Sampling(warmup=500, draws=500, steps=60),
-    200: Sampling(warmup=400, draws=400, steps=50),
-    500: Sampling(warmup=300, draws=300, steps=40),
+    100: Sampling(warmup=400, draws=400, steps=50),
+    200: Sampling(warmup=300, draws=300, steps=50),
+    500: Sampling(warmup=250, draws=250, steps=40),
 }
-CANCER = Sampling(warmup=400, draws=400, steps=40)
-NUTS = Sampling(warmup=200, draws=200)
-QUICK, QUICK_NUTS = Sampling(100, 100), Sampling(20, 20, depth=5)
-EPOCHS, QUICK_EPOCHS = 1500, 200  # of MAP
+CANCER = Sampling(warmup=300, draws=300, steps=40)
 CANCER_POINTS = 400
+NUTS = Sampling(warmup=150, draws=150)
+QUICK, QUICK_NUTS = Sampling(100, 100), Sampling(20, 20, depth=5)
+EPOCHS = {"regression": 1500, "classification": 500}  # of MAP; of one step and of four
+QUICK_EPOCHS = 200
 AUTHORS_FRIEDMAN = {100: 0.357, 200: 0.223, 500: 0.198}  # DHS, notebook
 AUTHORS_CANCER = {"Gaussian": 0.129, "RHS": 0.101, "DHS": 0.096, "DST": 0.098}  # notebook, NLL
 CORRELATED = " correlated"
@@ -120,8 +121,8 @@ class DsmExperiment:
             own = found[index * len(seeds) : (index + 1) * len(seeds)]
             yield from self._rows_of(f"{name} {prior}", seeds, own, data, per_draw=(0.75,))
             if points == 100:
-                for seed, posterior in enumerate(own):
-                    curves.add(name, prior, posterior, data.test_x[seed], data.test_y[seed])
+                for i, posterior in enumerate(own):
+                    curves.add(name, prior, posterior, data.test_x[i], data.test_y[i])
 
     def _as_the_authors(self, points: int, setting: Setting, progress: Progress) -> Iterator[Row]:
         """Their prior, their .8 N training points, their inputs, which are not standardized."""
@@ -162,9 +163,9 @@ class DsmExperiment:
     ) -> Iterator[Row]:
         """The reference sampler on the first seed; MAP and draws around it on all."""
         sampling = QUICK_NUTS if setting.quick else NUTS
-        epochs = QUICK_EPOCHS if setting.quick else EPOCHS
         for problem, prior, task, data, fits in others:
             name, law = f"{problem} {prior}", PRIORS[prior]
+            epochs = QUICK_EPOCHS if setting.quick else EPOCHS[task]
             progress.describe(f"{name}: NUTS")
             runs = [("NUTS", 0, small.sample_nuts(data, law, task, sampling))]
             progress.advance()

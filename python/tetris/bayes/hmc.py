@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..checks import describe
+from .data import check_count, check_share
 
 LogDensity = Callable[[Tensor], Tensor]
 DIVERGENT = 1000.0  # error of the energy from which a trajectory counts as divergent, as in Stan
@@ -74,14 +75,21 @@ def hmc(
         FloatingPointError: the density is not finite at a start.
     """
     for name, count, least in (("warmup", warmup, 20), ("draws", draws, 1), ("steps", steps, 1)):
-        if not isinstance(count, int) or count < least:
-            raise ValueError(f"hmc: {name} must be an int >= {least} (got {describe(count)})")
-    if not 0 <= jitter < 1 or not 0 < accept < 1:
+        check_count("hmc", name, count, least)
+    check_share("hmc", accept=accept)
+    if not 0 <= jitter < 1:
+        raise ValueError(f"hmc: jitter must be in [0, 1) (got {jitter})")
+    if not isinstance(start, Tensor) or not start.is_floating_point() or start.dim() < 1:
         raise ValueError(
-            f"hmc: jitter must be in [0, 1) and accept in (0, 1) (got {jitter} and {accept})"
+            f"hmc: start must be floating point [*batch, size] (got {describe(start)})"
         )
     position = start.detach()
     value, gradient = _with_gradient(log_density, position)
+    if value.shape != start.shape[:-1]:
+        raise ValueError(
+            f"hmc: log_density must return {list(start.shape[:-1])} numbers for states "
+            f"{list(start.shape)} (got {list(value.shape)})"
+        )
     if not bool(value.isfinite().all() and gradient.isfinite().all()):
         raise FloatingPointError(
             "hmc: the log density and its gradient must be finite where chains start; "

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import describe
+from .data import check_count
 from .laws import InverseGamma
 from .priors import Gaussian, Prior, Scale, Shrinkage
 from .weights import Activation, Task, Weights
 
 NOISE = "noise"
+NOISE_LAW = InverseGamma(3.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ class BayesianMLP:
 
     def __post_init__(self) -> None:
         where = "BayesianMLP"
-        sizes = tuple(self.sizes)
-        if len(sizes) < 2 or not all(isinstance(n, int) and n >= 1 for n in sizes):
+        if not isinstance(self.sizes, Sequence) or len(self.sizes) < 2:
             raise ValueError(
-                f"{where}: sizes must be two or more positive ints, such as (10, 16, 1) "
+                f"{where}: sizes must be inputs, hidden widths and outputs, such as (10, 16, 1) "
                 f"(got {describe(self.sizes)})"
             )
+        sizes = tuple(check_count(where, "each of sizes", size, 1) for size in self.sizes)
         for name, value, known in (
             ("task", self.task, ("regression", "classification")),
             ("activation", self.activation, ("tanh", "relu")),
@@ -74,11 +76,13 @@ class BayesianMLP:
                 raise ValueError(
                     f"{where}: {name} must be {known[0]!r} or {known[1]!r} (got {describe(value)})"
                 )
-        if not isinstance(self.samples, int) or self.samples < 1:
+        if self.task == "classification" and sizes[-1] < 2:
             raise ValueError(
-                f"{where}: samples must be the number of data points (got {describe(self.samples)})"
+                f"{where}: classification needs two outputs or more, one per class "
+                f"(got {sizes[-1]}); two classes are two outputs"
             )
-        given = (self.prior,) if isinstance(self.prior, Prior) else tuple(self.prior)
+        samples = check_count(where, "samples, the number of data points,", self.samples, 1)
+        given = tuple(self.prior) if isinstance(self.prior, (list, tuple)) else (self.prior,)
         layers = len(sizes) - 1
         if not 1 <= len(given) <= layers or not all(isinstance(p, Prior) for p in given):
             raise ValueError(
@@ -105,7 +109,14 @@ class BayesianMLP:
                 place(f"{index}.{name}", scale.shape)
         if self.task == "regression":
             place(NOISE, (1,))
-        made = {"sizes": sizes, "priors": priors, "slots": slots, "normal": normal, "size": end}
+        made = {
+            "sizes": sizes,
+            "samples": samples,
+            "priors": priors,
+            "slots": slots,
+            "normal": normal,
+            "size": end,
+        }
         for name, value in made.items():
             object.__setattr__(self, name, value)
 
@@ -122,7 +133,7 @@ class BayesianMLP:
             for name, scale in prior.scales(*self.shape(index)).items()
         }
         if self.task == "regression":
-            result[NOISE] = Scale((1,), InverseGamma(3.0, 2.0))
+            result[NOISE] = Scale((1,), NOISE_LAW)
         return result
 
     def shape(self, index: int) -> tuple[int, int]:
@@ -136,6 +147,10 @@ class BayesianMLP:
 
     def unpack(self, theta: Tensor) -> dict[str, Tensor]:
         """All parts of theta: :meth:`get` of each name, with one node of a gradient's graph."""
+        if theta.shape[-1:] != (self.size,):
+            raise ValueError(
+                f"BayesianMLP: theta must be [..., {self.size}] (got {list(theta.shape)})"
+            )
         flat = theta.split([math.prod(shape) for _, shape in self.slots.values()], -1)
         return {
             name: part.view(*theta.shape[:-1], *shape)

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .convergence import LEAST_DRAWS
+from .data import check_count, check_data, check_share
 from .laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma, Law
 from .network import NOISE, BayesianMLP
-from .posterior import Posterior, check_data, judge, warn
+from .posterior import Posterior, check_network, judge, warn
 from .priors import DirichletHorseshoe, Gaussian, RegularizedHorseshoe
 
 
@@ -69,10 +71,16 @@ def sample_nuts(
     """
     where = "sample_nuts"
     jax, jnp, numpyro = _numpyro(where)
+    check_network(where, network)
     check_data(where, network, x, y)
+    check_count(where, "chains", chains, 1)
+    check_count(where, "warmup", warmup, 1)
+    check_count(where, "draws, which R-hat is of,", draws, LEAST_DRAWS)
     regression = network.task == "regression"
     accept = (0.9 if regression else 0.8) if accept is None else accept
     depth = (12 if regression else 10) if max_tree_depth is None else max_tree_depth
+    check_share(where, accept=accept)
+    check_count(where, "max_tree_depth", depth, 1)
     with _double(jax):  # gammas of shape 0.1 underflow in float32
         targets = y.double().numpy() if regression else y.numpy()
         if regression and network.sizes[-1] == 1:

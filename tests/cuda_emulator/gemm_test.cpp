@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "cuda_emulator/numbers.h"
+#include "cuda_emulator/statistics.h"
 #include "self_test.h"
 
 namespace tetris::cuda::test {
@@ -21,7 +22,8 @@ enum class Mistake {
   kNoBarrierAfterWait,     // other threads' copies are used before they have landed
   kNoBarrierBeforeRefill,  // a stage is filled while other warps still read it
   kOtherSwizzle,           // rows are read as if chunk j of row i lay at j ^ (i % 4)
-  kNoSwizzle,
+  kNoSwizzle,              // or at j
+  kSlowRows,      // rows are read and written without a swizzle: right, but banks conflict
   kRowsOfA,       // fragments of a: registers 1 and 2 change places
   kHalvesOfB,     // fragments of b: registers change places
   kAccumulators,  // c is stored with elements 1 and 2 in each other's place
@@ -42,6 +44,7 @@ __device__ uint16_t* chunk(unsigned char* operand, int row, int j, bool reads) {
   int at = j ^ (row / 2 % 4);
   if (mistake == Mistake::kOtherSwizzle && reads) at = j ^ (row % 4);
   if (mistake == Mistake::kNoSwizzle && reads) at = j;
+  if (mistake == Mistake::kSlowRows) at = j;
   const int shift = mistake == Mistake::kUnaligned && reads ? 2 : 0;
   return reinterpret_cast<uint16_t*>(operand) + (row * kChunks + at) * 8 + shift;
 }
@@ -181,6 +184,19 @@ TEST(Gemm, WrongIndicesShow) {
   EXPECT_EQ(shows<Mistake::kHalvesOfB>("wrong"), kSeeds);
   EXPECT_EQ(shows<Mistake::kAccumulators>("wrong"), kSeeds);
   EXPECT_EQ(shows<Mistake::kTransposes>("wrong"), kSeeds);
+}
+
+TEST(Gemm, ConflictsBetweenBanksAreCounted) {
+  auto& counted = emulator::statistics();
+  // A slab: two steps, four warps, two times four matrices of a and four times two of b.
+  const uint64_t matrices = 4 * 2 * 4 * (2 * 4 + 4 * 2);
+  counted = {};
+  EXPECT_EQ("", run<Mistake::kNone>(1));
+  EXPECT_EQ(counted.ldmatrix_matrices, matrices);
+  EXPECT_EQ(counted.ldmatrix_conflicts, 0u);
+  counted = {};
+  EXPECT_EQ("", run<Mistake::kSlowRows>(1));
+  EXPECT_EQ(counted.ldmatrix_conflicts, 3 * matrices) << "rows of 64 bytes: four turns, not one";
 }
 
 TEST(Gemm, BadAddressesAreReported) {

@@ -10,6 +10,7 @@ from . import bayes as bayes
 from . import ops as ops
 from . import prune as prune
 from . import reorder as reorder
+from . import tuning as tuning
 from .fuse import FuseReport as FuseReport
 from .fuse import fuse as fuse
 from .info import Info as Info
@@ -23,5 +24,8 @@ from .nn import SparseConvTranspose2d as SparseConvTranspose2d
 from .nn import SparseLinear as SparseLinear
 from .prune.report import SparsifyReport as SparsifyReport
 from .relayout import relayout as relayout
+
+if _C.cuda_built():
+    tuning.load()
 
 __version__: str = _C.version

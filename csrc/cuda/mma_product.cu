@@ -1,0 +1,98 @@
+#include "cuda/mma_product.cuh"
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+
+#include "cuda/launch.h"
+#include "cuda/mma.h"
+
+namespace tetris::cuda {
+namespace mma {
+namespace {
+
+// Tiles, pixels x rows: a wide and a narrow one for each height. A warp takes 64x64 of it where it
+// can, for then 16 loads of fragments serve 64 mma.sync.
+template <class... S>
+struct Shapes {};
+using ProductShapes =
+    Shapes<Shape<2, 2, 4, 8>, Shape<2, 2, 2, 8>,   // 128x128  64x128
+           Shape<4, 1, 4, 8>, Shape<4, 1, 2, 8>,   // 256x64  128x64
+           Shape<4, 1, 4, 4>, Shape<4, 1, 2, 4>,   // 256x32  128x32
+           Shape<4, 1, 4, 2>, Shape<4, 1, 2, 2>>;  // 256x16  128x16
+
+// Of L2, what a panel of x may take: a third of an A100's or an H100's.
+constexpr int64_t kPanelBytes = 16 << 20;
+
+bool whole(const void* pointer, const Strides& strides, const SparseRows& w, const Geometry& g,
+           int chunk) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && strides.pixel % chunk == 0 &&
+         (g.images == 1 || strides.image % chunk == 0) &&
+         (w.groups == 1 || w.group_rows() % chunk == 0);
+}
+
+template <class T, bool kTransposed, class S>
+std::string launch_tile(const Product& p, int stages, Stream stream) {
+  const Geometry& g = p.geometry;
+  ProductPlan plan;
+  plan.extents = Extents::of(p.w, g, p.x_strides);
+  plan.parts = (p.w.height + S::kN - 1) / S::kN;
+  plan.pixel_tiles = (plan.extents.pixels + S::kM - 1) / S::kM;
+  const int64_t row_tiles = p.w.block_rows() * plan.parts;
+  if (row_tiles * plan.pixel_tiles > INT32_MAX) {
+    return "mma: too many tiles (" + std::to_string(row_tiles) + " of rows, " +
+           std::to_string(plan.pixel_tiles) + " of pixels)";
+  }
+  plan.row_tiles = int(row_tiles);
+  const int64_t bytes = int64_t(g.images) * g.source_h * g.source_w * p.w.cols * int(sizeof(T));
+  plan.panel = int(std::clamp<int64_t>(plan.pixel_tiles * kPanelBytes / std::max<int64_t>(1, bytes),
+                                       1, plan.pixel_tiles));
+  plan.stages = stages;
+  plan.whole_y = whole(p.y, p.y_strides, p.w, g, kChunk<T>);
+  plan.whole_residual = whole(p.residual, p.residual_strides, p.w, g, kChunk<T>);
+
+  LaunchShape shape{unsigned(plan.row_tiles * plan.pixel_tiles)};
+  shape.threads = kThreads;
+  shape.shared_bytes = ProductTile<T, kTransposed, S>::shared_bytes(plan);
+  return launch(product_kernel<T, kTransposed, S>, shape, stream, p, plan);
+}
+
+template <class T, bool kTransposed, class... S>
+std::string launch_product(Shapes<S...>, const Product& p, const MmaConfig& config,
+                           Stream stream) {
+  std::string result = "mma: no tile of " + std::to_string(config.tile_pixels) + " pixels x " +
+                       std::to_string(config.tile_rows) + " rows";
+  const bool found = ((config.tile_pixels == S::kM && config.tile_rows == S::kN &&
+                       (result = launch_tile<T, kTransposed, S>(p, config.stages, stream), true)) ||
+                      ...);
+  (void)found;
+  return result;
+}
+
+template <class T>
+std::string launch_product(const Product& p, const MmaConfig& config, Stream stream) {
+  return p.w.transposed ? launch_product<T, true>(ProductShapes(), p, config, stream)
+                        : launch_product<T, false>(ProductShapes(), p, config, stream);
+}
+
+}  // namespace
+}  // namespace mma
+
+std::string mma_product(const Product& p, const MmaConfig& config, Stream stream) {
+  const std::string reason = mma_supports(p);
+  if (!reason.empty()) return reason;
+  if (config.stages != 3 && config.stages != 4) {
+    return "mma: stages must be 3 or 4 (got " + std::to_string(config.stages) + ")";
+  }
+  if (p.geometry.pixels() == 0 || p.w.rows == 0) return "";
+  switch (p.dtype) {
+    case DType::kFloat16:
+      return mma::launch_product<Half>(p, config, stream);
+    case DType::kBFloat16:
+      return mma::launch_product<BFloat16>(p, config, stream);
+    default:
+      return mma::launch_product<float>(p, config, stream);
+  }
+}
+
+}  // namespace tetris::cuda

@@ -1,11 +1,10 @@
-#include "cuda/mma_product.cuh"
-
 #include <algorithm>
 #include <cstdint>
 #include <string>
 
 #include "cuda/launch.h"
 #include "cuda/mma.h"
+#include "cuda/mma_product.cuh"
 
 namespace tetris::cuda {
 namespace mma {
@@ -15,11 +14,10 @@ namespace {
 // can, for then 16 loads of fragments serve 64 mma.sync.
 template <class... S>
 struct Shapes {};
-using ProductShapes =
-    Shapes<Shape<2, 2, 4, 8>, Shape<2, 2, 2, 8>,   // 128x128  64x128
-           Shape<4, 1, 4, 8>, Shape<4, 1, 2, 8>,   // 256x64  128x64
-           Shape<4, 1, 4, 4>, Shape<4, 1, 2, 4>,   // 256x32  128x32
-           Shape<4, 1, 4, 2>, Shape<4, 1, 2, 2>>;  // 256x16  128x16
+using ProductShapes = Shapes<Shape<2, 2, 4, 8>, Shape<2, 2, 2, 8>,   // 128x128  64x128
+                             Shape<4, 1, 4, 8>, Shape<4, 1, 2, 8>,   // 256x64  128x64
+                             Shape<4, 1, 4, 4>, Shape<4, 1, 2, 4>,   // 256x32  128x32
+                             Shape<4, 1, 4, 2>, Shape<4, 1, 2, 2>>;  // 256x16  128x16
 
 // Of L2, what a panel of x may take: a third of an A100's or an H100's.
 constexpr int64_t kPanelBytes = 16 << 20;
@@ -51,15 +49,13 @@ std::string launch_tile(const Product& p, int stages, Stream stream) {
   plan.whole_y = whole(p.y, p.y_strides, p.w, g, kChunk<T>);
   plan.whole_residual = whole(p.residual, p.residual_strides, p.w, g, kChunk<T>);
 
-  LaunchShape shape{unsigned(plan.row_tiles * plan.pixel_tiles)};
-  shape.threads = kThreads;
-  shape.shared_bytes = ProductTile<T, kTransposed, S>::shared_bytes(plan);
+  const LaunchShape shape{unsigned(plan.row_tiles * plan.pixel_tiles), 1, 1, kThreads,
+                          ProductTile<T, kTransposed, S>::shared_bytes(plan)};
   return launch(product_kernel<T, kTransposed, S>, shape, stream, p, plan);
 }
 
 template <class T, bool kTransposed, class... S>
-std::string launch_product(Shapes<S...>, const Product& p, const MmaConfig& config,
-                           Stream stream) {
+std::string launch_product(Shapes<S...>, const Product& p, const MmaConfig& config, Stream stream) {
   std::string result = "mma: no tile of " + std::to_string(config.tile_pixels) + " pixels x " +
                        std::to_string(config.tile_rows) + " rows";
   const bool found = ((config.tile_pixels == S::kM && config.tile_rows == S::kN &&

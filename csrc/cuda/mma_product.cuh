@@ -7,9 +7,9 @@
 //    values     [slab][rows]       rows contiguous (transposed layouts: [rows][slab])
 //    y tile     [pixels][rows]     in registers; then bias, residual, activation, 16-byte stores
 //
-// What the ridge asks for: a chunk of x is multiplied with tile_rows rows, so short blocks are bound
-// by x from L2 and the tile is as many pixels as accumulators allow; values come back for every
-// tile of pixels, which are neighbours in the order of work and find them in L2.
+// What the ridge asks for: a chunk of x is multiplied with tile_rows rows, so short blocks are
+// bound by x from L2 and the tile is as many pixels as accumulators allow; values come back for
+// every tile of pixels, which are neighbours in the order of work and find them in L2.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +36,7 @@ struct ProductPlan {
 template <class T, bool kTransposed, class S>
 class ProductTile {
  public:
-  using Warp =
-      WarpTile<T, Lines::kAlongK, kTransposed ? Lines::kAlongK : Lines::kAcrossK, S>;
+  using Warp = WarpTile<T, Lines::kAlongK, kTransposed ? Lines::kAlongK : Lines::kAcrossK, S>;
   static_assert(Warp::kScratchBytes <= 3 * Warp::kStageBytes, "the epilogue reuses the ring");
 
   // The list of chunks has two halves, of which one is read while the other is filled.
@@ -91,7 +90,7 @@ class ProductTile {
       look_ahead(slab);
     });
     warp.template drain<kChunk<T>>(
-        ring_, [this](int m, int n, float(&run)[kChunk<T>]) { store(m, n, run); });
+        ring_, [this](int m, int n, float (&run)[kChunk<T>]) { store(m, n, run); });
   }
 
  private:
@@ -161,11 +160,12 @@ class ProductTile {
   TETRIS_DEVICE void store(int m, int n, float (&run)[kChunk<T>]) const {
     const int pixel = pixel_ + m;
     if (pixel >= plan_.extents.pixels || n >= rows_) return;
-    const int image = p_.geometry.images == 1
-                          ? 0
-                          : pixel / (p_.geometry.result_h * p_.geometry.result_w);
+    const int image =
+        p_.geometry.images == 1 ? 0 : pixel / (p_.geometry.result_h * p_.geometry.result_w);
     const int in_image = pixel - image * p_.geometry.result_h * p_.geometry.result_w;
-    const auto at = [&](const Strides& s) { return image * s.image + in_image * s.pixel + row_ + n; };
+    const auto at = [&](const Strides& s) {
+      return image * s.image + in_image * s.pixel + row_ + n;
+    };
     if (p_.residual) {
       add_run<T>(run, static_cast<const T*>(p_.residual) + at(p_.residual_strides), rows_ - n,
                  plan_.whole_residual);

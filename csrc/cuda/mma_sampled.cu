@@ -1,10 +1,9 @@
-#include "cuda/mma_sampled.cuh"
-
 #include <cstdint>
 #include <string>
 
 #include "cuda/launch.h"
 #include "cuda/mma.h"
+#include "cuda/mma_sampled.cuh"
 
 namespace tetris::cuda {
 namespace mma {
@@ -13,11 +12,10 @@ namespace {
 // Tiles, columns x rows: a wide and a narrow one for each height, as for the product.
 template <class... S>
 struct Shapes {};
-using SampledShapes =
-    Shapes<Shape<2, 2, 4, 8>, Shape<2, 2, 2, 8>,   // 128x128  64x128
-           Shape<4, 1, 4, 8>, Shape<4, 1, 2, 8>,   // 256x64  128x64
-           Shape<4, 1, 4, 4>, Shape<4, 1, 2, 4>,   // 256x32  128x32
-           Shape<4, 1, 4, 2>, Shape<4, 1, 2, 2>>;  // 256x16  128x16
+using SampledShapes = Shapes<Shape<2, 2, 4, 8>, Shape<2, 2, 2, 8>,   // 128x128  64x128
+                             Shape<4, 1, 4, 8>, Shape<4, 1, 2, 8>,   // 256x64  128x64
+                             Shape<4, 1, 4, 4>, Shape<4, 1, 2, 4>,   // 256x32  128x32
+                             Shape<4, 1, 4, 2>, Shape<4, 1, 2, 2>>;  // 256x16  128x16
 
 template <class T, class S>
 std::string launch_tile(const SampledProduct& p, const MmaSampledConfig& config, Stream stream) {
@@ -35,9 +33,8 @@ std::string launch_tile(const SampledProduct& p, const MmaSampledConfig& config,
   }
   plan.tiles = int(tiles);
 
-  LaunchShape shape{unsigned(plan.tiles * plan.parts * plan.splits)};
-  shape.threads = kThreads;
-  shape.shared_bytes = SampledTile<T, S>::shared_bytes(plan);
+  const LaunchShape shape{unsigned(plan.tiles * plan.parts * plan.splits), 1, 1, kThreads,
+                          SampledTile<T, S>::shared_bytes(plan)};
   return launch(sampled_kernel<T, S>, shape, stream, p, plan);
 }
 

@@ -122,10 +122,10 @@ class SampledTile {
       if ((slab + 1) % kHalf == 0) look_ahead(slab + 1);
     });
     if (p_.partial) {
-      warp.template drain<2>(ring_, [this](int m, int n, float(&run)[2]) { add(m, n, run); });
+      warp.template drain<2>(ring_, [this](int m, int n, float (&run)[2]) { add(m, n, run); });
     } else {
       warp.template drain<kChunk<T>>(
-          ring_, [this](int m, int n, float(&run)[kChunk<T>]) { store(m, n, run); });
+          ring_, [this](int m, int n, float (&run)[kChunk<T>]) { store(m, n, run); });
     }
   }
 
@@ -189,9 +189,7 @@ class SampledTile {
   TETRIS_DEVICE int64_t values(int m) const {
     return list_[m / kChunk<T>].values + int64_t(m % kChunk<T>) * p_.w.height + part_row_;
   }
-  TETRIS_DEVICE bool exists(int m) const {
-    return m % kChunk<T> < list_[m / kChunk<T>].columns;
-  }
+  TETRIS_DEVICE bool exists(int m) const { return m % kChunk<T> < list_[m / kChunk<T>].columns; }
 
   // Entries outside the matrix are zeros by decree: what was summed there is 0 dy, NaN if dy is not
   // finite.
@@ -215,8 +213,8 @@ class SampledTile {
   const SampledProduct& p_;
   const SampledPlan& plan_;
   const int column_, part_row_;
-  int64_t row_;  // of the result
-  int rows_;     // of the result from there on, that are this block's
+  int64_t row_;        // of the result
+  int rows_;           // of the result from there on, that are this block's
   int pixel_, slabs_;  // of this split
   const Columns<T> columns_;
   ColumnChunk* const list_;
@@ -231,8 +229,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int split = int(blockIdx.x) / (plan.tiles * plan.parts);
   const int item = int(blockIdx.x) - split * plan.tiles * plan.parts;
   const int tile = item / plan.parts;
-  const FoundTile found = find_tile(p.w, plan.block_rows, S::kM, tile,
-                                    reinterpret_cast<int*>(dynamic_shared()));
+  const FoundTile found =
+      find_tile(p.w, plan.block_rows, S::kM, tile, reinterpret_cast<int*>(dynamic_shared()));
   if (found.block_row < 0) return;
   SampledTile<T, S>(p, plan, found.block_row, found.tile * S::kM,
                     (item - tile * plan.parts) * S::kN, split, dynamic_shared())

@@ -114,8 +114,8 @@ class WarpTile {
   using A = OperandTile<T, kALines, S::kM>;
   using B = OperandTile<T, kBLines, S::kN>;
   static constexpr int kStageBytes = A::kBytes + B::kBytes;  // a, then b
-  // Registers for the fragments of the step after the one that is multiplied. Rounding to TF32 takes
-  // registers, too: with both, some were spilled.
+  // Registers for the fragments of the step after the one that is multiplied. Rounding to TF32
+  // takes registers, too: with both, some were spilled.
   static constexpr int kBuffers = sizeof(T) == 2 ? 2 : 1;
 
   // Every accumulator of n starts at initial(n).

@@ -31,26 +31,33 @@ std::string check_map(const std::string& name, const void* map, const Strides& s
   return "";
 }
 
+// The same for feature-major maps, chunks being of pixels.
+std::string check_feature_major(const std::string& name, const void* map, const Strides& strides,
+                                const Geometry& g, int chunk) {
+  const std::string multiple = "a multiple of " + std::to_string(chunk) + " in feature-major maps";
+  if (strides.pixel != 1) return must(name + "'s channel or pixel stride", "1", strides.pixel);
+  if (!g.pointwise())
+    return "mma: feature-major maps are for 1x1 kernels without stride or padding";
+  if (strides.channel <= 0 || strides.channel % chunk != 0) {
+    return must(name + "'s channel stride", multiple, strides.channel);
+  }
+  if (g.images > 1 && strides.image % chunk != 0) {
+    return must(name + "'s image stride", multiple, strides.image);
+  }
+  const int64_t pixels = int64_t(g.source_h) * g.source_w;
+  if (g.images > 1 && pixels % chunk != 0) return must("pixels of an image", multiple, pixels);
+  if (!aligned(map)) return "mma: " + name + " must start at a multiple of 16 bytes";
+  return "";
+}
+
 // What a product and a sampled product have in common.
-std::string check(const SparseRows& w, const Geometry& g, const void* x, const Strides& x_strides,
-                  const int32_t* row_perm, const int32_t* col_perm, DType dtype, bool allow_tf32) {
+std::string check(const SparseRows& w, const Geometry& g, DType dtype, bool allow_tf32) {
   if (dtype == DType::kFloat64) return "mma: float64 is not supported";
   if (dtype == DType::kFloat32 && !allow_tf32) return "mma: float32 needs allow_tf32";
-  if (row_perm || col_perm) return "mma: permutations must be folded or applied before";
   const int chunk = 16 / size_of(dtype);
   const std::string multiple = "a multiple of " + std::to_string(chunk);
   if (w.height % chunk != 0) return must("block height", multiple, w.height);
   if (w.width % chunk != 0) return must("block width", multiple, w.width);
-  if (w.groups > 1 && w.group_cols() % chunk != 0) {
-    return must("columns of a group", multiple, w.group_cols());
-  }
-  const std::string reason = check_map("x", x, x_strides, g.images, chunk);
-  if (!reason.empty()) return reason;
-  const int64_t image_pixels = g.images > 1 ? x_strides.image / x_strides.pixel : 0;
-  const int64_t source_pixels = image_pixels * g.images + int64_t(g.source_h) * g.source_w;
-  if (source_pixels > kLongest) {
-    return must("the source's pixels", "at most " + std::to_string(kLongest), source_pixels);
-  }
   if (g.pixels() > kLongest) {
     return must("the result's pixels", "at most " + std::to_string(kLongest), g.pixels());
   }
@@ -61,6 +68,24 @@ std::string check(const SparseRows& w, const Geometry& g, const void* x, const S
   if (w.rows > kLongest) return must("rows", "at most " + std::to_string(kLongest), w.rows);
   if (g.transposed && std::max(g.stride_h, g.stride_w) >= 1 << 16) {
     return must("strides", "less than 65536", std::max(g.stride_h, g.stride_w));
+  }
+  return "";
+}
+
+// What a source with channels last asks for.
+std::string check_source(const SparseRows& w, const Geometry& g, const void* x,
+                         const Strides& strides, const int32_t* row_perm, const int32_t* col_perm,
+                         int chunk) {
+  if (row_perm || col_perm) return "mma: permutations must be folded or applied before";
+  if (w.groups > 1 && w.group_cols() % chunk != 0) {
+    return must("columns of a group", "a multiple of " + std::to_string(chunk), w.group_cols());
+  }
+  const std::string reason = check_map("x", x, strides, g.images, chunk);
+  if (!reason.empty()) return reason;
+  const int64_t image_pixels = g.images > 1 ? strides.image / strides.pixel : 0;
+  const int64_t pixels = image_pixels * g.images + int64_t(g.source_h) * g.source_w;
+  if (pixels > kLongest) {
+    return must("the source's pixels", "at most " + std::to_string(kLongest), pixels);
   }
   return "";
 }
@@ -80,14 +105,20 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 std::string mma_supports(const Product& p) {
-  const std::string reason =
-      check(p.w, p.geometry, p.x, p.x_strides, p.row_perm, p.col_perm, p.dtype, p.allow_tf32);
+  const std::string reason = check(p.w, p.geometry, p.dtype, p.allow_tf32);
   if (!reason.empty()) return reason;
+  const int chunk = 16 / size_of(p.dtype);
+  const bool last = p.x_strides.channel == 1;
+  const std::string source =
+      last ? check_source(p.w, p.geometry, p.x, p.x_strides, p.row_perm, p.col_perm, chunk)
+           : check_feature_major("x", p.x, p.x_strides, p.geometry, chunk);
+  if (!source.empty()) return source;
   if (!aligned(p.values)) return "mma: values must start at a multiple of 16 bytes";
-  if (p.y_strides.channel != 1) return must("y's channel stride", "1", p.y_strides.channel);
-  if (p.residual && p.residual_strides.channel != 1) {
-    return must("the residual's channel stride", "1", p.residual_strides.channel);
-  }
+  const std::string stride = std::string(last ? "channel" : "pixel") + " stride";
+  const auto along_runs = [last](const Strides& s) { return last ? s.channel : s.pixel; };
+  const int64_t y = along_runs(p.y_strides), residual = along_runs(p.residual_strides);
+  if (y != 1) return must("y's " + stride, "1, like x's", y);
+  if (p.residual && residual != 1) return must("the residual's " + stride, "1, like x's", residual);
   return "";
 }
 
@@ -98,7 +129,8 @@ MmaConfig mma_config(const Product& p, int multiprocessors) {
   config.tile_rows = tile_rows(p.w.height);
   config.tile_pixels = config.tile_rows == 128 ? 128 : 256;
   const int64_t row_tiles = p.w.block_rows() * ceil_div(p.w.height, config.tile_rows);
-  if (row_tiles * ceil_div(p.geometry.pixels(), config.tile_pixels) < 2 * multiprocessors) {
+  const int64_t tiles = row_tiles * ceil_div(p.geometry.pixels(), config.tile_pixels);
+  if (tiles < 2 * multiprocessors && p.x_strides.channel == 1) {  // feature-major: wide ones only
     config.tile_pixels /= 2;
   }
   // Two tiles of 256x64 fit an A100's shared memory with three stages each.
@@ -107,10 +139,12 @@ MmaConfig mma_config(const Product& p, int multiprocessors) {
 }
 
 std::string mma_supports(const SampledProduct& p) {
-  const std::string reason =
-      check(p.w, p.geometry, p.x, p.x_strides, p.row_perm, p.col_perm, p.dtype, p.allow_tf32);
+  const std::string reason = check(p.w, p.geometry, p.dtype, p.allow_tf32);
   if (!reason.empty()) return reason;
   const int chunk = 16 / size_of(p.dtype);
+  const std::string source =
+      check_source(p.w, p.geometry, p.x, p.x_strides, p.row_perm, p.col_perm, chunk);
+  if (!source.empty()) return source;
   const std::string dy = check_map("dy", p.dy, p.dy_strides, p.geometry.images, chunk);
   if (!dy.empty()) return dy;
   const int64_t map = int64_t(p.geometry.result_h) * p.geometry.result_w * p.dy_strides.pixel;

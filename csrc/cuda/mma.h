@@ -4,8 +4,9 @@
 // bits from run to run, but for a SampledProduct with partial sums.
 //
 // Blocks are any multiple of 16 bytes high and wide (8 elements of 16 bits, 4 of float32), channels
-// lie last and permutations are the caller's. A block row is cut into tiles of 16, 32, 64 or 128
-// rows; one that is 48 high runs in a tile of 64, a quarter of it zeros.
+// lie last and permutations are the caller's. Products of 1x1 kernels take feature-major maps, too
+// (channels first, pixels side by side), and any permutation with them. A block row is cut into
+// tiles of 16, 32, 64 or 128 rows; one that is 48 high runs in a tile of 64, a quarter of it zeros.
 #pragma once
 
 #include <string>

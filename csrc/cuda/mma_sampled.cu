@@ -9,7 +9,7 @@ namespace tetris::cuda {
 namespace mma {
 namespace {
 
-// Tiles, columns x rows: a wide and a narrow one for each height, as for the product.
+// Tiles, columns x rows: a wide and a narrow one for each height, as of the product.
 template <class... S>
 struct Shapes {};
 using SampledShapes = Shapes<Shape<2, 2, 4, 8>, Shape<2, 2, 2, 8>,   // 128x128  64x128

@@ -122,10 +122,11 @@ class SampledTile {
       if ((slab + 1) % kHalf == 0) look_ahead(slab + 1);
     });
     if (p_.partial) {
-      warp.template drain<2>(ring_, [this](int m, int n, float (&run)[2]) { add(m, n, run); });
+      warp.template drain<2>(ring_,
+                             [this](int m, int n, float (&run)[2], float*) { add(m, n, run); });
     } else {
       warp.template drain<kChunk<T>>(
-          ring_, [this](int m, int n, float (&run)[kChunk<T>]) { store(m, n, run); });
+          ring_, [this](int m, int n, float (&run)[kChunk<T>], float*) { store(m, n, run); });
     }
   }
 
@@ -146,6 +147,7 @@ class SampledTile {
   TETRIS_DEVICE void copy_x(int slab, unsigned char* tile) const {
     constexpr unsigned kStep = kThreads / X::kLineChunks;
     const unsigned line = threadIdx.x / X::kLineChunks, at = threadIdx.x % X::kLineChunks;
+    const unsigned first = X::at(line, at);
     const ColumnChunk chunk = list_[at];
     const int bytes = chunk.columns * int(sizeof(T));
     const T* x = static_cast<const T*>(p_.x) + chunk.source;
@@ -156,14 +158,15 @@ class SampledTile {
       x += pixel * distance;
 #pragma unroll
       for (unsigned i = 0; i < X::kLineCount; i += kStep) {
-        ptx::cp_async_16(tile + X::at(line + i, at), x + i * distance, int(i) < left ? bytes : 0);
+        ptx::cp_async_16(tile + X::at(first, line, i, at), x + i * distance,
+                         int(i) < left ? bytes : 0);
       }
     } else {
       const SourcePixel* pixels = pixels_ + unsigned(slab) * X::kSlab % (2 * kThreads) + line;
 #pragma unroll
       for (unsigned i = 0; i < X::kLineCount; i += kStep) {
         const SourcePixel from = pixels[i];
-        ptx::cp_async_16(tile + X::at(line + i, at), x + from.index * distance,
+        ptx::cp_async_16(tile + X::at(first, line, i, at), x + from.index * distance,
                          hits(p_.geometry, from, chunk) ? bytes : 0);
       }
     }
@@ -172,6 +175,7 @@ class SampledTile {
   TETRIS_DEVICE void copy_dy(int slab, unsigned char* tile) const {
     constexpr unsigned kStep = kThreads / Dy::kLineChunks;
     const unsigned line = threadIdx.x / Dy::kLineChunks, at = threadIdx.x % Dy::kLineChunks;
+    const unsigned first = Dy::at(line, at);
     if (kStep > Dy::kLineCount && line >= Dy::kLineCount) return;
     const int row = int(at) * kChunk<T>;
     const int bytes = max(0, min(rows_ - row, kChunk<T>)) * int(sizeof(T));
@@ -181,7 +185,8 @@ class SampledTile {
     const T* dy = static_cast<const T*>(p_.dy) + row_ + row + pixel * distance;
 #pragma unroll
     for (unsigned i = 0; i < Dy::kLineCount; i += kStep) {
-      ptx::cp_async_16(tile + Dy::at(line + i, at), dy + i * distance, int(i) < left ? bytes : 0);
+      ptx::cp_async_16(tile + Dy::at(first, line, i, at), dy + i * distance,
+                       int(i) < left ? bytes : 0);
     }
   }
 

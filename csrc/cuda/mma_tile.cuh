@@ -71,29 +71,51 @@ struct OperandTile {
     return (line * kLineChunks + (chunk ^ move)) * kChunkBytes;
   }
 
-  // The fragment of sixteen m (n) by one step of k, as four 8x8 matrices (of 32 bits: 8x4). `a` has
-  // its matrices in order of m first, `b`, which is two fragments eight n wide, in order of k.
+  // The same for line + i, from at(line, chunk): moves repeat every eight lines.
+  static TETRIS_DEVICE unsigned at(unsigned first, unsigned line, unsigned i, unsigned chunk) {
+    return i % 8 == 0 ? first + i * kLineChunks * kChunkBytes : at(line + i, chunk);
+  }
+
+  // Fragments are of sixteen m (n) by one step of k, in four 8x8 matrices (of 32 bits: 8x4). `a`
+  // has its matrices in order of m first, `b`, which is two fragments eight n wide, in order of k.
+  //
+  // Where a lane finds its part of the fragments of a warp whose m (n) start at `extent`. From
+  // there load() goes by constants, xor along a line and plus across lines.
   template <bool kKFirst>
-  static TETRIS_DEVICE void load(uint32_t (&r)[4], const unsigned char* tile, unsigned extent,
-                                 unsigned step, unsigned lane) {
+  static TETRIS_DEVICE unsigned start(unsigned extent, unsigned lane) {
     if constexpr (kAlongK || sizeof(T) == 2) {
       const unsigned matrix = lane / 8;
       const unsigned outer = kKFirst ? matrix / 2 : matrix % 2;  // which eight of the extent
       const unsigned inner = kKFirst ? matrix % 2 : matrix / 2;  // which half of the step
-      if constexpr (kAlongK) {
-        ptx::ldmatrix_x4(r, tile + at(extent + outer * 8 + lane % 8, step * 2 + inner));
-      } else {
-        ptx::ldmatrix_x4_trans(
-            r, tile + at(step * 16 + inner * 8 + lane % 8, extent / kChunk<T> + outer));
-      }
+      if constexpr (kAlongK) return at(extent + outer * 8 + lane % 8, inner);
+      return at(inner * 8 + lane % 8, extent / kChunk<T> + outer);
+    } else {
+      return at(lane % 4, (extent + lane / 4) / 4) + lane / 4 % 4 * 4;
+    }
+  }
+
+  template <bool kKFirst>
+  static TETRIS_DEVICE void load(uint32_t (&r)[4], const unsigned char* tile, unsigned start,
+                                 unsigned extent, unsigned step) {
+    if constexpr (kAlongK) {
+      constexpr unsigned kLine = kLineChunks * kChunkBytes;
+      ptx::ldmatrix_x4(r, tile + (start ^ step * 2 * kChunkBytes) + extent * kLine);
+    } else if constexpr (sizeof(T) == 2) {
+      ptx::ldmatrix_x4_trans(r, tile + across(start, extent, step * 16));
     } else {
 #pragma unroll
       for (unsigned i = 0; i < 4; ++i) {
-        const unsigned e = extent + (kKFirst ? i / 2 : i % 2) * 8 + lane / 4;
-        const unsigned k = step * 8 + (kKFirst ? i % 2 : i / 2) * 4 + lane % 4;
-        r[i] = reinterpret_cast<const uint32_t*>(tile + at(k, e / 4))[e % 4];
+        const unsigned outer = kKFirst ? i / 2 : i % 2, inner = kKFirst ? i % 2 : i / 2;
+        r[i] = *reinterpret_cast<const uint32_t*>(
+            tile + across(start, extent + outer * 8, step * 8 + inner * 4));
       }
     }
+  }
+
+ private:
+  static TETRIS_DEVICE unsigned across(unsigned start, unsigned extent, unsigned lines) {
+    const unsigned chunk = extent / kChunk<T>;
+    return (start ^ chunk % 8 * kChunkBytes) + (chunk / 8 * 8 + lines * kLineChunks) * kChunkBytes;
   }
 };
 
@@ -114,16 +136,15 @@ class WarpTile {
   using A = OperandTile<T, kALines, S::kM>;
   using B = OperandTile<T, kBLines, S::kN>;
   static constexpr int kStageBytes = A::kBytes + B::kBytes;  // a, then b
-  // Registers for the fragments of the step after the one that is multiplied. Rounding to TF32
-  // takes registers, too: with both, some were spilled.
-  static constexpr int kBuffers = sizeof(T) == 2 ? 2 : 1;
 
   // Every accumulator of n starts at initial(n).
   template <class Initial>
   explicit TETRIS_DEVICE WarpTile(Initial&& initial)
       : lane_(threadIdx.x % 32),
         m_(threadIdx.x / 32 % S::kMWarps * S::kWarpM),
-        n_(threadIdx.x / 32 / S::kMWarps * S::kWarpN) {
+        n_(threadIdx.x / 32 / S::kMWarps * S::kWarpN),
+        a_start_(A::template start<false>(m_, lane_)),
+        b_start_(B::template start<true>(n_, lane_)) {
 #pragma unroll
     for (int j = 0; j < S::kNFragments; ++j) {
 #pragma unroll
@@ -140,48 +161,63 @@ class WarpTile {
   TETRIS_DEVICE void load(const unsigned char* stage) {
 #pragma unroll
     for (int i = 0; i < S::kMFragments; ++i) {
-      A::template load<false>(a_[kStep % kBuffers][i], stage, m_ + i * 16, kStep, lane_);
+      A::template load<false>(a_[kStep][i], stage, a_start_, i * 16, kStep);
     }
 #pragma unroll
     for (int j = 0; j < S::kNFragments; j += 2) {
       uint32_t pair[4];
-      B::template load<true>(pair, stage + A::kBytes, n_ + j * 8, kStep, lane_);
-      b_[kStep % kBuffers][j][0] = pair[0], b_[kStep % kBuffers][j][1] = pair[1];
-      b_[kStep % kBuffers][j + 1][0] = pair[2], b_[kStep % kBuffers][j + 1][1] = pair[3];
+      B::template load<true>(pair, stage + A::kBytes, b_start_, j * 8, kStep);
+      b_[kStep][j][0] = pair[0], b_[kStep][j][1] = pair[1];
+      b_[kStep][j + 1][0] = pair[2], b_[kStep][j + 1][1] = pair[3];
     }
   }
 
   template <int kStep>
   TETRIS_DEVICE void multiply() {
-    if constexpr (sizeof(T) == 4) round(a_[0]), round(b_[0]);
+    if constexpr (sizeof(T) == 4) round(a_[kStep]), round(b_[kStep]);
 #pragma unroll
     for (int i = 0; i < S::kMFragments; ++i) {
 #pragma unroll
       for (int j = 0; j < S::kNFragments; ++j) {
-        multiply_add(T{}, d_[i][j], a_[kStep % kBuffers][i], b_[kStep % kBuffers][j]);
+        multiply_add(T{}, d_[i][j], a_[kStep][i], b_[kStep][j]);
       }
     }
   }
 
-  // Hands the results on in runs along n: sink(m, n, values[kRun]). `scratch` is kScratchBytes of
-  // shared memory that nobody else uses. Leaves the accumulators in disorder.
-  static constexpr unsigned kScratchLine = S::kWarpN + 8;  // floats; + 8 keeps pairs off each other
-  static constexpr int kScratchBytes = kThreads / 32 * 16 * int(kScratchLine) * 4;
+  // Hands the results on in runs, sink(m, n, values[kRun]): neighbours along n, or along m.
+  // `scratch` is kScratchBytes of shared memory that nobody else uses. Leaves the accumulators in
+  // disorder.
+  //
+  // Sixteen m at a time pass through it, in lines along the runs. Lines are 8 floats longer than
+  // the fragments (4 where a pair of n is written to two lines), so that a warp's writes spread
+  // evenly.
+  static constexpr int kScratchBytes =
+      kThreads / 32 * 4 * (S::kWarpN < 32 ? 16 * (S::kWarpN + 8) : 20 * S::kWarpN);
 
-  template <int kRun, class Sink>
+  template <int kRun, bool kAlongM = false, class Sink>
   TETRIS_DEVICE void drain(unsigned char* scratch, Sink&& sink) {
-    constexpr unsigned kRuns = S::kWarpN / kRun;  // a line's, a lane each
+    constexpr unsigned kLines = kAlongM ? S::kWarpN : 16;
+    constexpr unsigned kLine = kAlongM ? 16 + 4 : S::kWarpN + 8;
+    constexpr unsigned kRuns = (kAlongM ? 16 : S::kWarpN) / kRun;  // a line's, a lane each
     static_assert(kRuns <= 32 && 32 % kRuns == 0, "a warp takes whole lines");
-    float* lines = reinterpret_cast<float*>(scratch) + threadIdx.x / 32 * 16 * kScratchLine;
-    const unsigned n = lane_ % kRuns * kRun;
+    static_assert(kThreads / 32 * 4 * kLines * kLine <= kScratchBytes, "scratch is large enough");
+    float* lines = reinterpret_cast<float*>(scratch) + threadIdx.x / 32 * (kLines * kLine);
+    const unsigned in_line = lane_ % kRuns * kRun;
     // Fragments move up one by one: the sink, which is long, is there once, not kMFragments times.
 #pragma unroll 1
     for (unsigned i = 0; i < S::kMFragments; ++i) {
 #pragma unroll
       for (int j = 0; j < S::kNFragments; ++j) {
-        float* at = lines + lane_ / 4 * kScratchLine + j * 8 + lane_ % 4 * 2;
-        *reinterpret_cast<float2*>(at) = {d_[0][j][0], d_[0][j][1]};
-        *reinterpret_cast<float2*>(at + 8 * kScratchLine) = {d_[0][j][2], d_[0][j][3]};
+        const unsigned m = lane_ / 4, n = j * 8 + lane_ % 4 * 2;
+        if constexpr (kAlongM) {
+          lines[n * kLine + m] = d_[0][j][0];
+          lines[(n + 1) * kLine + m] = d_[0][j][1];
+          lines[n * kLine + m + 8] = d_[0][j][2];
+          lines[(n + 1) * kLine + m + 8] = d_[0][j][3];
+        } else {
+          *reinterpret_cast<float2*>(lines + m * kLine + n) = {d_[0][j][0], d_[0][j][1]};
+          *reinterpret_cast<float2*>(lines + (m + 8) * kLine + n) = {d_[0][j][2], d_[0][j][3]};
+        }
 #pragma unroll
         for (int up = 1; up < S::kMFragments; ++up) {
 #pragma unroll
@@ -190,18 +226,19 @@ class WarpTile {
       }
       __syncwarp();
 #pragma unroll 1
-      for (unsigned line = lane_ / kRuns; line < 16; line += 32 / kRuns) {
+      for (unsigned line = lane_ / kRuns; line < kLines; line += 32 / kRuns) {
         using Piece = std::conditional_t<kRun % 4 == 0, float4, float2>;
         constexpr int kPiece = sizeof(Piece) / 4;
+        float* const place = lines + line * kLine + in_line;
         float run[kRun];
 #pragma unroll
         for (int v = 0; v < kRun; v += kPiece) {
-          const float* from = lines + line * kScratchLine + n + v;
-          const Piece piece = *reinterpret_cast<const Piece*>(from);
+          const Piece piece = *reinterpret_cast<const Piece*>(place + v);
           run[v] = piece.x, run[v + 1] = piece.y;
           if constexpr (kPiece == 4) run[v + 2] = piece.z, run[v + 3] = piece.w;
         }
-        sink(int(m_ + i * 16 + line), int(n_ + n), run);
+        sink(int(m_ + i * 16 + (kAlongM ? in_line : line)), int(n_ + (kAlongM ? line : in_line)),
+             run, place);
       }
       __syncwarp();
     }
@@ -219,56 +256,55 @@ class WarpTile {
   }
 
   float d_[S::kMFragments][S::kNFragments][4];
-  uint32_t a_[kBuffers][S::kMFragments][4], b_[kBuffers][S::kNFragments][2];
-  unsigned lane_, m_, n_;
+  uint32_t a_[2][S::kMFragments][4], b_[2][S::kNFragments][2];
+  const unsigned lane_, m_, n_, a_start_, b_start_;
 };
 
 // Multiplies `slabs` slabs, which issue(slab, stage) starts to copy, through a ring of stages.
 //
 //   slab s     load step 1 | copy slab s + stages - 1 | multiply step 0 | barrier
-//   slab s+1   load step 0 | multiply step 1 of s     | load step 1     | ...
+//              load step 0 of s + 1                   | multiply step 1
 //
 // One barrier a slab: it tells that s + 1 has landed for all, and that nobody reads s any more, so
 // that the next copies may go where it was. The fragments after it arrive under the multiplications
-// before. What issue() writes to shared memory itself is seen by the issue() of the next slab but
-// for the first stages - 1.
+// before. The first stages - 1 turns only copy: the loop has them, too, for issue() is long.
+//
+// What issue() writes to shared memory itself is seen by the issue() of the next slab, but for the
+// first stages - 1.
 template <class Warp, class Issue>
 TETRIS_DEVICE void multiply_slabs(Warp& warp, unsigned char* ring, int stages, int slabs,
                                   Issue&& issue) {
-  const auto wait = [stages] {
+  const auto barrier = [stages] {
     if (stages == 4) {
       ptx::cp_async_wait<2>();
     } else {
       ptx::cp_async_wait<1>();
     }
+    __syncthreads();
   };
-  for (int slab = 0; slab < stages - 1; ++slab) {
-    if (slab < slabs) issue(slab, ring + slab * Warp::kStageBytes);
-    ptx::cp_async_commit();
-  }
-  wait();
-  __syncthreads();
-
   unsigned char* const end = ring + stages * Warp::kStageBytes;
   unsigned char* read = ring;
-  unsigned char* write = end - Warp::kStageBytes;
-  warp.template load<0>(read);
+  unsigned char* write = ring;
 #pragma unroll 1
-  for (int slab = 0; slab < slabs; ++slab) {
-    if (Warp::kBuffers == 2) warp.template load<1>(read);
+  for (int slab = 1 - stages; slab < slabs; ++slab) {
+    warp.template load<1>(read);  // before slab 0: not used
     if (slab + stages - 1 < slabs) issue(slab + stages - 1, write);
     ptx::cp_async_commit();
+    if (slab < 0) {
+      write += Warp::kStageBytes;
+      if (slab == -1) {
+        barrier();
+        warp.template load<0>(read);
+      }
+      continue;
+    }
     warp.template multiply<0>();
-    if (Warp::kBuffers == 1) warp.template load<1>(read);
-    wait();
-    __syncthreads();
+    barrier();
     write = read;
     read += Warp::kStageBytes;
     if (read == end) read = ring;
-    // After the last slab not used.
-    if (Warp::kBuffers == 2) warp.template load<0>(read);
+    warp.template load<0>(read);  // after the last slab: not used
     warp.template multiply<1>();
-    if (Warp::kBuffers == 1) warp.template load<0>(read);
   }
   // What is left in flight is empty; the ring is free for other uses.
   ptx::cp_async_wait<0>();

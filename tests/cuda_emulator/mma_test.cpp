@@ -4,9 +4,11 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
 #include <string>
 #include <vector>
 
+#include "cuda/mma_tile.cuh"
 #include "cuda_emulator/problem.h"
 
 namespace tetris::cuda::test {
@@ -58,6 +60,51 @@ void expect_sampled(const Case& c, const MmaSampledConfig& config, uint64_t seed
   EXPECT_EQ("", c.split ? problem.wrong_partial() : problem.wrong());
 }
 
+// What a warp reads at once lies in different banks: eight chunks for ldmatrix, 32 elements of TF32
+// where lines lie across k.
+template <class T, mma::Lines kLines, int kExtent>
+void expect_no_bank_conflicts() {
+  using Tile = mma::OperandTile<T, kLines, kExtent>;
+  SCOPED_TRACE(std::to_string(sizeof(T)) + " bytes, lines of " + std::to_string(Tile::kLineChunks) +
+               " chunks");
+  std::set<unsigned> places;
+  for (unsigned line = 0; line < Tile::kLineCount; ++line) {
+    for (unsigned chunk = 0; chunk < Tile::kLineChunks; ++chunk) {
+      places.insert(Tile::at(line, chunk));
+      std::set<unsigned> banks;
+      if (Tile::kAlongK || sizeof(T) == 2) {
+        for (unsigned i = 0; i < 8; ++i) banks.insert(Tile::at(line / 8 * 8 + i, chunk) / 16 % 8);
+        ASSERT_EQ(banks.size(), 8) << "line " << line << ", chunk " << chunk;
+      } else {
+        for (unsigned lane = 0; lane < 32; ++lane) {
+          const unsigned element = chunk / 2 * 8 + lane / 4;
+          const unsigned at = Tile::at(line / 4 * 4 + lane % 4, element / 4) + element % 4 * 4;
+          banks.insert(at / 4 % 32);
+        }
+        ASSERT_EQ(banks.size(), 32) << "line " << line << ", chunk " << chunk;
+      }
+    }
+  }
+  EXPECT_EQ(places.size(), Tile::kBytes / 16) << "places are used twice";
+  EXPECT_LT(*places.rbegin(), unsigned(Tile::kBytes));
+}
+
+TEST(MmaTile, NoBankConflicts) {
+  constexpr mma::Lines kAlong = mma::Lines::kAlongK, kAcross = mma::Lines::kAcrossK;
+  expect_no_bank_conflicts<Half, kAlong, 16>();
+  expect_no_bank_conflicts<Half, kAlong, 256>();
+  expect_no_bank_conflicts<float, kAlong, 128>();
+  expect_no_bank_conflicts<Half, kAcross, 16>();
+  expect_no_bank_conflicts<Half, kAcross, 32>();
+  expect_no_bank_conflicts<Half, kAcross, 64>();
+  expect_no_bank_conflicts<Half, kAcross, 128>();
+  expect_no_bank_conflicts<Half, kAcross, 256>();
+  expect_no_bank_conflicts<float, kAcross, 16>();
+  expect_no_bank_conflicts<float, kAcross, 32>();
+  expect_no_bank_conflicts<float, kAcross, 64>();
+  expect_no_bank_conflicts<float, kAcross, 256>();
+}
+
 // What each tile goes through: more than one tile of rows and of pixels, both ragged, blocks as
 // high as the tile, an empty row; then a convolution of groups with the same.
 std::vector<Case> cases_of(const Tile& tile, DType dtype, bool gradient) {
@@ -76,7 +123,7 @@ std::vector<Case> cases_of(const Tile& tile, DType dtype, bool gradient) {
   c.rows *= 2, c.cols *= 2, c.groups = 2;
   const Window window{3, 2, 1, 1};
   c.geometry = convolution(2, 9, 15, window, window);
-  c.density = 0.3;
+  c.density = 0.15;
   c.gap = 0, c.residual = false, c.activation = Activation::kSilu;
   cases.push_back(c);
   return cases;
@@ -120,6 +167,38 @@ TEST(MmaSampled, EveryTile) {
       c.split = true;
       ++seed;
       expect_sampled(c, {tile.rows, tile.others, 3, seed % 2 ? 3 : 4}, seed);
+    }
+  }
+}
+
+// Channels first, and all permutations: pixels that are no multiple of a chunk where there is one
+// image, several images otherwise; groups whose channels are no multiple of anything.
+TEST(MmaProduct, FeatureMajor) {
+  uint64_t seed = 200;
+  for (DType dtype : kDTypes) {
+    const int chunk = chunk_of(dtype);
+    for (const Tile& tile : {kTiles[0], kTiles[2], kTiles[4], kTiles[6]}) {
+      for (bool gradient : {false, true}) {
+        Case c = base_case(dtype, tile.rows, 2 * chunk);
+        c.x_channels_last = c.y_channels_last = false;
+        c.rows = 2 * tile.rows + 3, c.cols = 75 * chunk - 3;
+        if (gradient) std::swap(c.rows, c.cols), std::swap(c.height, c.width);
+        c.gradient = gradient;
+        c.geometry = tokens(tile.others + 31);
+        c.gap = chunk - (tile.others + 31) % chunk;
+        c.density = 0.3;
+        c.row_perm = c.col_perm = c.residual = true;
+        ++seed;
+        expect_product(c, {tile.rows, tile.others, seed % 2 ? 3 : 4}, seed);
+
+        c.rows = 2 * (tile.rows + 5), c.cols = 2 * (3 * chunk + 1), c.groups = 2;
+        if (gradient) std::swap(c.rows, c.cols);
+        c.geometry = convolution(3, 4, 14, {}, {});
+        c.gap = 0, c.row_perm = seed % 2, c.residual = false;
+        c.activation = Activation::kGeluTanh;
+        ++seed;
+        expect_product(c, {tile.rows, tile.others, seed % 2 ? 3 : 4}, seed);
+      }
     }
   }
 }
@@ -270,10 +349,28 @@ TEST(Mma, SaysWhatItCannotDo) {
             product(with([](Case& c) { c.cols = 44; })));
   EXPECT_EQ("mma: dy's pixel stride must be a positive multiple of 8 (got 30)",
             sampled(with([](Case& c) { c.rows = 30; })));
-  EXPECT_EQ("mma: x's channel stride must be 1 (got 5)",
-            product(with([](Case& c) { c.x_channels_last = false; })));
-  EXPECT_EQ("mma: y's channel stride must be 1 (got 5)",
+  EXPECT_EQ("mma: y's channel stride must be 1, like x's (got 5)",
             product(with([](Case& c) { c.y_channels_last = false; })));
+  EXPECT_EQ("mma: x's channel stride must be 1 (got 5)",
+            sampled(with([](Case& c) { c.x_channels_last = false; })));
+  const auto feature_major = [&](auto change) {
+    return product(with([&](Case& c) {
+      c.x_channels_last = c.y_channels_last = false;
+      c.row_perm = c.col_perm = true;
+      change(c);
+    }));
+  };
+  EXPECT_EQ("", feature_major([](Case& c) { c.gap = 3; }));
+  EXPECT_EQ("mma: x's channel stride must be a multiple of 8 in feature-major maps (got 5)",
+            feature_major([](Case&) {}));
+  EXPECT_EQ("mma: pixels of an image must be a multiple of 8 in feature-major maps (got 12)",
+            feature_major([](Case& c) { c.geometry = convolution(2, 3, 4, {}, {}), c.gap = 4; }));
+  EXPECT_EQ("mma: feature-major maps are for 1x1 kernels without stride or padding",
+            feature_major(
+                [](Case& c) { c.geometry = convolution(1, 4, 4, {3, 1, 1, 1}, {3, 1, 1, 1}); }));
+  EXPECT_EQ("mma: y's pixel stride must be 1, like x's (got 32)", feature_major([](Case& c) {
+              c.gap = 3, c.y_channels_last = true, c.cols = 35, c.rows = 29;
+            }));
   EXPECT_EQ("mma: x must start at a multiple of 16 bytes",
             product(with([](Case& c) { c.shift = 4; })));
   EXPECT_EQ("mma: columns of a group must be a multiple of 8 (got 12)",

@@ -224,7 +224,7 @@ def test_nuts_of_numpyro_and_hmc_draw_from_the_same_posterior():
     x, y = problem()
     network = BayesianMLP((5, 2, 1), PRIORS["dhs"], 12)
     nuts = bayes.sample_nuts(network, x, y, chains=1, warmup=200, draws=400, max_tree_depth=6)
-    (hmc,) = bayes.sample_hmc(network, x[None], y[None], chains=8, warmup=150, draws=150)
+    (hmc,) = bayes.sample_hmc(network, x[None], y[None], chains=8, warmup=150, draws=150, steps=20)
 
     def figures(posterior):
         theta = posterior.theta

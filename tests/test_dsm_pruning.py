@@ -178,6 +178,8 @@ def test_a_short_fit_says_that_it_cannot_tell():
     assert "too few" in str(fit.fit(x, y, 2).convergence)
     short = MAP(network).fit(x, y, 10, learning_rate=0.03).convergence
     assert "the second half of the epochs still brought" in str(short)
+    walked = MAP(network).around(x, y, 20, 5, learning_rate=0.01).convergence
+    assert "the fit has not run; the walk still descended" in str(walked)
 
 
 def test_a_diverging_fit_stops_and_keeps_the_last_good_state():

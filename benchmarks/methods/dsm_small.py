@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ def fit_map(
     """
 
     def fitted(points: int) -> dict[str, Posterior]:
-        part = Points(*(each[:, :points] for each in (data.x, data.y)), data.test_x, data.test_y)
+        part = replace(data, x=data.x[:, :points], y=data.y[:, :points])
         fit = bayes.MAP(network_of(part, prior, task), seed=index, dtype=torch.float64)
         x, y = part.x[index], part.y[index]
         return {

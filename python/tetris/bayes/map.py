@@ -148,7 +148,8 @@ class MAP:
             advance: Called once per epoch.
 
         Returns:
-            Draws as one chain. :attr:`theta` stays where :meth:`fit` ended.
+            Draws as one chain; their convergence tells whether the walk still descended.
+            :attr:`theta` stays where :meth:`fit` ended.
 
         Raises:
             FloatingPointError: as :meth:`fit`.
@@ -157,7 +158,7 @@ class MAP:
         self._check(where, x, y, epochs, learning_rate)
         for name, value, least in (("epochs", epochs, 2), ("draws", draws, 1), ("rank", rank, 2)):
             check_count(where, name, value, least)
-        end = self.theta
+        end, began = self.theta, len(self.history)
         mean, square, count = torch.zeros_like(end), torch.zeros_like(end), 0
         last: list[Tensor] = []
 
@@ -179,7 +180,22 @@ class MAP:
         own = torch.randn((draws, len(end)), **like) * sd
         shared = torch.randn((draws, len(last)), **like) @ deviations
         theta = mean + (own + shared / math.sqrt(len(last) - 1)) / math.sqrt(2)
-        return Posterior(self.network, theta[None], self.convergence)
+        return Posterior(
+            self.network, theta[None], Convergence("SWAG", notes=self._notes + self._walked(began))
+        )
+
+    def _walked(self, began: int) -> tuple[str, ...]:
+        """What speaks against a walk: a Gaussian around a descent is no posterior."""
+        walk = self.history[began:]
+        half = len(walk) // 2
+        fell = sum(walk[:half]) / half - sum(walk[-half:]) / half
+        fall = self.history[0] - walk[-1]
+        if fell <= SETTLED * abs(fall):
+            return ()
+        return (
+            f"the walk still descended: the objective fell by {fell:.3g} nats per point from its "
+            f"first half to its second, of {fall:.3g} altogether; fit longer",
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that :meth:`load_state_dict` needs to go on, for ``torch.save``."""

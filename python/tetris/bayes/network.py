@@ -82,7 +82,9 @@ class BayesianMLP:
                 f"(got {sizes[-1]}); two classes are two outputs"
             )
         samples = check_count(where, "samples, the number of data points,", self.samples, 1)
-        given = tuple(self.prior) if isinstance(self.prior, (list, tuple)) else (self.prior,)
+        given: tuple[Prior, ...] = (
+            (self.prior,) if isinstance(self.prior, Prior) else _as_tuple(self.prior)
+        )
         layers = len(sizes) - 1
         if not 1 <= len(given) <= layers or not all(isinstance(p, Prior) for p in given):
             raise ValueError(
@@ -263,6 +265,11 @@ class BayesianMLP:
             if index < self.layers - 1:
                 made[f"{self.activation}{index + 1}"] = _MODULES[self.activation]()
         return nn.Sequential(made)
+
+
+def _as_tuple(priors: Sequence[Prior]) -> tuple[Prior, ...]:
+    """What was passed for priors; what is none becomes one, for the check to tell."""
+    return tuple(priors) if isinstance(priors, (list, tuple)) else (priors,)  # type: ignore[return-value]
 
 
 def layer_name(index: int) -> str:

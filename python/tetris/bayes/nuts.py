@@ -6,6 +6,7 @@ compares two derivations of the same posterior.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -128,12 +129,10 @@ def sample_nuts(
 
 def _double(jax: Any) -> Any:
     """The context in which jax computes in double precision; elsewhere before 0.8."""
-    try:
+    if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    except AttributeError:
-        from jax.experimental import enable_x64
-
-        return enable_x64(True)
+    experimental: Any = importlib.import_module("jax.experimental")
+    return experimental.enable_x64(True)
 
 
 def _theta(network: BayesianMLP, sites: Mapping[str, np.ndarray]) -> Tensor:

@@ -109,7 +109,7 @@ def sample_hmc(
     chains: int = 2,
     warmup: int = 400,
     draws: int = 400,
-    steps: int = 20,
+    steps: int = 50,
     accept: float = 0.8,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
@@ -127,7 +127,8 @@ def sample_hmc(
         chains: Per data set.
         warmup: See :func:`tetris.bayes.hmc`; this and the next three.
         draws: Per chain, at least four.
-        steps: Leapfrog steps.
+        steps: Leapfrog steps. Horseshoes are stiff, so that trajectories of few walk at random
+            (Friedman, N = 100, DHS, 200 + 200 iterations: R-hat of outputs 1.27 of 20, 1.13 of 60).
         accept: Acceptance probability to adapt to.
         seed: Of starts and draws.
         dtype: To compute in.

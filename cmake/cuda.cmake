@@ -12,10 +12,13 @@ set(TETRIS_CUDA "AUTO" CACHE STRING "CUDA kernels: 1, 0, or AUTO: where torch ha
 # kernels, too, whose instructions are of sm_90a alone.
 set(TETRIS_CUDA_TARGETS "80;90" CACHE STRING "GPUs to compile for, such as 80;86;89;90")
 set(TETRIS_CUDA_SOURCES
+  csrc/cuda/mma_product.cu
+  csrc/cuda/mma_sampled.cu
+  csrc/cuda/permute.cu
   csrc/cuda/simt_product.cu
   csrc/cuda/simt_sampled.cu
-  csrc/cuda/permute.cu)
-set(TETRIS_CUDA_SM90_SOURCES)
+  csrc/cuda/skinny.cu)
+set(TETRIS_CUDA_SM90_SOURCES csrc/cuda/hopper.cu)
 set(TETRIS_CUDA_HOST_SOURCES
   csrc/cuda/config.cpp
   csrc/cuda/mma.cpp

@@ -27,8 +27,6 @@ int strip_rows(const Product& p) {
   return rows;
 }
 
-int strips_of_a_warp(int rows) { return rows == 1 ? 4 : rows < 8 ? 2 : 1; }
-
 template <class T, int TM, int TN>
 std::string strips(const Product& p, const SimtConfig& config, Stream stream) {
   using S = Strips<T, TM, TN>;
@@ -98,8 +96,10 @@ std::string tall(const Product& p, Stream stream) {
 SimtConfig simt_config(const Product& p, int multiprocessors) {
   const int64_t pixels = p.geometry.pixels();
   const int64_t strips = p.w.block_rows_per_group() * (p.w.height / strip_rows(p));
-  const int64_t warps = ceil_div(strips, strips_of_a_warp(strip_rows(p)));
+  const size_t sum = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  const int64_t warps = ceil_div(strips, strips_of_warp(strip_rows(p), sum));
   SimtConfig config;
+  config.slab = std::max(config.slab, p.w.width);
   if (p.dtype == DType::kFloat32 && p.w.height > 16 && pixels > 32) {
     const int rows = p.w.height <= 32 ? 32 : 64, tile = p.w.height <= 32 ? 256 : 128;
     config.kind = SimtConfig::kTall;

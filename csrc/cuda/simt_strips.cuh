@@ -35,21 +35,29 @@ namespace tetris::cuda {
 // other multiplies.
 constexpr int kStripWarps = 12;
 
+struct StripExtent {
+  int32_t end;  // of its block row's stored blocks
+  int32_t row;  // its first row within the block row
+};
+struct StripPlace {
+  int32_t next;       // the first stored block to come
+  int32_t waits_for;  // the column group of that; INT_MAX: none
+};
+
+// Strips of a warp: more would spill, fewer would fetch x more often.
+constexpr int strips_of_warp(int rows, size_t size) {
+  return rows == 1 ? 4 : rows * size < 32 ? 2 : 1;
+}
+
 // TN pixels a lane: 4, or 1 where there are few pixels (2 of double: 16 bytes, too).
 template <class T, int TM, int TN>
 struct Strips {
   using A = typename Numeric<T>::Accumulator;
-  static constexpr int kStrips = TM == 1 ? 4 : TM < 8 ? 2 : 1;  // of a warp
+  static constexpr int kStrips = strips_of_warp(TM, sizeof(A));
   static constexpr int kRows = TM * kStrips;
   static constexpr int kUnroll = TM * sizeof(A) >= 32 ? 2 : 4;  // more would spill
   static constexpr int kPixels = 32 * TN;
   static constexpr int kPitch = kPixels + 4;
-
-  struct Strip {
-    int32_t next, end;  // stored blocks to come
-    int32_t row;        // the strip's first row within its block row
-    int32_t waits_for;  // the column group of `next`; INT_MAX: done
-  };
 
   // `slab`: columns of x in the tile. The tile holds the results afterwards.
   static TETRIS_HOST_DEVICE int tile_rows(int warps, int slab) {
@@ -57,7 +65,8 @@ struct Strips {
   }
   static TETRIS_HOST_DEVICE size_t shared_bytes(int warps, int slab) {
     return sizeof(A) * tile_rows(warps, slab) * kPitch + sizeof(Pixel) * kPixels +
-           sizeof(Strip) * warps * kStrips + sizeof(int32_t) * warps * (kRows + 1);
+           (sizeof(StripExtent) + sizeof(StripPlace)) * warps * kStrips +
+           sizeof(int32_t) * warps * (kRows + 1);
   }
 };
 
@@ -115,14 +124,14 @@ TETRIS_DEVICE void walk_columns(const Product& p, const T* values, int* next, in
 
 // The slab's part of a strip: acc += values x, up to the first block outside the slab.
 template <class T, int TM, int TN, class A>
-TETRIS_DEVICE void walk_strip(const Product& p, typename Strips<T, TM, TN>::Strip* strip, int first,
-                              int groups, int columns, const A* x, A (&acc)[TM][TN]) {
+TETRIS_DEVICE void walk_strip(const Product& p, const StripExtent& strip, StripPlace* place,
+                              int first, int groups, int columns, const A* x, A (&acc)[TM][TN]) {
   constexpr int kPitch = Strips<T, TM, TN>::kPitch;
-  const int width = p.w.width, end = strip->end;
+  const int width = p.w.width, end = strip.end;
   // From one row of a block to the next, and from one column to the next.
   const int row_step = p.w.transposed ? width : 1, step = p.w.transposed ? 1 : p.w.height;
-  const T* const values = static_cast<const T*>(p.values) + strip->row * row_step;
-  int next = strip->next, waits_for = INT_MAX;
+  const T* const values = static_cast<const T*>(p.values) + strip.row * row_step;
+  int next = place->next, waits_for = INT_MAX;
   if (width == 1) {
     walk_columns<T>(p, values, &next, end, first, columns, &waits_for, x, acc);
   } else {
@@ -161,11 +170,7 @@ TETRIS_DEVICE void walk_strip(const Product& p, typename Strips<T, TM, TN>::Stri
       }
     }
   }
-  __syncwarp();  // all lanes have read the strip
-  if (threadIdx.x % 32 == 0) {
-    strip->next = next;
-    strip->waits_for = waits_for;
-  }
+  *place = {next, waits_for};
 }
 
 struct StripsPlan {
@@ -187,9 +192,10 @@ __global__ void __launch_bounds__(32 * kStripWarps, 2)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
 
   A* const tile = reinterpret_cast<A*>(dynamic_shared());
-  typename S::Strip* const strips =
-      reinterpret_cast<typename S::Strip*>(tile + S::tile_rows(warps, plan.slab) * S::kPitch);
-  Pixel* const table = reinterpret_cast<Pixel*>(strips + warps * S::kStrips);
+  StripExtent* const strips =
+      reinterpret_cast<StripExtent*>(tile + S::tile_rows(warps, plan.slab) * S::kPitch);
+  StripPlace* const places = reinterpret_cast<StripPlace*>(strips + warps * S::kStrips);
+  Pixel* const table = reinterpret_cast<Pixel*>(places + warps * S::kStrips);
   int32_t* const channels = reinterpret_cast<int32_t*>(table + S::kPixels);
   int32_t* const waiting = channels + warps * S::kRows;  // [warps] the first column waited for
 
@@ -199,13 +205,15 @@ __global__ void __launch_bounds__(32 * kStripWarps, 2)
     table[i] = pixel_at(p.geometry, blockIdx.x / plan.chunks * S::kPixels + i, e.pixels);
   for (int i = threadIdx.x; i < warps * S::kStrips; i += blockDim.x) {
     const int row = (first_strip + i) / plan.per_row;
-    typename S::Strip s = {0, 0, (first_strip + i) % plan.per_row * TM, INT_MAX};
+    StripExtent s = {0, (first_strip + i) % plan.per_row * TM};
+    StripPlace place = {0, INT_MAX};
     if (row < e.block_rows) {
-      s.next = p.w.row_ptr[group * e.block_rows + row];
+      place.next = p.w.row_ptr[group * e.block_rows + row];
       s.end = p.w.row_ptr[group * e.block_rows + row + 1];
-      if (s.next < s.end) s.waits_for = p.w.col_idx[s.next];
+      if (place.next < s.end) place.waits_for = p.w.col_idx[place.next];
     }
     strips[i] = s;
+    places[i] = place;
     for (int r = 0; r < TM; ++r)
       channels[i * TM + r] =
           row < e.block_rows ? channel_of_row(p, e, group, row * p.w.height + s.row + r) : -1;
@@ -217,7 +225,7 @@ __global__ void __launch_bounds__(32 * kStripWarps, 2)
     if (lane == 0) {
       int first = INT_MAX;
       for (int i = 0; i < S::kStrips; ++i)
-        first = min(first, int(strips[warp * S::kStrips + i].waits_for));
+        first = min(first, int(places[warp * S::kStrips + i].waits_for));
       waiting[warp] = first;
     }
     __syncthreads();
@@ -239,12 +247,19 @@ __global__ void __launch_bounds__(32 * kStripWarps, 2)
                   channels_inside(p.x_strides), source);
     __syncthreads();
 
+    // Places are the same for all lanes, which keep copies while they walk.
+    StripPlace mine[S::kStrips];
 #pragma unroll
-    for (int i = 0; i < S::kStrips; ++i) {
-      typename S::Strip* const s = strips + warp * S::kStrips + i;
-      if (s->waits_for - first >= groups) continue;
-      walk_strip<T, TM, TN>(p, s, first, groups, columns, tile + lane * TN, acc[i]);
-    }
+    for (int i = 0; i < S::kStrips; ++i) mine[i] = places[warp * S::kStrips + i];
+#pragma unroll
+    for (int i = 0; i < S::kStrips; ++i)
+      if (mine[i].waits_for - first < groups)
+        walk_strip<T, TM, TN>(p, strips[warp * S::kStrips + i], &mine[i], first, groups, columns,
+                              tile + lane * TN, acc[i]);
+    __syncwarp();  // all lanes have read them
+    if (lane == 0)
+#pragma unroll
+      for (int i = 0; i < S::kStrips; ++i) places[warp * S::kStrips + i] = mine[i];
   }
 
 #pragma unroll

@@ -54,6 +54,13 @@ struct Run<float, N> {
       v[0] = Read::read(p);
     }
   }
+  // The first `count` elements, one by one.
+  template <class Read>
+  TETRIS_DEVICE void load_some(const float* p, int count) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (i < count) v[i] = Read::read(p + i);
+  }
   TETRIS_DEVICE void numbers(float (&to)[N]) const {
 #pragma unroll
     for (int i = 0; i < N; ++i) to[i] = v[i];
@@ -105,6 +112,14 @@ struct Run16Bit {
       static_assert(N == 1);
       words[0] = Read::read(reinterpret_cast<const uint16_t*>(p));
     }
+  }
+  template <class Read>
+  TETRIS_DEVICE void load_some(const T* p, int count) {
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (i < count)
+        words[i / 2] |= uint32_t(Read::read(reinterpret_cast<const uint16_t*>(p) + i))
+                        << (16 * (i % 2));
   }
   TETRIS_DEVICE void numbers(float (&to)[N]) const {
 #pragma unroll

@@ -61,10 +61,8 @@ SharedMemory& shared_memory() {
 }
 
 bool on_a_stack(const void* address) {
-  Cta& cta = this_cta();
-  for (int i = 0; i < cta.threads(); ++i)
-    if (cta.thread(i).fiber->owns(address)) return true;
-  return false;
+  const Thread* const thread = this_cta().running();
+  return thread != nullptr && thread->fiber->owns(address);
 }
 
 Cta::Cta(dim3 grid, uint3 index, int threads, size_t shared_bytes, uint64_t seed)

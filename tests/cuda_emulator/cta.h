@@ -112,6 +112,6 @@ class Cta {
 Cta& this_cta();
 Thread& this_thread();
 SharedMemory& shared_memory();
-bool on_a_stack(const void* address);  // of some thread of the CTA
+bool on_a_stack(const void* address);  // of the thread that runs: its local variables
 
 }  // namespace tetris::cuda::emulator

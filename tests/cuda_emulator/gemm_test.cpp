@@ -23,13 +23,13 @@ enum class Mistake {
   kNoBarrierBeforeRefill,  // a stage is filled while other warps still read it
   kOtherSwizzle,           // rows are read as if chunk j of row i lay at j ^ (i % 4)
   kNoSwizzle,              // or at j
-  kSlowRows,      // rows are read and written without a swizzle: right, but banks conflict
-  kRowsOfA,       // fragments of a: registers 1 and 2 change places
-  kHalvesOfB,     // fragments of b: registers change places
-  kAccumulators,  // c is stored with elements 1 and 2 in each other's place
-  kTransposes,    // ldmatrix with .trans where b's rows are along k
-  kSmallShared,   // one row too little shared memory is launched
-  kUnaligned,     // ldmatrix from chunks shifted by two elements
+  kSlowRows,               // rows are read and written without a swizzle: right, but banks conflict
+  kRowsOfA,                // fragments of a: registers 1 and 2 change places
+  kHalvesOfB,              // fragments of b: registers change places
+  kAccumulators,           // c is stored with elements 1 and 2 in each other's place
+  kTransposes,             // ldmatrix with .trans where b's rows are along k
+  kSmallShared,            // one row too little shared memory is launched
+  kUnaligned,              // ldmatrix from chunks shifted by two elements
   kOneWarpSkipsABarrier,
   kOneLaneSkipsABarrier,
   kOneLaneSkipsAnMma,

@@ -1,4 +1,4 @@
-// Dynamic shared memory: alignment, poison, ends, addresses.
+// Dynamic shared memory: alignment, poison, ends, addresses. What the sanitizers find elsewhere.
 #include "cuda_emulator/shared_memory.h"
 
 #include "self_test.h"
@@ -63,6 +63,42 @@ TEST(SharedMemory, Addresses) {
                   "not 1 bytes of shared memory");
   EXPECT_MENTIONS(launch(&address, {1, 1, 1, 1, 256}, nullptr, &out, 8, 16, 16),
                   "is not a multiple of 16");
+}
+
+// -- memory elsewhere -----------------------------------------------------------------------------
+
+__global__ void read_all(const float* from, int n, float* to) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) to[i] = from[i];
+}
+
+TEST(GlobalMemory, AccessesBehindTheEndAreFound) {
+  if (!emulator::kAsan) GTEST_SKIP() << "needs AddressSanitizer";
+  const std::vector<float> from(100);
+  std::vector<float> to(101);
+  EXPECT_EQ("", launch(&read_all, {4, 1, 1, 32}, nullptr, from.data(), 100, to.data()));
+  EXPECT_DEATH(launch(&read_all, {4, 1, 1, 32}, nullptr, from.data(), 101, to.data()),
+               "heap-buffer-overflow(.|\n)*that was CTA \\(3, 0, 0\\), thread 4, seed 1");
+}
+
+__global__ void read_four(const float* from, float* to) {
+  const float4 v = *reinterpret_cast<const float4*>(from);
+  *to = v.x + v.y + v.z + v.w;
+}
+
+TEST(GlobalMemory, MisalignedVectorsAreFound) {
+  alignas(16) const float from[8] = {1, 2, 3, 4, 5, 6, 7, 8};
+  float to = 0;
+  EXPECT_EQ("", launch(&read_four, {1, 1, 1, 1}, nullptr, from + 4, &to));
+  EXPECT_EQ(to, 26);
+#if defined(TETRIS_UBSAN)
+  const char* const ubsan = std::getenv("UBSAN_OPTIONS");
+  if (ubsan == nullptr || std::string(ubsan).find("halt_on_error=1") == std::string::npos)
+    GTEST_SKIP() << "needs UBSAN_OPTIONS=halt_on_error=1, as ctest sets it";
+  EXPECT_DEATH(launch(&read_four, {1, 1, 1, 1}, nullptr, from + 2, &to), "misaligned address");
+#else
+  GTEST_SKIP() << "needs UBSan";
+#endif
 }
 
 }  // namespace

@@ -283,17 +283,18 @@ TETRIS_DEVICE void multiply_slabs(Warp& warp, unsigned char* ring, int stages, i
     __syncthreads();
   };
   unsigned char* const end = ring + stages * Warp::kStageBytes;
-  unsigned char* read = ring;
   unsigned char* write = ring;
+  unsigned char* read = end - Warp::kStageBytes;  // before slab 0 what is read is of no use
 #pragma unroll 1
   for (int slab = 1 - stages; slab < slabs; ++slab) {
-    warp.template load<1>(read);  // before slab 0: not used
+    warp.template load<1>(read);
     if (slab + stages - 1 < slabs) issue(slab + stages - 1, write);
     ptx::cp_async_commit();
     if (slab < 0) {
       write += Warp::kStageBytes;
       if (slab == -1) {
         barrier();
+        read = ring;
         warp.template load<0>(read);
       }
       continue;
@@ -303,7 +304,7 @@ TETRIS_DEVICE void multiply_slabs(Warp& warp, unsigned char* ring, int stages, i
     write = read;
     read += Warp::kStageBytes;
     if (read == end) read = ring;
-    warp.template load<0>(read);  // after the last slab: not used
+    warp.template load<0>(read);  // nor is it after the last slab
     warp.template multiply<1>();
   }
   // What is left in flight is empty; the ring is free for other uses.

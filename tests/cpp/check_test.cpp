@@ -155,7 +155,8 @@ TEST(Index, AllRulesAtOnce) {
   rows[0] = rows[1];
   EXPECT_NE("", check_index(v));
   a.col_idx[1] = 4;  // rules of the index come first
-  EXPECT_EQ("col_idx[1] (block row 0) must be in [0, 4), the column groups (got 4)", check_index(v));
+  EXPECT_EQ("col_idx[1] (block row 0) must be in [0, 4), the column groups (got 4)",
+            check_index(v));
   a.row_ptr[1] = kMax;  // and this one before col_idx is read by it
   EXPECT_EQ(0u, check_index(v).find("row_ptr must not decrease"));
 }

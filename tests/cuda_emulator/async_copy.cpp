@@ -23,7 +23,7 @@ bool lands_at_once() {
 }  // namespace
 
 void AsyncCopies::Copy::land() const {
-  std::memcpy(to, from, static_cast<size_t>(bytes));
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
   std::memset(to + bytes, 0, static_cast<size_t>(size - bytes));
 }
 

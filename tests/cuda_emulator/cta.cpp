@@ -89,9 +89,9 @@ Cta::Cta(dim3 grid, uint3 index, int threads, size_t shared_bytes, uint64_t seed
     threads_[i].fiber->start(&Cta::enter, &threads_[i]);
     ++ready_of_warp_[i / kWarp];
   }
-  // Warps that all advance at one pace hide most races; warps that run ahead of the others until
-  // they must wait hide the rest. So priorities change at each step, now and then, or never.
-  constexpr uint32_t kPaces[] = {1, 8, 64, 1024, kNever};
+  // Warps that all advance at one pace hide a missing barrier before a buffer is filled again, so
+  // that some must run ahead: priorities change at each step, now and then, or never.
+  constexpr uint32_t kPaces[] = {1, 100, 1000, kNever, kNever};
   change_one_in_ = kPaces[random.below(5)];
   constexpr uint32_t kActionPaces[] = {1, 8, 64, kNever};
   act_one_in_ = options().landing == Landing::kAtOnce   ? 1

@@ -39,7 +39,7 @@ std::string refuse(dim3 grid, int threads, size_t shared_bytes, size_t parameter
   return {};
 }
 
-void on_asan_report(const char*) {
+[[maybe_unused]] void on_asan_report(const char*) {
   if (in_flight != nullptr)
     std::fprintf(stderr, "CUDA emulator: that was %s\n", where(*in_flight).c_str());
 }

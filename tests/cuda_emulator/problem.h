@@ -8,6 +8,7 @@
 // results before they are written.
 #pragma once
 
+#include <cstdio>
 #include <optional>
 #include <string>
 

@@ -1,6 +1,9 @@
 #include "cuda_emulator/ptx.h"
 
+#include <algorithm>
 #include <cstring>
+
+#include "cuda_emulator/statistics.h"
 
 namespace tetris::cuda::ptx {
 namespace {
@@ -18,18 +21,27 @@ using namespace emulator;
 
 struct Rows {
   uint16_t row[8];
+  uint32_t address;
   uint32_t* registers;
 };
+
+void count_conflicts(Rows* const* rows) {  // eight lanes
+  int in_banks[8] = {};
+  for (int j = 0; j < 8; ++j) ++in_banks[rows[j]->address / 16 % 8];
+  ++statistics().ldmatrix_matrices;
+  statistics().ldmatrix_conflicts += uint64_t(*std::max_element(in_banks, in_banks + 8) - 1);
+}
 
 void ldmatrix(uint32_t* r, int matrices, bool transposed, const void* shared_row, const char* what,
               Site site) {
   const int thread = this_thread().number, lane = thread % kWarp;
-  Rows mine{{}, r};
+  Rows mine{{}, 0, r};
   if (lane < 8 * matrices) {
-    shared_memory().address(shared_row, what, site, 16, 16);
+    mine.address = shared_memory().address(shared_row, what, site, 16, 16);
     std::memcpy(mine.row, shared_row, 16);
   }
   this_cta().warp().meet(thread, what, site, mine, [&](Rows* const* all) {
+    for (int i = 0; i < matrices; ++i) count_conflicts(all + 8 * i);
     for (int l = 0; l < kWarp; ++l)
       for (int i = 0; i < matrices; ++i) {
         const auto element = [&](int row, int column) {

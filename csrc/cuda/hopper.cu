@@ -42,43 +42,107 @@ hopper::Operand mn_major(int rows, int box) {
                  rows == 128 ? box * 128 : 0);
 }
 
-// Why a map of features [pixels][channels] is not one that TMA can move.
-std::string check_map(const char* name, const void* base, const Strides& s, const Product& p,
-                      int64_t channels) {
-  const Geometry& g = p.geometry;
-  const std::string stride = std::to_string(s.pixel);
+// Maps of features as TMA sees them: [image][y][x][channel]. Where all pixels lie one behind the
+// other and each sees its own, they are one line.
+struct View {
+  Geometry geometry;
+  Strides x, y, residual;
+
+  explicit View(const Product& p)
+      : geometry(p.geometry), x(p.x_strides), y(p.y_strides), residual(p.residual_strides) {
+    const Geometry& g = p.geometry;
+    const int64_t map = int64_t(g.result_h) * g.result_w;
+    const auto in_line = [&](const Strides& s) { return s.image == map * s.pixel; };
+    if (!g.pointwise() || g.pixels() > kMaxExtent) return;
+    if (g.images > 1 && !(in_line(x) && in_line(y) && (!p.residual || in_line(residual)))) return;
+    geometry.images = geometry.source_h = geometry.result_h = 1;
+    geometry.source_w = geometry.result_w = int(g.pixels());
+  }
+};
+
+// Why a map is not one that TMA can move.
+std::string check_map(const char* name, const void* base, const Strides& s, int64_t images,
+                      int64_t pixels, int64_t channels) {
   if (s.channel != 1) return std::string(name) + "'s channels must lie behind each other";
-  if (g.images > 1 && s.image != s.pixel * g.result_h * g.result_w)
-    return std::string(name) + "'s images must lie behind each other";
-  if (g.pixels() > 1 && (s.pixel < channels || s.pixel % 8 != 0))
-    return std::string(name) + "'s pixels must be a multiple of 8 elements apart (got " + stride +
-           ")";
+  if (pixels > 1 && (s.pixel < channels || s.pixel % 8 != 0))
+    return std::string(name) + "'s pixels must be a multiple of 8 elements apart (got " +
+           std::to_string(s.pixel) + ")";
+  if (images > 1 && (s.image < 1 || s.image % 8 != 0))
+    return std::string(name) + "'s images must be a multiple of 8 elements apart (got " +
+           std::to_string(s.image) + ")";
   if (reinterpret_cast<uintptr_t>(base) % 16 != 0)
     return std::string(name) + " must be aligned to 16 bytes";
   return "";
 }
 
+// A map and the box of it that is `w` x `h` pixels of `n` images.
+TensorBox feature_box(const Product& p, const void* base, const Strides& s, int64_t channels,
+                      int images, int h, int w, int box_channels, int box_w, int box_h, int box_n) {
+  // A stride that nobody uses must be a possible one, too.
+  const int64_t pixel = int64_t(h) * w > 1 ? s.pixel : (channels + 7) / 8 * 8;
+  return {p.dtype,
+          base,
+          4,
+          {channels, w, h, images},
+          {1, pixel, w * pixel, images > 1 ? s.image : int64_t(h) * w * pixel},
+          {box_channels, box_w, box_h, box_n}};
+}
+
+hopper::Axis axis(int size, int tile, int stride, int pad, int dilation, bool transposed) {
+  int bits = 0;
+  while (1 << bits < tile) ++bits;
+  return {size,
+          (size + tile - 1) / tile,
+          bits,
+          transposed ? 1 : stride,  // supported with stride 1 only
+          transposed ? pad : -pad,
+          transposed ? -dilation : dilation};
+}
+
+// The shape of a tile, in powers of two, that needs the fewest tiles; of equal ones the widest. A
+// box reaches at most 256 pixels of the source along an axis.
+struct TileShape {
+  int w, h, n;
+};
+TileShape tile_shape(const Geometry& g, int pixels) {
+  TileShape best{};
+  int64_t fewest = INT64_MAX;
+  for (int w = pixels; w >= 1; w /= 2)
+    for (int h = pixels / w; h >= 1; h /= 2) {
+      const int n = pixels / (w * h);
+      if (!g.transposed && (w * g.stride_w > 256 || h * g.stride_h > 256)) continue;
+      const int64_t tiles =
+          int64_t((g.result_w + w - 1) / w) * ((g.result_h + h - 1) / h) * ((g.images + n - 1) / n);
+      if (tiles >= fewest) continue;
+      fewest = tiles;
+      best = {w, h, n};
+    }
+  return best;
+}
+
 template <class T, int M, int N, bool transposed>
 std::string run(const Product& p, const HopperConfig& config, Stream stream) {
   constexpr int kPixels = M == 128 ? N : 2 * N;
-  const int64_t pixels = p.geometry.pixels();
+  const View view(p);
+  const Geometry& g = view.geometry;
   const int box = box_columns(p);
-  const auto stride = [&](const Strides& s, int64_t channels) {
-    return pixels > 1 ? s.pixel : (channels + 7) / 8 * 8;
-  };
+  const TileShape tile = tile_shape(g, kPixels);
 
   TensorMap x, y, values, values_edge;
-  std::string error = encode_tensor_map(
-      {p.dtype, p.x, 2, {p.w.cols, pixels}, {1, stride(p.x_strides, p.w.cols)}, {box, kPixels}},
-      &x);
+  TensorBox x_box = feature_box(p, p.x, view.x, p.w.cols, g.images, g.source_h, g.source_w, box,
+                                tile.w, tile.h, tile.n);
+  if (!g.transposed) {
+    x_box.step[1] = g.stride_w;
+    x_box.step[2] = g.stride_h;
+  }
+  std::string error = encode_tensor_map(x_box, &x);
+  const int store_w = std::min(tile.w, hopper::kStorePixels);
+  const int store_h = std::min(tile.h, hopper::kStorePixels / store_w);
   if (error.empty())
-    error = encode_tensor_map({p.dtype,
-                               p.y,
-                               2,
-                               {p.w.rows, pixels},
-                               {1, stride(p.y_strides, p.w.rows)},
-                               {hopper::kStoreRows, hopper::kStorePixels}},
-                              &y);
+    error = encode_tensor_map(
+        feature_box(p, p.y, view.y, p.w.rows, g.images, g.result_h, g.result_w, hopper::kStoreRows,
+                    store_w, store_h, hopper::kStorePixels / (store_w * store_h)),
+        &y);
   // The stored blocks as they are, or as far as the last column group has columns.
   const auto encode_values = [&](int64_t width, TensorMap* map) -> std::string {
     const int64_t height = p.w.height, size = height * p.w.width;
@@ -111,21 +175,28 @@ std::string run(const Product& p, const HopperConfig& config, Stream stream) {
   a.w = p.w;
   a.a = transposed ? k_major(M, box, M == 128 ? 64 : 0) : mn_major(M, box);
   a.b = k_major(kPixels, box, M == 64 ? N : 0);
+  a.x = axis(g.result_w, tile.w, g.stride_w, g.pad_w, g.dilation_w, g.transposed);
+  a.y = axis(g.result_h, tile.h, g.stride_h, g.pad_h, g.dilation_h, g.transposed);
+  a.images = g.images;
+  a.kernel_w = g.kernel_w;
+  a.col_groups = int(p.w.col_groups());
+  a.row_parts = p.w.height / M;
   a.bias = p.bias;
   a.residual = p.residual;
-  a.residual_stride = p.residual_strides.pixel;
-  a.pixels = int(pixels);
-  a.pixel_tiles = int((pixels + kPixels - 1) / kPixels);
-  a.strip_tiles = config.strip_pixels == 0
-                      ? a.pixel_tiles
-                      : int(std::clamp<int64_t>(config.strip_pixels / kPixels, 1, a.pixel_tiles));
+  a.residual_strides = view.residual;
   a.box = box;
-  a.edge_group = edge == 0 ? -1 : int(p.w.col_groups()) - 1;
+  a.edge_column = edge == 0 ? -1 : int(p.w.cols - edge);
   a.stages = config.stages;
   a.activation = p.activation;
 
-  const int64_t tiles = p.w.block_rows() * (p.w.height / M) * a.pixel_tiles;
+  const int64_t pixel_tiles = int64_t(a.x.tiles) * a.y.tiles * ((g.images + tile.n - 1) / tile.n);
+  const int64_t row_tiles = p.w.block_rows() * a.row_parts, tiles = row_tiles * pixel_tiles;
   if (tiles > kMaxExtent) return "hopper: " + std::to_string(tiles) + " tiles are too many";
+  a.row_tiles = int(row_tiles);
+  a.pixel_tiles = int(pixel_tiles);
+  a.strip_tiles = config.strip_pixels == 0
+                      ? a.pixel_tiles
+                      : int(std::clamp<int64_t>(config.strip_pixels / kPixels, 1, pixel_tiles));
   const LaunchShape shape{unsigned(std::min<int64_t>(tiles, config.ctas)), 1, 1, hopper::kThreads,
                           hopper::shared_bytes(M, kPixels, config.stages)};
   return launch(hopper::product<T, M, N, transposed>, shape, stream, values, values_edge, x, y, a);
@@ -161,26 +232,26 @@ int multiprocessors() {
 
 std::string hopper_supports(const Product& p) {
   const SparseRows& w = p.w;
-  const int64_t pixels = p.geometry.pixels();
+  const Geometry& g = p.geometry;
   if (p.dtype != DType::kFloat16 && p.dtype != DType::kBFloat16) return "only float16 and bfloat16";
-  if (!p.geometry.pointwise() || w.taps != 1 || w.groups != 1)
-    return "only matrix products and 1x1 convolutions of one group";
+  if (w.groups != 1) return "only one group of channels";
+  if (g.transposed && (g.stride_h != 1 || g.stride_w != 1))
+    return "only stride 1 from small to big maps";
+  if (std::max(g.stride_h, g.stride_w) > 8) return "only strides up to 8";
   if (p.row_perm || p.col_perm) return "no permutations";
   if (w.height % 64 != 0 || w.width % 16 != 0)
     return "only blocks a multiple of 64 high and of 16 wide (got " + std::to_string(w.height) +
            "x" + std::to_string(w.width) + ")";
-  if (w.cols < 1) return "at least one column";
-  if (std::max({w.rows + w.height, w.cols + w.width, pixels, w.nnzb}) > kMaxExtent)
+  if (w.cols < 1 || (g.pixels() > 0 && int64_t(g.source_h) * g.source_w < 1))
+    return "an empty source";
+  if (std::max({w.rows + w.height, w.cols + w.width, g.pixels() / std::max(g.images, 1), w.nnzb,
+                int64_t(g.source_w) + 2 * g.pad_w, int64_t(g.source_h) + 2 * g.pad_h}) > kMaxExtent)
     return "too large for 32-bit coordinates";
   if (reinterpret_cast<uintptr_t>(p.values) % 16 != 0) return "values must be aligned to 16 bytes";
-  std::string reason = check_map("x", p.x, p.x_strides, p, w.cols);
-  if (reason.empty()) reason = check_map("y", p.y, p.y_strides, p, w.rows);
-  if (reason.empty() && p.residual) {
-    const Strides& s = p.residual_strides;
-    if (s.channel != 1) reason = "residual's channels must lie behind each other";
-    if (p.geometry.images > 1 && s.image != s.pixel * p.geometry.result_h * p.geometry.result_w)
-      reason = "residual's images must lie behind each other";
-  }
+  const int64_t source = int64_t(g.source_h) * g.source_w,
+                result = int64_t(g.result_h) * g.result_w;
+  std::string reason = check_map("x", p.x, p.x_strides, g.images, source, w.cols);
+  if (reason.empty()) reason = check_map("y", p.y, p.y_strides, g.images, result, w.rows);
   return reason;
 }
 

@@ -7,8 +7,12 @@
 //      128)  +-------+-------+------                     |         |
 //
 // A CTA computes tiles of M rows of one block row times 128 or 256 pixels, one after the other. One
-// of its warps, the producer, lets TMA fetch slabs into a ring of stages; two warpgroups, the
-// consumers, multiply what has arrived. For M = 128 they split the rows, for M = 64 the pixels.
+// warpgroup, the producer, lets TMA fetch slabs into a ring of stages; two more, the consumers,
+// multiply what has arrived. For M = 128 they split the rows, for M = 64 the pixels.
+//
+// The pixels of a tile are a box of the result, some wide, some high, of some images. Through a tap
+// they see a box of the source, shifted, or one of every second pixel where the stride is two: that
+// is a box of TMA as well, and padding is what lies outside the source.
 //
 // The stored blocks of a block row lie behind each other along K, cut into boxes of 64, 32 or 16
 // columns (the widest that divides the block's width); 1, 2 or 4 boxes, whatever blocks they are
@@ -54,8 +58,9 @@ constexpr int kStoreBytes = kStoreRows * kStorePixels * 2;
 constexpr int kStoreBuffers = 4;  // of each group
 
 // Registers. The kernel starts with 168 for each of 384 threads, 64512 of the SM's 65536. The
-// producer's group gives 128 each back, the consumers take 64 more each: 40 + 2 * 232 = 3 * 168.
-constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+// producer's group gives 112 each back, the consumers take 56 more each: 56 + 2 * 224 = 3 * 168.
+// With 40 for the producer it had to spill.
+constexpr int kProducerRegisters = 56, kConsumerRegisters = 224;
 
 // Where wgmma finds an operand in a stage.
 struct Operand {
@@ -64,16 +69,27 @@ struct Operand {
   int step[kSteps];  // bytes from the slab's start to 16 columns of it
 };
 
+// Along one axis of an image: how many pixels, how many tiles of 2^bits, and where in the source a
+// pixel sees kernel position k: at * stride + origin + k * step.
+struct Axis {
+  int size, tiles, bits;
+  int stride, origin, step;
+};
+
 struct Arguments {
   SparseRows w;
   Operand a, b;
+  Axis x, y;
+  int images;
+  int kernel_w;
+  int col_groups;            // as in w, which would divide anew
+  int row_tiles, row_parts;  // all, and those of a block row
+  int pixel_tiles, strip_tiles;
   const void* bias;
   const void* residual;
-  int64_t residual_stride;  // between pixels
-  int pixels;
-  int pixel_tiles, strip_tiles;
-  int box;         // columns
-  int edge_group;  // the last column group where it is ragged, else -1
+  Strides residual_strides;
+  int box;          // columns
+  int edge_column;  // where the last column group begins if it is ragged, else -1
   int stages;
   Activation activation;
 };
@@ -81,34 +97,35 @@ struct Arguments {
 // What a CTA works on. Row tiles go longest first, pixel tiles of a strip innermost: CTAs that run
 // at the same time share values and the strip of x.
 struct Tile {
-  int row, pixel;  // of the result, the first
-  int part;        // row within the block
-  int begin, end;  // stored blocks
+  int row, x, y, image;  // of the result, the first
+  int part;              // row within the block
+  int begin, end;        // stored blocks
 };
 
 template <int M, int kPixels>
 class Tiles {
  public:
-  explicit TETRIS_DEVICE Tiles(const Arguments& a) : a_(a) {
-    parts_ = a.w.height / M;
-    row_tiles_ = int(a.w.block_rows()) * parts_;
-  }
+  explicit TETRIS_DEVICE Tiles(const Arguments& a) : a_(a) {}
   // The next of this CTA, false after the last. Rounds go back and forth, so that nobody gets the
   // longer one each time.
   TETRIS_DEVICE bool next(Tile* tile) {
     const int ctas = int(gridDim.x), cta = int(blockIdx.x);
     const int i = round_ * ctas + (round_ % 2 == 0 ? cta : ctas - 1 - cta);
     ++round_;
-    if (i >= row_tiles_ * a_.pixel_tiles) return false;
-    const int strip = i / (row_tiles_ * a_.strip_tiles);
-    const int within = i - strip * row_tiles_ * a_.strip_tiles;
+    if (i >= a_.row_tiles * a_.pixel_tiles) return false;
+    const int strip = i / (a_.row_tiles * a_.strip_tiles);
+    const int within = i - strip * a_.row_tiles * a_.strip_tiles;
     const int width = min(a_.strip_tiles, a_.pixel_tiles - strip * a_.strip_tiles);
     const int row_tile = within / width;
-    const int at = row_tile / parts_;
+    const int at = row_tile / a_.row_parts;
     const int block_row = a_.w.order ? a_.w.order[at] : at;
-    tile->part = (row_tile - at * parts_) * M;
+    tile->part = (row_tile - at * a_.row_parts) * M;
     tile->row = block_row * a_.w.height + tile->part;
-    tile->pixel = (strip * a_.strip_tiles + within - row_tile * width) * kPixels;
+    const int pixels = strip * a_.strip_tiles + within - row_tile * width;
+    const int line = pixels / a_.x.tiles, stack = line / a_.y.tiles;
+    tile->x = (pixels - line * a_.x.tiles) << a_.x.bits;
+    tile->y = (line - stack * a_.y.tiles) << a_.y.bits;
+    tile->image = stack * (kPixels >> (a_.x.bits + a_.y.bits));
     tile->begin = a_.w.row_ptr[block_row];
     tile->end = a_.w.row_ptr[block_row + 1];
     return true;
@@ -116,11 +133,12 @@ class Tiles {
 
  private:
   const Arguments& a_;
-  int parts_, row_tiles_, round_ = 0;
+  int round_ = 0;
 };
 
-// The ring of stages. `full[s]` completes when TMA has filled stage s, `empty[s]` when each warp of
-// the consumers has read it. Both sides go round in step; the phase's parity flips with each round.
+// The ring of stages. `full[s]` completes when TMA has filled stage s for each warp of the
+// producer, `empty[s]` when each warp of the consumers has read it. Both sides go round in step;
+// the phase's parity flips with each round.
 struct Ring {
   unsigned char* slabs;
   uint64_t *full, *empty;
@@ -140,72 +158,101 @@ TETRIS_DEVICE void wait(uint64_t* barrier, int parity) {
   }
 }
 
-// Indices of stored blocks, 32 at a time, one for each lane, and the next 32 on their way.
-class Indices {
+// A stored block as the producer sees it: its first column, how far its tap is from the first one,
+// and where its values are.
+struct Block {
+  int column, dx, dy, stored;
+};
+
+// The stored blocks of a block row: each lane looks after one of 32, and fetches one of the next.
+class Blocks {
  public:
-  TETRIS_DEVICE Indices(const int32_t* from, int begin, int end)
-      : from_(from), base_(begin), end_(end) {
-    now_ = load(begin);
-    next_ = load(begin + 32);
+  TETRIS_DEVICE Blocks(const Arguments& a, int begin, int end) : a_(a), base_(begin), end_(end) {
+    fetch(begin);
+    decode();
+    fetch(begin + 32);
   }
-  // Called by the whole warp, with the same block or the next one each time.
-  TETRIS_DEVICE int at(int block) {
-    if (block - base_ == 32) {
+  // Called by the whole warp, with ascending numbers that leave out no more than a few.
+  TETRIS_DEVICE Block at(int number) {
+    if (number - base_ >= 32) {
       base_ += 32;
-      now_ = next_;
-      next_ = load(base_ + 32);
+      decode();
+      fetch(base_ + 32);
     }
-    return __shfl_sync(0xffffffff, now_, block - base_);
+    const int lane = number - base_;
+    return {__shfl_sync(0xffffffff, own_.column, lane), __shfl_sync(0xffffffff, own_.dx, lane),
+            __shfl_sync(0xffffffff, own_.dy, lane), __shfl_sync(0xffffffff, own_.stored, lane)};
   }
 
  private:
-  TETRIS_DEVICE int load(int base) const {
+  TETRIS_DEVICE void fetch(int base) {
     const int i = base + int(threadIdx.x % 32);
-    return i < end_ ? from_ ? from_[i] : i : 0;
+    index_ = i < end_ ? a_.w.col_idx[i] : 0;
+    stored_ = i < end_ && a_.w.block ? a_.w.block[i] : i;
   }
-  const int32_t* from_;
-  int base_, end_, now_, next_;
+  TETRIS_DEVICE void decode() {
+    int tap = 0, group = index_;
+    if (a_.w.taps > 1) {
+      tap = index_ / a_.col_groups;
+      group = index_ - tap * a_.col_groups;
+    }
+    const int ky = tap / a_.kernel_w, kx = tap - ky * a_.kernel_w;
+    own_ = {group * a_.w.width, kx * a_.x.step, ky * a_.y.step, stored_};
+  }
+
+  const Arguments& a_;
+  int base_, end_;
+  Block own_;
+  int index_, stored_;  // of the next 32
 };
 
-// One warp. All lanes keep count, the first one talks to TMA.
+// One of four warps: two load x and two the values, each every second box. A slab of narrow boxes
+// is eight loads, and a warp takes longer to issue them than the tensor cores to multiply them. All
+// lanes keep count, the first one talks to TMA.
 template <int M, int kPixels, bool transposed>
 TETRIS_DEVICE void produce(const TensorMap* values, const TensorMap* values_edge,
-                           const TensorMap* x, const Arguments& a, Ring ring) {
-  const bool leader = threadIdx.x % 32 == 0;
-  const int per_slab = kSlab / a.box, per_block = a.w.width / a.box;
-  const int a_bytes = M * a.box * 2, b_bytes = kPixels * a.box * 2;
+                           const TensorMap* x, const Arguments& a, Ring ring, int warp) {
+  const bool leader = threadIdx.x % 32 == 0, loads_x = warp % 2 == 0;
+  const int turn = warp / 2;
+  const int per_slab = kSlab / a.box, box_bytes = (loads_x ? kPixels : M) * a.box * 2;
 
   Tiles<M, kPixels> tiles(a);
   Tile tile, next;
   bool more = tiles.next(&tile);
   while (more) {
     more = tiles.next(&next);  // early: loads that depend on each other
-    Indices columns(a.w.col_idx, tile.begin, tile.end), blocks(a.w.block, tile.begin, tile.end);
-    const int boxes = (tile.end - tile.begin) * per_block;
-    int block = tile.begin, k = 0;  // where the next box begins
+    Blocks blocks(a, tile.begin, tile.end);
+    const int boxes = (tile.end - tile.begin) * (a.w.width / a.box);
+    const int source_x = tile.x * a.x.stride + a.x.origin;
+    const int source_y = tile.y * a.y.stride + a.y.origin;
+    int number = tile.begin, k = 0;  // the next box: its block, and its columns within
     for (int first = 0; first < boxes; first += per_slab) {
       const int count = min(per_slab, boxes - first);
-      unsigned char* const slab_a = ring.slabs + ring.stage * (M + kPixels) * kSlab * 2;
-      unsigned char* const slab_b = slab_a + M * kSlab * 2;
+      unsigned char* to = ring.slabs + ring.stage * (M + kPixels) * kSlab * 2;
+      if (loads_x) to += M * kSlab * 2;
       uint64_t* const full = &ring.full[ring.stage];
       wait(&ring.empty[ring.stage], ring.parity ^ 1);  // a fresh barrier lets the first round pass
-      if (leader) ptx::mbarrier_arrive_expect_tx(full, count * (a_bytes + b_bytes));
-      for (int i = 0; i < count; ++i) {
-        const int column_group = columns.at(block), stored = blocks.at(block);
-        if (leader) {
-          ptx::tma_load_2d(slab_b + i * b_bytes, x, column_group * a.w.width + k, tile.pixel, full);
-          ptx::tma_load_4d(slab_a + i * a_bytes,
-                           column_group == a.edge_group ? values_edge : values, transposed ? k : 0,
-                           transposed ? tile.part : k, transposed ? 0 : tile.part / 64, stored,
-                           full);
+      // All lanes have seen this phase before anything can end the next, whose parity is the other.
+      __syncwarp();
+      if (leader) ptx::mbarrier_arrive_expect_tx(full, (count + 1 - turn) / 2 * box_bytes);
+#pragma unroll 1
+      for (int i = 0; i < count; ++i, to += box_bytes) {
+        if (i % 2 == turn) {
+          const Block block = blocks.at(number);
+          if (leader && loads_x)
+            ptx::tma_load_4d(to, x, block.column + k, source_x + block.dx, source_y + block.dy,
+                             tile.image, full);
+          if (leader && !loads_x)
+            ptx::tma_load_4d(to, block.column == a.edge_column ? values_edge : values,
+                             transposed ? k : 0, transposed ? tile.part : k,
+                             transposed ? 0 : tile.part / 64, block.stored, full);
         }
         k += a.box;
         if (k == a.w.width) {
           k = 0;
-          ++block;
+          ++number;
         }
       }
-      __syncwarp();
       ring.advance();
     }
     tile = next;
@@ -253,13 +300,15 @@ class Epilogue {
                      : 0.0f;
   }
 
-  TETRIS_DEVICE void store(const float (&d)[N / 2], int row, int pixel) {
+  // `first`: the group's first pixel of the tile.
+  TETRIS_DEVICE void store(const float (&d)[N / 2], const Tile& tile, int row, int first) {
 #pragma unroll 1
-    for (int round = 0; round < N / kStorePixels; ++round, pixel += kStorePixels) {
-      if (pixel >= a_.pixels) break;
+    for (int round = 0; round < N / kStorePixels; ++round) {
+      const Pixel from = pixel(tile, first + round * kStorePixels);
+      if (!inside(from)) continue;  // then the others are outside, too
       float v[16];
       fetch(d, round, v);
-      finish(v, pixel);
+      finish(v, tile, first + round * kStorePixels);
       unsigned char* const buffer = buffers_ + which_ * kStoreBytes;
       which_ = (which_ + 1) % kStoreBuffers;
       write(v, buffer);
@@ -268,7 +317,7 @@ class Epilogue {
       if (leader) ptx::bulk_wait_read<kStoreBuffers - 2>();
       ptx::named_barrier(barrier_, kGroup);
       if (leader) {
-        ptx::tma_store_2d(y_, row, pixel, buffer);
+        ptx::tma_store_4d(y_, row, from.x, from.y, from.image, buffer);
         ptx::bulk_commit();
       }
     }
@@ -280,6 +329,18 @@ class Epilogue {
   }
 
  private:
+  struct Pixel {
+    int x, y, image;
+  };
+  TETRIS_DEVICE Pixel pixel(const Tile& tile, int number) const {
+    const int line = number >> a_.x.bits, stack = line >> a_.y.bits;
+    return {tile.x + number - (line << a_.x.bits), tile.y + line - (stack << a_.y.bits),
+            tile.image + stack};
+  }
+  TETRIS_DEVICE bool inside(Pixel p) const {
+    return p.x < a_.x.size && p.y < a_.y.size && p.image < a_.images;
+  }
+
   // A jump, not a selection: that took 128 instructions a round.
   static TETRIS_DEVICE void fetch(const float (&d)[N / 2], int round, float (&v)[16]) {
     switch (round) {
@@ -309,17 +370,18 @@ class Epilogue {
     }
   }
 
-  TETRIS_DEVICE void finish(float (&v)[16], int pixel) {
+  TETRIS_DEVICE void finish(float (&v)[16], const Tile& tile, int first) const {
 #pragma unroll
     for (int i = 0; i < 16; ++i) v[i] += bias_[i / 2 % 2];
     if (a_.residual) {
       const T* const residual = static_cast<const T*>(a_.residual);
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        const int p = pixel + i / 4 * 8 + int(threadIdx.x) % 4 * 2 + i % 2,
-                  r = row_ + i / 2 % 2 * 8;
-        if (p < a_.pixels && r < a_.w.rows)
-          v[i] += Numeric<T>::load(residual[p * a_.residual_stride + r]);
+        const Pixel p = pixel(tile, first + i / 4 * 8 + int(threadIdx.x) % 4 * 2 + i % 2);
+        const int r = row_ + i / 2 % 2 * 8;
+        if (inside(p) && r < a_.w.rows)
+          v[i] += Numeric<T>::load(residual[element_of(a_.residual_strides, p.image,
+                                                       int64_t(p.y) * a_.x.size + p.x, r)]);
       }
     }
     switch (a_.activation) {  // one branch, then a loop; not one branch in a loop
@@ -428,7 +490,7 @@ TETRIS_DEVICE void consume(const TensorMap* y, const Arguments& a, Ring ring,
       if (leader) ptx::mbarrier_arrive(&ring.empty[ring.stage]);
       ring.advance();
     }
-    epilogue.store(d, tile.row + own_row, tile.pixel + own_pixel);
+    epilogue.store(d, tile, tile.row + own_row, own_pixel);
     tile = next;
   }
   epilogue.drain();
@@ -454,7 +516,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     ptx::prefetch_tensor_map(&x);
     ptx::prefetch_tensor_map(&y);
     for (int s = 0; s < a.stages; ++s) {
-      ptx::mbarrier_init(&ring.full[s], 1);
+      ptx::mbarrier_init(&ring.full[s], kGroup / 32);
       ptx::mbarrier_init(&ring.empty[s], 2 * kGroup / 32);
     }
     ptx::fence_mbarrier_init();
@@ -465,7 +527,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int warp = __shfl_sync(0xffffffff, int(threadIdx.x) / 32, 0);
   if (warp < kGroup / 32) {
     ptx::set_max_registers_down<kProducerRegisters>();
-    if (warp == 0) produce<M, kPixels, transposed>(&values, &values_edge, &x, a, ring);
+    produce<M, kPixels, transposed>(&values, &values_edge, &x, a, ring, warp);
   } else {
     ptx::set_max_registers_up<kConsumerRegisters>();
     const int group = warp / (kGroup / 32) - 1;

@@ -1,5 +1,5 @@
-// Products on Hopper's tensor cores (sm_90a): float16 and bfloat16, blocks 64 or a multiple of 64
-// high and a multiple of 16 wide, channels last, no permutations.
+// Products and convolutions on Hopper's tensor cores (sm_90a): float16 and bfloat16, blocks 64 or a
+// multiple of 64 high and a multiple of 16 wide, channels last, no permutations, one group.
 #pragma once
 
 #include <string>

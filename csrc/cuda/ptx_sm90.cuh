@@ -115,14 +115,6 @@ TETRIS_DEVICE void prefetch_tensor_map(const TensorMap* map) {
 // outside the tensor is zero. All bytes of the box count for the barrier, the zeros too.
 // (.shared::cluster: a CTA's own addresses are valid there, and .shared::cta as a destination asks
 // for PTX 8.6.)
-TETRIS_DEVICE void tma_load_2d(void* shared, const TensorMap* map, int at0, int at1,
-                               uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(shared)),
-      "l"(map), "r"(at0), "r"(at1), "r"(shared_address(barrier))
-      : "memory");
-}
 TETRIS_DEVICE void tma_load_4d(void* shared, const TensorMap* map, int at0, int at1, int at2,
                                int at3, uint64_t* barrier) {
   asm volatile(
@@ -132,10 +124,12 @@ TETRIS_DEVICE void tma_load_4d(void* shared, const TensorMap* map, int at0, int 
       : "memory");
 }
 // The other way; what lies outside is not written. Part of this thread's next bulk group.
-TETRIS_DEVICE void tma_store_2d(const TensorMap* map, int at0, int at1, const void* shared) {
+TETRIS_DEVICE void tma_store_4d(const TensorMap* map, int at0, int at1, int at2, int at3,
+                                const void* shared) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
-      "r"(at0), "r"(at1), "r"(shared_address(shared))
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3, %4}], [%5];" ::
+          "l"(map),
+      "r"(at0), "r"(at1), "r"(at2), "r"(at3), "r"(shared_address(shared))
       : "memory");
 }
 // Contiguous bytes, a multiple of 16, both addresses too.

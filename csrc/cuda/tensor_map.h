@@ -15,10 +15,11 @@ struct alignas(128) TensorMap {
 };
 
 // A tensor of 16-bit elements and the box of it that one load or store moves, the innermost
-// dimension first. In shared memory a box lies as if it were an array of its own, in which the
-// innermost rows, of 16, 32 or 64 elements, are swizzled over their 32, 64 or 128 bytes
-// (ptx_sm90.cuh: wgmma_layout). Strides need not grow from one dimension to the next (ThunderKittens
-// cuts rows into pieces of the swizzle the same way).
+// dimension first. A load may take every second element along a dimension, or every third ... In
+// shared memory a box lies as if it were an array of its own, in which the innermost rows, of 16,
+// 32 or 64 elements, are swizzled over their 32, 64 or 128 bytes (ptx_sm90.cuh: wgmma_layout).
+// Strides need not grow from one dimension to the next (ThunderKittens cuts rows into pieces of the
+// swizzle the same way).
 struct TensorBox {
   static constexpr int kMaxRank = 4;
   DType dtype;
@@ -26,7 +27,8 @@ struct TensorBox {
   int rank;
   int64_t extent[kMaxRank];  // positive
   int64_t stride[kMaxRank];  // in elements: multiples of 8, but for the innermost, which is 1
-  int box[kMaxRank];         // at most 256
+  int box[kMaxRank];         // elements that are moved; times the step at most 256
+  int step[kMaxRank] = {1, 1, 1, 1};  // at most 8, 1 for the innermost dimension
 };
 
 }  // namespace tetris::cuda
@@ -60,8 +62,9 @@ inline std::string encode_tensor_map(const TensorBox& box, TensorMap* map) {
   for (int i = 0; i < box.rank; ++i) {
     extents[i] = cuuint64_t(box.extent[i]);
     if (i > 0) strides[i - 1] = cuuint64_t(box.stride[i]) * 2;
-    boxes[i] = cuuint32_t(box.box[i]);
-    steps[i] = 1;
+    // The box is given as it is before the steps: TMA moves box / step elements, rounded up.
+    boxes[i] = cuuint32_t(box.box[i] * box.step[i]);
+    steps[i] = cuuint32_t(box.step[i]);
   }
   const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found)(
       reinterpret_cast<CUtensorMap*>(map),

@@ -113,10 +113,12 @@ void check_fenced(const Sm90& s, uint32_t address, const char* what, Site site) 
 
 // -- tensor maps ----------------------------------------------------------------------------------
 
-DecodedMap decode(const TensorMap* map, const char* what, Site site) {
+DecodedMap decode(const TensorMap* map, int rank, const char* what, Site site) {
   DecodedMap decoded;
   std::memcpy(&decoded, map->opaque, sizeof decoded);
   if (decoded.magic != DecodedMap::kMagic) violate(what, site, "not a tensor map");
+  if (rank != 0 && decoded.box.rank != rank)
+    violate(what, site, "the map has rank " + str(decoded.box.rank));
   if (reinterpret_cast<uintptr_t>(map) % 64 != 0) violate(what, site, "a map that is not aligned");
   if (shared_memory().contains(decoded.box.base) || on_a_stack(decoded.box.base))
     violate(what, site, "the map's tensor is not in global memory");
@@ -139,7 +141,7 @@ void for_each_element(const TensorBox& box, const std::array<int, 4>& at, uint32
     bool inside = true;
     int64_t offset = 0;
     for (int r = 0; r < box.rank; ++r) {
-      const int64_t c = int64_t{at[r]} + i[r];
+      const int64_t c = at[r] + int64_t{i[r]} * box.step[r];
       inside = inside && c >= 0 && c < box.extent[r];
       offset += c * box.stride[r];
     }
@@ -158,23 +160,6 @@ void check_allocated(const void* p, size_t bytes, const char* what, Site site) {
 
 uint16_t& shared_element(uint32_t address, const char* what, Site site) {
   return *reinterpret_cast<uint16_t*>(shared_memory().pointer(address, what, site, 2, 2));
-}
-
-void tma_load(void* shared, const TensorMap* map, int rank, std::array<int, 4> at,
-              uint64_t* barrier, const char* what, Site site) {
-  const DecodedMap m = decode(map, what, site);
-  if (m.box.rank != rank) violate(what, site, "the map has rank " + str(m.box.rank));
-  const uint32_t to = shared_memory().address(shared, what, site, m.box_bytes(), 128);
-  Mbarrier& b = find(barrier, what, site);
-  if (!b.fenced) violate(what, site, "an mbarrier that was not fenced after it was initialized");
-  std::memset(shared, kPoison, m.box_bytes());
-  this_cta().actions.post([=, &b] {
-    for_each_element(m.box, at, to, [&](uint32_t address, uint16_t* from) {
-      if (from) check_allocated(from, 2, what, site);
-      shared_element(address, what, site) = from ? *from : 0;
-    });
-    b.expect(-m.box_bytes(), what, site);
-  });
 }
 
 }  // namespace
@@ -318,28 +303,36 @@ void fence_proxy_async() {
 // -- bulk copies ----------------------------------------------------------------------------------
 
 void prefetch_tensor_map(const TensorMap* map, Site site) {
-  decode(map, "prefetch_tensor_map", site);
+  decode(map, 0, "prefetch_tensor_map", site);
 }
 
-void tma_load_2d(void* shared, const TensorMap* map, int at0, int at1, uint64_t* barrier,
-                 Site site) {
-  tma_load(shared, map, 2, {at0, at1}, barrier, "tma_load_2d", site);
-}
 void tma_load_4d(void* shared, const TensorMap* map, int at0, int at1, int at2, int at3,
                  uint64_t* barrier, Site site) {
-  tma_load(shared, map, 4, {at0, at1, at2, at3}, barrier, "tma_load_4d", site);
+  const char* const what = "tma_load_4d";
+  const DecodedMap m = decode(map, 4, what, site);
+  const uint32_t to = shared_memory().address(shared, what, site, m.box_bytes(), 128);
+  Mbarrier& b = find(barrier, what, site);
+  if (!b.fenced) violate(what, site, "an mbarrier that was not fenced after it was initialized");
+  std::memset(shared, kPoison, m.box_bytes());
+  this_cta().actions.post([=, &b] {
+    for_each_element(m.box, {at0, at1, at2, at3}, to, [&](uint32_t address, uint16_t* from) {
+      if (from) check_allocated(from, 2, what, site);
+      shared_element(address, what, site) = from ? *from : 0;
+    });
+    b.expect(-m.box_bytes(), what, site);
+  });
 }
 
-void tma_store_2d(const TensorMap* map, int at0, int at1, const void* shared, Site site) {
-  const char* const what = "tma_store_2d";
-  const DecodedMap m = decode(map, what, site);
-  if (m.box.rank != 2) violate(what, site, "the map has rank " + str(m.box.rank));
+void tma_store_4d(const TensorMap* map, int at0, int at1, int at2, int at3, const void* shared,
+                  Site site) {
+  const char* const what = "tma_store_4d";
+  const DecodedMap m = decode(map, 4, what, site);
   const uint32_t from = shared_memory().address(shared, what, site, m.box_bytes(), 128);
   const Actions::Ticket ticket = this_cta().actions.post([=] {
     if (this_cta().alive() == 0)
       violate(what, site, "the CTA ended before its shared memory had been read");
     const Sm90& s = state();
-    for_each_element(m.box, {at0, at1}, from, [&](uint32_t address, uint16_t* to) {
+    for_each_element(m.box, {at0, at1, at2, at3}, from, [&](uint32_t address, uint16_t* to) {
       check_fenced(s, address, what, site);
       if (!to) return;
       check_allocated(to, 2, what, site);

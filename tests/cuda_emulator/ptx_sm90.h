@@ -54,11 +54,9 @@ bool mbarrier_try_wait(uint64_t* barrier, int parity, Site site = Site::here());
 void fence_proxy_async();
 
 void prefetch_tensor_map(const TensorMap* map, Site site = Site::here());
-void tma_load_2d(void* shared, const TensorMap* map, int at0, int at1, uint64_t* barrier,
-                 Site site = Site::here());
 void tma_load_4d(void* shared, const TensorMap* map, int at0, int at1, int at2, int at3,
                  uint64_t* barrier, Site site = Site::here());
-void tma_store_2d(const TensorMap* map, int at0, int at1, const void* shared,
+void tma_store_4d(const TensorMap* map, int at0, int at1, int at2, int at3, const void* shared,
                   Site site = Site::here());
 void bulk_load(void* shared, const void* global, int bytes, uint64_t* barrier,
                Site site = Site::here());

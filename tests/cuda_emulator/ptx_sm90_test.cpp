@@ -155,10 +155,13 @@ TEST(Tma, BoxesAreSwizzledAndZeroOutside) {
     for (int c = 0; c < kColumns; ++c) source.set(r * kStride + c, r * 32 + c % 32 + 1);
   for (int box : {16, 32, 64}) {
     TensorMap map;
-    ASSERT_EQ(
-        "",
-        encode_tensor_map(
-            {DType::kFloat16, source.data(), 2, {kColumns, kRows}, {1, kStride}, {box, 32}}, &map));
+    ASSERT_EQ("", encode_tensor_map({DType::kFloat16,
+                                     source.data(),
+                                     4,
+                                     {kColumns, kRows, 1, 1},
+                                     {1, kStride, 8, 8},
+                                     {box, 32, 1, 1}},
+                                    &map));
     for (const auto& [column, row] : std::vector<std::pair<int, int>>{
              {0, 0}, {8, 3}, {48, 20}, {64, 32}, {-8, -4}, {80, 0}, {0, 40}}) {
       EXPECT_EQ(
@@ -166,7 +169,7 @@ TEST(Tma, BoxesAreSwizzledAndZeroOutside) {
             init(t, 1, 1);
             if (t == 0) {
               ptx::mbarrier_arrive_expect_tx(barrier(0), box * 32 * 2);
-              ptx::tma_load_2d(dynamic_shared(), &map, column, row, barrier(0));
+              ptx::tma_load_4d(dynamic_shared(), &map, column, row, 0, 0, barrier(0));
             }
             wait(barrier(0), 0);
             const auto* const shared = reinterpret_cast<const uint16_t*>(dynamic_shared());
@@ -177,7 +180,7 @@ TEST(Tma, BoxesAreSwizzledAndZeroOutside) {
               const bool inside = 0 <= r && r < kRows && 0 <= c && c < kColumns;
               const float want = inside ? float(source.get(r * kStride + c)) : 0;
               if (ptx::half_to_float(shared[at]) != want)
-                emulator::violate("tma_load_2d", emulator::Site::here(),
+                emulator::violate("tma_load_4d", emulator::Site::here(),
                                   "element " + std::to_string(at));
             }
           }));
@@ -216,11 +219,47 @@ TEST(Tma, FourDimensions) {
             }));
 }
 
+// Every second column and every third row of an image, from (-1, -2) on, as a convolution with
+// these strides sees it.
+TEST(Tma, Steps) {
+  constexpr int kWidth = 5, kHeight = 7;
+  Numbers source(DType::kFloat16, kHeight * kWidth * 16);
+  for (int i = 0; i < source.size(); ++i) source.set(i, i + 1);
+  TensorBox box{DType::kFloat16,
+                source.data(),
+                4,
+                {16, kWidth, kHeight, 1},
+                {1, 16, kWidth * 16, kHeight * kWidth * 16},
+                {16, 4, 4, 1}};
+  box.step[1] = 2;
+  box.step[2] = 3;
+  TensorMap map;
+  ASSERT_EQ("", encode_tensor_map(box, &map));
+  EXPECT_EQ("", run_often(32, [&](int t) {
+              init(t, 1, 1);
+              if (t == 0) {
+                ptx::mbarrier_arrive_expect_tx(barrier(0), 16 * 4 * 4 * 2);
+                ptx::tma_load_4d(dynamic_shared(), &map, 0, -1, -2, 0, barrier(0));
+              }
+              wait(barrier(0), 0);
+              const auto* const shared = reinterpret_cast<const uint16_t*>(dynamic_shared());
+              for (int at = 0; at < 256; ++at) {
+                const int number = at / 64 * 64 + piece_at(32, at / 64, at % 64 / 8) * 8 + at % 8;
+                const int x = number / 16 % 4 * 2 - 1, y = number / 64 * 3 - 2;
+                const bool inside = 0 <= x && x < kWidth && 0 <= y && y < kHeight;
+                const float want = inside ? float((y * kWidth + x) * 16 + number % 16 + 1) : 0;
+                if (ptx::half_to_float(shared[at]) != want)
+                  emulator::violate("tma_load_4d", emulator::Site::here(),
+                                    "element " + std::to_string(at));
+              }
+            }));
+}
+
 // stmatrix, fence, barrier, store: a transposed tile arrives, clipped.
 std::string store_tile(Numbers& result, bool fence, bool wait_read) {
   TensorMap map;
-  const std::string error =
-      encode_tensor_map({DType::kFloat16, result.data(), 2, {60, 20}, {1, 64}, {64, 32}}, &map);
+  const std::string error = encode_tensor_map(
+      {DType::kFloat16, result.data(), 4, {60, 20, 1, 1}, {1, 64, 8, 8}, {64, 32, 1, 1}}, &map);
   if (!error.empty()) return error;
   return run_often(128, [&](int t) {
     const int warp = t / 32, lane = t % 32;
@@ -237,7 +276,7 @@ std::string store_tile(Numbers& result, bool fence, bool wait_read) {
     if (fence) ptx::fence_proxy_async();
     ptx::named_barrier(3, 128);
     if (t == 0) {
-      ptx::tma_store_2d(&map, 0, 0, dynamic_shared());
+      ptx::tma_store_4d(&map, 0, 0, 0, 0, dynamic_shared());
       ptx::bulk_commit();
       if (wait_read) ptx::bulk_wait_read<0>();
     }
@@ -271,6 +310,8 @@ TEST(Tma, MapsThatAreRefused) {
   EXPECT_NE("", encode([](TensorBox& b) { b.extent[1] = 0; }));
   EXPECT_NE("", encode([](TensorBox& b) { b.box[1] = 257; }));
   EXPECT_NE("", encode([](TensorBox& b) { b.box[0] = 8; }));
+  EXPECT_NE("", encode([](TensorBox& b) { b.step[1] = 9; }));
+  EXPECT_NE("", encode([](TensorBox& b) { b.box[1] = 129, b.step[1] = 2; }));
 }
 
 // -- registers ------------------------------------------------------------------------------------

@@ -11,19 +11,12 @@ set(TETRIS_CUDA "AUTO" CACHE STRING "CUDA kernels: 1, 0, or AUTO: where torch ha
 # ones: those compile it when a kernel is first used, which takes them seconds. 90 brings hopper's
 # kernels, too, whose instructions are of sm_90a alone.
 set(TETRIS_CUDA_TARGETS "80;90" CACHE STRING "GPUs to compile for, such as 80;86;89;90")
-set(TETRIS_CUDA_SOURCES
-  csrc/cuda/mma_product.cu
-  csrc/cuda/mma_sampled.cu
-  csrc/cuda/permute.cu
-  csrc/cuda/simt_product.cu
-  csrc/cuda/simt_sampled.cu
-  csrc/cuda/skinny.cu)
-set(TETRIS_CUDA_SM90_SOURCES csrc/cuda/hopper.cu)
-set(TETRIS_CUDA_HOST_SOURCES
-  csrc/cuda/config.cpp
-  csrc/cuda/mma.cpp
-  csrc/cuda/pack.cpp
-  csrc/cuda/run.cpp)
+# Every file of kernels, and the host code that chooses among them. Hopper's are sm_90a's.
+file(GLOB TETRIS_CUDA_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cu)
+file(GLOB TETRIS_CUDA_HOST_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/cuda/*.cpp)
+set(TETRIS_CUDA_SM90_SOURCES ${TETRIS_CUDA_SOURCES})
+list(FILTER TETRIS_CUDA_SM90_SOURCES INCLUDE REGEX "/hopper[^/]*$")
+list(FILTER TETRIS_CUDA_SOURCES EXCLUDE REGEX "/hopper[^/]*$")
 
 # TETRIS_NVCC_WHY: empty where CUDA is a language of this project from here on.
 macro(tetris_find_nvcc)

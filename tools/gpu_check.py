@@ -3,6 +3,7 @@
     make gpu-check PYTHON=python3                 all of it, under ten minutes on 16 cores
     make gpu-check ARGS="--parts tests"           one part, with the build that is there
     make gpu-check ARGS="--seconds 300 --out d"   less time, logs and results to another folder
+    make gpu-check ARGS="--archive all.tar.gz"    everything that came out, in one file as well
 
 Nothing is installed and nothing fetched: the interpreter that runs this script has torch with CUDA,
 pybind11, cmake, ninja and pytest, and nvcc is on PATH. Each part is a process of its own with a
@@ -18,6 +19,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,7 +128,8 @@ def test_parts(seconds: float, jobs: int) -> list[Part]:
         command += ["-n", str(min(6, jobs)), "--dist", "worksteal"]
     except ImportError:
         pass
-    parts = [Part("tests", command, seconds, environment())]
+    # The references run on the CPU, in several processes at once.
+    parts = [Part("tests", command, seconds, {**environment(), "OMP_NUM_THREADS": "2"})]
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         print("-- sanitizers: skipped, there is no compute-sanitizer", flush=True)
@@ -173,6 +176,7 @@ def main() -> int:
     parser.add_argument(
         "--results", type=Path, default=ROOT / "benchmarks" / "results", help="where reports go"
     )
+    parser.add_argument("--archive", type=Path, help="one file of all of it, after each part")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 2)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -184,7 +188,10 @@ def main() -> int:
 
     def finish(part: Part, tail: int = 15) -> bool:
         done.append(part)
-        return part.wait(tail)
+        passed = part.wait(tail)
+        if args.archive:
+            archive(args.archive, args.out, args.results)
+        return passed
 
     if "build" in args.parts:
         for part in build_commands(args.out, args.jobs):
@@ -226,6 +233,16 @@ def main() -> int:
         finish(report, 60)
     summary(args.out, done)
     return 0 if all(part.status == "passed" for part in done) else 1
+
+
+def archive(path: Path, out: Path, results: Path) -> None:
+    """Logs, raw results and reports in one file, which is whole at every moment."""
+    fresh = path.with_name(path.name + ".part")
+    with tarfile.open(fresh, "w:gz") as file:
+        file.add(out, "out")
+        if results.exists():
+            file.add(results, "results", filter=lambda f: None if "methods" in f.name else f)
+    fresh.replace(path)
 
 
 def summary(out: Path, parts: list[Part]) -> None:

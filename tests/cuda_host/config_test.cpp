@@ -53,10 +53,12 @@ TEST(SelectConfig, TensorCoresWhereTheyApply) {
 TEST(SelectConfig, OrdinaryCoresForTheRest) {
   for (const DeviceInfo& device : {kH200, kA100}) {
     EXPECT_EQ(Family::kSimt, select_config(product(4096, 4096, 4096, 4, 1, 0.1), device).family);
-    EXPECT_EQ(Family::kSimt,
-              select_config(product(4096, 4096, 4096, 64, 16, 0.1, DType::kFloat32), device).family);
-    EXPECT_EQ(Family::kSimt,
-              select_config(product(4096, 4096, 4096, 64, 16, 0.1, DType::kFloat64), device).family);
+    EXPECT_EQ(
+        Family::kSimt,
+        select_config(product(4096, 4096, 4096, 64, 16, 0.1, DType::kFloat32), device).family);
+    EXPECT_EQ(
+        Family::kSimt,
+        select_config(product(4096, 4096, 4096, 64, 16, 0.1, DType::kFloat64), device).family);
   }
 }
 
@@ -70,7 +72,8 @@ TEST(SelectConfig, Tf32OnlyWhereAllowed) {
 
 TEST(SelectConfig, FewTokensAreBoundByValues) {
   for (const int tokens : {1, 4}) {
-    EXPECT_EQ(Family::kSkinny, select_config(product(tokens, 4096, 4096, 16, 16, 0.1), kH200).family)
+    EXPECT_EQ(Family::kSkinny,
+              select_config(product(tokens, 4096, 4096, 16, 16, 0.1), kH200).family)
         << tokens;
     EXPECT_EQ(Family::kSkinny, select_config(product(tokens, 4096, 4096, 4, 1, 0.1), kH200).family)
         << tokens;
@@ -146,8 +149,9 @@ TEST(Config, TextsAreParsedBack) {
     for (const GemmConfig& c : candidates(sampled(4096, 4096, 4096, 64, 16, 0.1), device))
       EXPECT_EQ(c, *parse_config(to_string(c))) << to_string(c);
   }
-  for (const char* text : {"", "cublas", "mma 128", "mma 128x", "mma 0x16", "mma -1x16", "mma 4 stage",
-                           "mma 128x128 four stages", "mma 99999999999 stages", "simt by column"})
+  for (const char* text :
+       {"", "cublas", "mma 128", "mma 128x", "mma 0x16", "mma -1x16", "mma 4 stage",
+        "mma 128x128 four stages", "mma 99999999999 stages", "simt by column"})
     EXPECT_FALSE(parse_config(text)) << text;
 }
 

@@ -77,7 +77,8 @@ double seconds(Family family, const P& p, const DeviceInfo& device) {
   time = std::max(time, kLaunch + streamed / memory_rate(device));
   // A tile of 64 pixels or more takes as long where most of it is empty.
   if (family != Family::kSkinny && g.pixels() < 64) {
-    const double full = work * 64 / (rate(family, p.dtype, p.w.height, device) * clock_rate(device));
+    const double full =
+        work * 64 / (rate(family, p.dtype, p.w.height, device) * clock_rate(device));
     time = std::max(time, kLaunch + full);
   }
   if (on_tensor_cores(family)) {
@@ -198,7 +199,8 @@ std::string key_of(const char* kind, const P& p) {
 bool operator==(const GemmConfig& a, const GemmConfig& b) {
   return a.family == b.family && a.tile_rows == b.tile_rows && a.tile_pixels == b.tile_pixels &&
          a.stages == b.stages && a.splits == b.splits && a.by_row == b.by_row &&
-         a.warps == b.warps && a.ctas == b.ctas && a.slab == b.slab && a.strip_pixels == b.strip_pixels;
+         a.warps == b.warps && a.ctas == b.ctas && a.slab == b.slab &&
+         a.strip_pixels == b.strip_pixels;
 }
 
 const char* name_of(Family family) {

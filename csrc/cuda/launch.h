@@ -38,7 +38,7 @@ std::string launch(void (*kernel)(P...), const LaunchShape& shape, Stream stream
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
   kernel<<<dim3(shape.blocks_x, shape.blocks_y, shape.blocks_z), shape.threads, shape.shared_bytes,
-           static_cast<cudaStream_t>(stream)>>>(P(arguments)...);
+           static_cast<cudaStream_t>(stream)> > >(P(arguments)...);
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? std::string() : cudaGetErrorString(error);
 }

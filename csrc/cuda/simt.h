@@ -20,8 +20,8 @@ struct SimtConfig {
   Kind kind = kStrips;
   int warps = 12;    // strips: of a CTA, 1 to 12; each has 4 or 8 rows
   int pixels = 128;  // strips: of a tile, 128 or 32; 64 for float64
-  int slab = 96;      // strips: columns of a tile of x, at least the width of a block; 96 are as
-                      // many as rows, whose results the tile holds in the end, and fit in 64 KiB
+  int slab = 96;     // strips: columns of a tile of x, at least the width of a block; 96 are as
+                     // many as rows, whose results the tile holds in the end, and fit in 64 KiB
 };
 
 // The largest tiles that still give every multiprocessor one.

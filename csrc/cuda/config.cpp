@@ -101,7 +101,8 @@ Family fastest(const P& p, const DeviceInfo& device) {
   double least = seconds(best, p, device);
   for (const Family family : kFamilies) {
     if (family == best || !refusal(family, p, device).empty()) continue;
-    // The matrix instructions take 64 pixels and more at a time; skinny reads values once.
+    // Beyond a few readings of the values it lives on what L2 delivers, which is not modelled here.
+    if (family == Family::kSkinny && p.geometry.pixels() > 4 * 16) continue;
     const double time = seconds(family, p, device);
     if (time < least) {
       least = time;
@@ -353,9 +354,13 @@ GemmConfig default_config(Family family, const Product& p, const DeviceInfo& dev
   return config;
 }
 
-GemmConfig default_config(Family family, const SampledProduct& p, const DeviceInfo& device) {
+GemmConfig default_config(Family family, const SampledProduct& product, const DeviceInfo& device) {
   GemmConfig config;
   config.family = family;
+  // Families split pixels only where partial sums have a place. The caller makes one if they do.
+  float place;
+  SampledProduct p = product;
+  p.partial = &place;
   if (family == Family::kMma) {
     const MmaSampledConfig c = mma_config(packed(p, packing_of(p)), device.multiprocessors);
     config.tile_rows = c.tile_rows;

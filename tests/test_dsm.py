@@ -283,6 +283,18 @@ def test_nuts_starts_from_the_same_metric():
     np.testing.assert_array_equal(_variance(network), np.asarray(flat))
 
 
+def test_nuts_refuses_priors_of_your_own():
+    """A subclass could have another density, which the numpyro model would not know."""
+    pytest.importorskip("numpyro")
+
+    class Own(DirichletHorseshoe):
+        pass
+
+    x, y = problem()
+    with pytest.raises(TypeError, match="no numpyro form of the prior Own; use sample_hmc"):
+        bayes.sample_nuts(BayesianMLP((5, 4, 1), Own(p0=2), 12), x, y)
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     real = builtins.__import__
 

@@ -1,5 +1,6 @@
 """Data and rows of the experiment with Dirichlet scale mixture priors."""
 
+import json
 import sys
 from io import StringIO
 from pathlib import Path
@@ -109,6 +110,10 @@ def test_whole_tiny_run(monkeypatch, tmp_path):
     for picture in ("pruning", "fgsm", "calibration"):
         assert f"dsm-digits-{picture}.png" in page
     assert "authors' 0.357" in page
+    curves = json.loads((tmp_path / "dsm-digits-curves.json").read_text())
+    (shares, errors) = curves["pruning"]["cancer, NLL: 4x2 blocks, one mask"]["DHS 4x2"]
+    assert shares[0] == 0
+    assert len(errors) == len(shares)
     labels = {row.label for row in outcome.rows}
     assert {"Friedman 100 authors' DHS", "cancer DHS NUTS", "cancer DST SWAG"} <= labels
     sampled = next(row for row in outcome.rows if row.label == "cancer DHS NUTS")

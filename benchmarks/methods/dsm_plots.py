@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -71,7 +72,16 @@ class Curves:
         panels.setdefault(panel, {}).setdefault(line, []).append(np.array([x, y]))
 
     def draw(self, stem: Path) -> list[Path]:
-        """Write ``<stem>-pruning.png``, ``-fgsm.png`` and ``-calibration.png``."""
+        """Write ``<stem>-pruning.png``, ``-fgsm.png`` and ``-calibration.png``; means as JSON."""
+        means = {
+            kind: {
+                panel: {line: _mean(seeds).tolist() for line, seeds in curves.items()}
+                for panel, curves in panels.items()
+            }
+            for kind, panels in self._found.items()
+        }
+        numbers = stem.with_name(f"{stem.name}-curves.json")
+        numbers.write_text(json.dumps(means, indent=1) + "\n")
         return [
             _draw(
                 panels, AXES[kind], kind == "calibration", stem.with_name(f"{stem.name}-{kind}.png")
@@ -80,26 +90,37 @@ class Curves:
         ]
 
 
+def _mean(seeds: Sequence[np.ndarray]) -> np.ndarray:
+    """[2, points] of [2, points] each; empty bins of calibration left out."""
+    every = np.stack(seeds)
+    return np.nanmean(every[..., ~np.isnan(every).all((0, 1))], axis=0)
+
+
 def _draw(
     panels: Mapping[str, Mapping[str, Sequence[np.ndarray]]],
     labels: tuple[str, str],
     diagonal: bool,
     path: Path,
 ) -> Path:
-    figure = matplotlib_figure("benchmarks.methods")(figsize=(4.4 * len(panels), 4.4), dpi=130)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = matplotlib_figure("benchmarks.methods")(
+        figsize=(4.4 * columns, 3.8 * rows + 0.6), dpi=130
+    )
     figure.set_layout_engine("constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    axes = figure.subplots(rows, columns, squeeze=False).T.flatten()
+    for empty in axes[len(panels) :]:
+        empty.set_axis_off()
+    axes = axes[: len(panels)]
     names = list(dict.fromkeys(line for lines in panels.values() for line in lines))
-    for panel, (title, lines) in zip(axes, panels.items(), strict=True):
+    for panel, (title, curves) in zip(axes, panels.items(), strict=True):
         if diagonal:
             panel.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        for line, seeds in lines.items():
-            every = np.stack(seeds)  # [seeds, 2, points]; calibration has empty bins
-            every = every[..., ~np.isnan(every).all((0, 1))]
-            x, y = np.nanmean(every, axis=0)
+        for line, seeds in curves.items():
+            x, y = _mean(seeds)
             index = names.index(line)
             panel.plot(x, y, marker="osD^v<>"[index % 7], color=f"C{index}", label=line)
-        panel.set_title(title)
+        panel.set_title(title, fontsize="medium")
         panel.set_xlabel(labels[0])
         panel.grid(alpha=0.3)
     axes[0].set_ylabel(labels[1])

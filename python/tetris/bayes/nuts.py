@@ -19,7 +19,9 @@ from .data import check_count, check_data, check_share
 from .laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma, Law
 from .network import NOISE, BayesianMLP
 from .posterior import Posterior, check_network, judge, warn
-from .priors import DirichletHorseshoe, Gaussian, RegularizedHorseshoe
+from .priors import DirichletHorseshoe, DirichletStudentT, Gaussian, RegularizedHorseshoe
+
+_KNOWN = (Gaussian, RegularizedHorseshoe, DirichletHorseshoe, DirichletStudentT)
 
 
 def _numpyro(where: str) -> tuple[Any, Any, Any]:
@@ -68,11 +70,17 @@ def sample_nuts(
 
     Raises:
         ImportError: jax or numpyro is missing; the message names the extra.
-        ValueError: x or y do not go with the network.
+        TypeError: a prior that numpyro is not told of here, such as a subclass of one.
+        ValueError: x or y do not go with the network, or counts are out of range.
     """
     where = "sample_nuts"
     jax, jnp, numpyro = _numpyro(where)
     check_network(where, network)
+    for prior in network.priors:  # one of another class, also a subclass, has formulas of its own
+        if type(prior) not in _KNOWN:
+            raise TypeError(
+                f"{where}: no numpyro form of the prior {type(prior).__name__}; use sample_hmc"
+            )
     check_data(where, network, x, y)
     check_count(where, "chains", chains, 1)
     check_count(where, "warmup", warmup, 1)
@@ -204,10 +212,7 @@ def _sd(network: BayesianMLP, index: int, scales: Mapping[str, Any]) -> Any:
     prior, (out, in_) = network.priors[index], network.shape(index)
     if isinstance(prior, Gaussian):
         return out**-0.5 if prior.sd is None else prior.sd
-    if not isinstance(prior, (RegularizedHorseshoe, DirichletHorseshoe)):
-        raise TypeError(
-            f"sample_nuts: no numpyro form of the prior {type(prior).__name__}; use sample_hmc"
-        )
+    assert isinstance(prior, (RegularizedHorseshoe, DirichletHorseshoe))
     bo, bi = prior.block
     tau = prior.p0 / (in_ - prior.p0) / network.samples**0.5 * scales["tau"]
     local, slab = scales["lambda"], scales["c2"]

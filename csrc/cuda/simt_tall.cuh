@@ -78,8 +78,10 @@ TETRIS_DEVICE void find_slab(const Product& p, const Extents& e, int group, int 
   }
 }
 
+// Three CTAs an SM: two where rows take two warps, whose registers ptxas would spill for sm_90.
 template <int kWarpsAlongRows>
-__global__ void __launch_bounds__(128, 3) simt_product_tall(const Product p, const TallPlan plan) {
+__global__ void __launch_bounds__(128, kWarpsAlongRows == 2 ? 2 : 3)
+    simt_product_tall(const Product p, const TallPlan plan) {
   using Tile = Tall<kWarpsAlongRows>;
   constexpr int kSlab = Tile::kSlab, kPitch = Tile::kPitch, kValuesPitch = Tile::kValuesPitch;
   constexpr int kLoads = kSlab * Tile::kPixels / Tile::kThreads;  // of x, each thread

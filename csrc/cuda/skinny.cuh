@@ -45,7 +45,7 @@ struct Skinny {
   static constexpr int kUnroll = ITEMS >= 4 ? 2 : 4;
   // CTAs an SM, by registers. With 24 warps 48 KiB are in flight, with 16 still 32 KiB; the H200's
   // memory takes 25 KiB an SM to be busy (4.8 TB/s for 700 ns).
-  static constexpr int kResident = HV * PX >= 32 ? 2 : 3;
+  static constexpr int kResident = HV * PX >= 32 || (HV == 4 && ITEMS * PX >= 8) ? 2 : 3;
 
   static TETRIS_HOST_DEVICE int rows(const SkinnyPlan& plan) { return plan.lanes_of_input * HV; }
   static TETRIS_HOST_DEVICE int inputs_of_step(const SkinnyPlan& plan) {

@@ -30,8 +30,9 @@ from pathlib import Path
 
 # File name -> (kernels, by a pattern in their mangled names, what each must have).
 NEEDS = {
-    "mma_product": [("kernel", {"HMMA", "LDGSTS", "LDSM"})],
-    "mma_sampled": [("kernel", {"HMMA", "LDGSTS", "LDSM"})],
+    # Across k, TF32 has no ldmatrix: lanes read single elements.
+    "mma_product": [("kernel(?!If)", {"HMMA", "LDGSTS", "LDSM"}), ("kernelIf", {"HMMA", "LDGSTS"})],
+    "mma_sampled": [("kernel(?!If)", {"HMMA", "LDGSTS", "LDSM"}), ("kernelIf", {"HMMA", "LDGSTS"})],
     "hopper": [("kernel", {"HGMMA", "UTMALDG"})],
 }
 LOCAL = {"STL", "LDL"}

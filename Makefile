@@ -16,12 +16,12 @@ BIN := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
-CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'tests/*.h' 'tests/*.cpp' 'benchmarks/*.cpp')
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' 'benchmarks/*.cpp')
 CPP_BUILD := build/cpp-test
 CPP_FLAGS := -DTETRIS_BUILD_TESTS=ON -DTETRIS_BUILD_EXTENSION=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-conv build lint format cpp-test kernel-bench clean
+.PHONY: help demo test bench bench-conv build lint format cpp-test kernel-bench gpu-check clean
 
 help: ## Show this list
 	@echo 'usage: make TARGET [ARGS="..."]'
@@ -65,6 +65,9 @@ kernel-bench: $(VENV)/.torch ## Time the kernels alone (needs google-benchmark; 
 	cmake -G Ninja -S . -B build/kernel-bench -DTETRIS_BUILD_BENCHMARKS=ON -DTETRIS_BUILD_EXTENSION=OFF
 	cmake --build build/kernel-bench --target kernel_bench
 	build/kernel-bench/benchmarks/cpp/kernel_bench $(if $(ARGS),$(ARGS),512x1024x4096 1x1 90 4x1 90 16x16 90)
+
+gpu-check: ## On a machine with a GPU: build, test, measure with PYTHON's own torch, under ten minutes
+	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 clean: ## Remove what was built; the virtual environment stays
 	rm -rf build dist python/*.egg-info python/tetris/_C*.so $(VENV)/.built $(VENV)/.with-*

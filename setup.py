@@ -28,6 +28,7 @@ class CMakeBuild(build_ext):
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
             f"-DTETRIS_VERSION={self.distribution.get_version()}",
             f"-DCMAKE_BUILD_TYPE={'Debug' if self.debug else 'Release'}",
+            f"-DTETRIS_CUDA={os.environ.get('TETRIS_CUDA', 'AUTO')}",
             *os.environ.get("TETRIS_CMAKE_ARGS", "").split(),
             str(ROOT),
         ]

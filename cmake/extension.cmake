@@ -16,6 +16,7 @@ list(GET torch_config 3 torch_lib_dir)
 list(GET torch_config 4 pybind11_include)
 list(GET torch_config 5 torch_openmp)
 list(SUBLIST torch_config 6 -1 torch_includes)
+tetris_cuda_for_torch()
 
 Python_add_library(_C MODULE WITH_SOABI
   csrc/bindings.cpp
@@ -55,8 +56,39 @@ endif()
 target_include_directories(_C SYSTEM PRIVATE ${torch_includes} ${pybind11_include})
 target_compile_definitions(_C PRIVATE _GLIBCXX_USE_CXX11_ABI=${TORCH_CXX11_ABI}
                                       TETRIS_VERSION="${TETRIS_VERSION}")
+set(target_names "")
+if(TETRIS_CUDA_BUILT)
+  target_sources(_C PRIVATE
+    csrc/bindings_cuda.cpp
+    csrc/ops/cuda_device.cpp
+    csrc/ops/cuda_layout.cpp
+    csrc/ops/cuda_run.cpp
+    csrc/ops/bsmm_cuda.cpp
+    csrc/ops/conv_cuda.cpp)
+  foreach(target IN LISTS TETRIS_CUDA_TARGETS)
+    list(APPEND target_names sm_${target})
+    if(target STREQUAL "90")
+      list(APPEND target_names sm_90a)
+    endif()
+  endforeach()
+  list(APPEND target_names compute_80)
+  target_include_directories(_C SYSTEM PRIVATE ${CMAKE_CUDA_TOOLKIT_INCLUDE_DIRECTORIES})
+  target_link_libraries(_C PRIVATE tetris_cuda torch_cuda c10_cuda)
+  # The runtime that torch has loaded, not a second one beside it.
+  set_target_properties(_C PROPERTIES CUDA_RUNTIME_LIBRARY Shared LINKER_LANGUAGE CXX)
+else()
+  target_sources(_C PRIVATE csrc/bindings_no_cuda.cpp csrc/ops/no_cuda.cpp)
+endif()
+list(JOIN target_names "," target_names)
+target_compile_definitions(_C PRIVATE TETRIS_CUDA_KEY=CUDA TETRIS_CUDA_WHY="${TETRIS_CUDA_WHY}"
+                                      TETRIS_CUDA_TARGETS="${target_names}")
 target_link_directories(_C PRIVATE ${torch_lib_dir})
 target_link_libraries(_C PRIVATE tetris_cpu tetris_reorder torch torch_cpu c10)
 # torch is imported before _C, so its libraries are already loaded; no path of the build machine is kept.
 set_target_properties(_C PROPERTIES SKIP_BUILD_RPATH ON)
 install(TARGETS _C LIBRARY DESTINATION tetris)
+
+# The ops of CUDA over the emulator and CPU tensors, beside the real module: tests/emulated_ops/README.md.
+if(TETRIS_EMULATED_OPS)
+  add_subdirectory(tests/emulated_ops)
+endif()

@@ -1,6 +1,7 @@
 option(TETRIS_BUILD_EXTENSION "build the torch extension module _C" ON)
 option(TETRIS_BUILD_TESTS "build the C++ tests (needs googletest)" OFF)
 option(TETRIS_BUILD_BENCHMARKS "build the C++ benchmark of the kernels (needs google-benchmark)" OFF)
+option(TETRIS_EMULATED_OPS "build the CUDA ops over the emulator, for tests (needs TETRIS_BUILD_TESTS)" OFF)
 set(TETRIS_SANITIZE "" CACHE STRING "sanitizers for all targets, e.g. address,undefined")
 
 set(CMAKE_CXX_STANDARD 17)

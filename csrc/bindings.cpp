@@ -10,6 +10,7 @@
 namespace py = pybind11;
 
 void bind_reorder(py::module_& m);  // bindings_reorder.cpp
+void bind_cuda(py::module_& m);     // bindings_cuda.cpp, bindings_no_cuda.cpp
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =
@@ -25,4 +26,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("threads_at_work", &tetris::ops::threads_at_work, py::call_guard<py::gil_scoped_release>());
   m.def("assume_cache_bytes", &tetris::assume_cache_bytes, py::arg("l1"), py::arg("l2"));
   bind_reorder(m);
+  bind_cuda(m);
 }

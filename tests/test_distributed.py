@@ -72,8 +72,9 @@ def test_masked_and_sparse_execution_agree(results):
 def test_two_processes_draw_the_same_masks_and_learn_as_one(results):
     alone, first, second = (result["sampled"] for result in results)
     assert len(alone["gates"].unique()) > 100  # they have learnt
-    torch.testing.assert_close(first["gates"], alone["gates"], rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(first["output"], alone["output"], rtol=1e-9, atol=1e-9)
+    # Rounding grows where losses are subtracted: 2e-9 with AVX2, below 1e-9 with AVX-512.
+    torch.testing.assert_close(first["gates"], alone["gates"], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(first["output"], alone["output"], rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(second["gates"], first["gates"], rtol=0, atol=0)
     for name, tensor in first["state"].items():
         torch.testing.assert_close(second["state"][name], tensor, rtol=0, atol=0)

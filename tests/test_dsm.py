@@ -54,6 +54,17 @@ def test_laws_are_scipys_with_the_jacobian_of_the_log(law, reference):
     )
 
 
+@pytest.mark.parametrize(
+    "law", [HalfCauchy(), HalfStudentT(3.0), InverseGamma(2.0, 4.0), Gamma(0.1)], ids=repr
+)
+def test_variances_of_logs(law):
+    u = torch.linspace(-400, 60, 400_001, dtype=torch.float64)
+    weight = law.log_density(u).exp() * (u[1] - u[0])
+    mean = (weight * u).sum()
+    assert float(weight.sum()) == pytest.approx(1, abs=1e-6)
+    assert float((weight * (u - mean).square()).sum()) == pytest.approx(law.variance, rel=1e-5)
+
+
 def test_gammas_make_a_dirichlet():
     torch.manual_seed(0)
     v = torch.distributions.Gamma(torch.full((20000, 4), 0.5), torch.tensor(1.0)).sample().log()
@@ -110,6 +121,36 @@ def test_pack_inverts_get():
     theta = network.start(torch.Generator().manual_seed(0), 3, 2)
     parts = {name: network.get(theta, name) for name in network.slots}
     assert torch.equal(network.pack(parts), theta)
+    for name, part in network.unpack(theta).items():
+        assert torch.equal(part, parts[name])
+    with pytest.raises(ValueError, match=r"theta must be \[\.\.\., 59\] \(got \[3\]\)"):
+        network.log_prior(torch.zeros(3))
+
+
+def test_the_first_metric_is_the_prior():
+    network = BayesianMLP((5, 4, 1), DirichletHorseshoe(p0=2), 12)
+    variance = network.prior_variance()
+    assert float(network.get(variance, "0.gamma")[0, 0]) == pytest.approx(101.4, abs=0.1)
+    assert bool((network.get(variance, "0.z") == 1).all())
+
+
+def test_a_metric_to_begin_with_spares_warm_up():
+    def spread(variance):
+        chains = bayes.hmc(
+            lambda q: -0.5 * (q / sd).square().sum(-1),
+            torch.zeros((8, 2), dtype=torch.float64),
+            warmup=20,
+            draws=40,
+            steps=10,
+            generator=torch.Generator().manual_seed(0),
+            variance=variance,
+        )
+        return float(chains.theta[..., 1].std())
+
+    sd = torch.tensor([1.0, 1000.0], dtype=torch.float64)
+    known = spread(sd.square())
+    assert known == pytest.approx(1000, rel=0.3)
+    assert spread(None) < 500
 
 
 def test_hmc_draws_from_a_gaussian():
@@ -183,7 +224,7 @@ def test_nuts_of_numpyro_and_hmc_draw_from_the_same_posterior():
     x, y = problem()
     network = BayesianMLP((5, 2, 1), PRIORS["dhs"], 12)
     nuts = bayes.sample_nuts(network, x, y, chains=1, warmup=200, draws=400, max_tree_depth=6)
-    (hmc,) = bayes.sample_hmc(network, x[None], y[None], chains=8, warmup=150, draws=150)
+    (hmc,) = bayes.sample_hmc(network, x[None], y[None], chains=8, warmup=150, draws=150, steps=20)
 
     def figures(posterior):
         theta = posterior.theta
@@ -224,6 +265,34 @@ def test_numpyros_model_has_our_density():
             want, _ = numpyro.infer.util.log_density(_model, arguments, {}, sites)
             want = float(want)
         assert float(network.log_joint(theta, x, y)) == pytest.approx(want + jacobian, rel=1e-9)
+
+
+def test_nuts_starts_from_the_same_metric():
+    """Numpyro flattens sites by name."""
+    jax = pytest.importorskip("jax")
+    pytest.importorskip("numpyro")
+    from jax.flatten_util import ravel_pytree
+
+    from tetris.bayes.nuts import _variance
+
+    network = BayesianMLP((5, 4, 1), DirichletHorseshoe(p0=2, block=(2, 1)), 12)
+    variance = network.prior_variance()
+    sites = {name: network.get(variance, name).numpy() for name in network.slots}
+    with jax.enable_x64(True):
+        flat, _ = ravel_pytree(sites)
+    np.testing.assert_array_equal(_variance(network), np.asarray(flat))
+
+
+def test_nuts_refuses_priors_of_your_own():
+    """A subclass could have another density, which the numpyro model would not know."""
+    pytest.importorskip("numpyro")
+
+    class Own(DirichletHorseshoe):
+        pass
+
+    x, y = problem()
+    with pytest.raises(TypeError, match="no numpyro form of the prior Own; use sample_hmc"):
+        bayes.sample_nuts(BayesianMLP((5, 4, 1), Own(p0=2), 12), x, y)
 
 
 def test_a_missing_extra_is_named(monkeypatch):
@@ -267,6 +336,35 @@ def test_a_calibrated_regression_has_a_small_error():
     assert right.ece(y) < 0.02 < 0.1 < narrow.ece(y)
 
 
+def test_calibration_by_bins():
+    logits = torch.tensor([[[0.9, 0.1], [0.3, 0.7], [0.92, 0.08]]], dtype=torch.float64).log()
+    promised, observed, share = Predictive(logits, None, "classification").calibration(
+        torch.tensor([0, 1, 1]), bins=5
+    )
+    assert promised[4] == pytest.approx(0.91)
+    assert observed[3:].tolist() == [1.0, 0.5]
+    np.testing.assert_allclose(share, [0, 0, 0, 1 / 3, 2 / 3])
+    assert bool(promised[:3].isnan().all())
+
+
+def test_noise_of_points_that_were_held_out():
+    network = BayesianMLP((5, 4, 1), Gaussian(), 12)
+    theta = network.start(torch.Generator().manual_seed(0), 1, 1)
+    draws = bayes.Posterior(network, theta, Convergence("test"))
+    x, y = problem(40)
+    noise = draws.held_out_noise(x, y)
+    residual = (draws.predict(x).mean[:, 0] - y).numpy()
+    grid = np.linspace(0.05, 5, 20_001)
+    density = stats.invgamma.logpdf(grid, 3, scale=2) + np.log(grid)
+    density += stats.norm.logpdf(residual[:, None], scale=grid).sum(0)
+    assert noise == pytest.approx(grid[density.argmax()], abs=1e-3)
+    assert float(draws.with_noise(noise).weights().noise) == pytest.approx(noise)
+    classes = BayesianMLP((5, 4, 2), Gaussian(), 12, "classification")
+    theta = classes.start(torch.Generator().manual_seed(0), 1, 1)
+    with pytest.raises(ValueError, match="noise is of a regression"):
+        bayes.Posterior(classes, theta, Convergence("test")).with_noise(0.5)
+
+
 def test_fgsm_harms_the_predictive_within_its_box():
     network = BayesianMLP((5, 4, 3), Gaussian(), 12, "classification")
     weights = network.weights(network.start(torch.Generator().manual_seed(0), 6))
@@ -275,6 +373,13 @@ def test_fgsm_harms_the_predictive_within_its_box():
     moved = bayes.fgsm(lambda v: Predictive.of(weights, v), x, y, 0.05)
     assert float((moved - x).abs().max()) <= 0.05 + 1e-12
     assert Predictive.of(weights, moved).nll(y) > Predictive.of(weights, x).nll(y)
+    posterior = bayes.Posterior(
+        network, network.start(torch.Generator(), 1, 1), Convergence("test")
+    )
+    with pytest.raises(TypeError, match="such as posterior.predict"):
+        bayes.fgsm(posterior, x, y, 0.05)
+    with pytest.raises(ValueError, match=r"eps must be a number >= 0 \(got -1\)"):
+        bayes.fgsm(posterior.predict, x, y, -1)
 
 
 def test_settings_out_of_range():
@@ -286,9 +391,79 @@ def test_settings_out_of_range():
         BayesianMLP((5, 3, 1), Gaussian(), 10, "clustering")
     with pytest.raises(ValueError, match="one for each of the first layers"):
         BayesianMLP((5, 3, 1), [Gaussian()] * 3, 10)
-    network = BayesianMLP((5, 3, 2), Gaussian(), 12, "classification")
+    with pytest.raises(ValueError, match="needs two outputs or more"):
+        BayesianMLP((5, 3, 1), Gaussian(), 10, "classification")
+    with pytest.raises(ValueError, match="prior must be a Prior.*the class DirichletHorseshoe"):
+        BayesianMLP((5, 3, 1), DirichletHorseshoe, 10)
+    with pytest.raises(ValueError, match="sizes must be inputs, hidden widths and outputs"):
+        BayesianMLP(5, Gaussian(), 10)
+    with pytest.raises(ValueError, match="slab must be shape and scale"):
+        DirichletHorseshoe(slab=3.0)
+    with pytest.raises(
+        ValueError, match=r"samples, the number of data points, must be .* \(got 0\)"
+    ):
+        BayesianMLP((5, 3, 1), Gaussian(), 0)
+    assert BayesianMLP((np.int64(5), 3, 1), Gaussian(), np.int64(10)).sizes == (5, 3, 1)
+
+
+WRONG = {
+    "numpy": (lambda x, y: (x.numpy(), y), TypeError, "torch.from_numpy converts it"),
+    "no data sets": (lambda x, y: (x[0], y[0]), ValueError, r"x\[None\] and y\[None\]"),
+    "inputs": (lambda x, y: (x[..., :4], y), ValueError, r"x must be \[data sets, N, 5\]"),
+    "integers": (lambda x, y: (x.long(), y), ValueError, "x must be finite floating-point"),
+    "a nan in x": (lambda x, y: (x / x.relu(), y), ValueError, "x must be finite"),
+    "column": (lambda x, y: (x, y[..., None]), ValueError, r"y.squeeze\(-1\) has that shape"),
+    "other sets": (lambda x, y: (x, y.expand(2, -1)), ValueError, r"here \[1, 12\]"),
+    "fewer points": (lambda x, y: (x[:, :6], y[:, :6]), ValueError, "made for samples=12"),
+    "none": (lambda x, y: (x[:, :0], y[:, :0]), ValueError, r"\(got 0 points\)"),
+}
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+@pytest.mark.parametrize(("spoil", "error", "match"), WRONG.values(), ids=WRONG)
+def test_data_that_do_not_go_with_the_network(spoil, error, match, task):
+    network = BayesianMLP((5, 3, 2 if task == "classification" else 1), Gaussian(), 12, task)
     x, y = problem()
-    with pytest.raises(ValueError, match="int64 classes from 0 to 1"):
-        bayes.sample_hmc(network, x[None], y[None])
-    with pytest.raises(ValueError, match="made for 12 samples"):
-        bayes.sample_hmc(network, x[None, :6], y[None, :6].long())
+    y = (y > 0).long() if task == "classification" else y
+    with pytest.raises(error, match=match):
+        bayes.sample_hmc(network, *spoil(x[None], y[None]), warmup=20, draws=8)
+
+
+def test_targets_of_the_wrong_kind():
+    x, y = problem()
+    classifier = BayesianMLP((5, 3, 2), Gaussian(), 12, "classification")
+    with pytest.raises(ValueError, match=r"int64 classes \(got torch.float64\); y.long\(\)"):
+        bayes.sample_hmc(classifier, x[None], y[None])
+    with pytest.raises(ValueError, match=r"classes from 0 to 1 \(got some from 2 to 2\)"):
+        bayes.MAP(classifier).fit(x, torch.full((12,), 2), 1)
+    regression = BayesianMLP((5, 3, 1), Gaussian(), 12)
+    with pytest.raises(ValueError, match=r"y must be finite numbers \(got 12 that are not\)"):
+        bayes.MAP(regression).fit(x, y * torch.nan, 1)
+    whole = bayes.MAP(regression).fit(x, (3 * y).long(), 1)  # counts are numbers
+    found = whole.predict(x)
+    assert found.rmse((3 * y).long()) > 0
+    with pytest.raises(ValueError, match=r"y.squeeze\(-1\)"):  # broadcasting would compare all
+        found.rmse(y[:, None])
+    with pytest.raises(ValueError, match=r"Posterior.predict: x must be \[N, 5\]"):
+        whole.predict(x[:, :3])
+
+
+def test_counts_are_refused_before_sampling():
+    x, y = problem()
+    network = BayesianMLP((5, 3, 1), Gaussian(), 12)
+    for settings, match in (
+        ({"draws": 3}, r"draws, which R-hat is of, must be an int >= 4 \(got 3\)"),
+        ({"chains": 0}, "chains must be an int >= 1"),
+        ({"accept": 2.0}, r"accept must be a number in \(0, 1\)"),
+        ({"dtype": torch.float16}, "float32 or float64"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            bayes.sample_hmc(network, x[None], y[None], **settings)
+    with pytest.raises(TypeError, match="network must be a BayesianMLP"):
+        bayes.sample_hmc(None, x[None], y[None])
+    draws = bayes.Posterior(network, network.start(torch.Generator(), 2, 3), Convergence("test"))
+    with pytest.raises(ValueError, match="index must be below 2"):
+        draws.chain(2)
+    assert torch.equal(draws.chain(-1).theta, draws.theta[1:])
+    with pytest.raises(ValueError, match="draws must be an int >= 1"):
+        draws.thin(0)

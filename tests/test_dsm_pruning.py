@@ -82,6 +82,18 @@ def test_an_ensemble_is_the_masked_posterior():
     assert {m.linear1.layout for m in ensemble.members} == set(pruner.layouts().values())
 
 
+def test_ensembles_say_what_they_lack():
+    member = torch.nn.Linear(3, 1)
+    with pytest.raises(ValueError, match="task must be"):
+        bayes.Ensemble([member], "clustering")
+    with pytest.raises(ValueError, match="one number for each of 1 networks"):
+        bayes.Ensemble([member], "regression", torch.ones(2))
+    found = bayes.Ensemble([member], "regression").predict(torch.ones(2, 3))
+    assert found.rmse(torch.ones(2)) >= 0
+    with pytest.raises(ValueError, match=r"noise are needed; Ensemble\(\.\.\., noise=\.\.\.\)"):
+        found.nll(torch.ones(2))
+
+
 @pytest.mark.parametrize("block", [(4, 1), (4, 4)])
 def test_whole_inputs_go(block):
     pruner = DSMPruner(posterior(), sparsity=0.5, block=block, granularity="input")
@@ -166,6 +178,8 @@ def test_a_short_fit_says_that_it_cannot_tell():
     assert "too few" in str(fit.fit(x, y, 2).convergence)
     short = MAP(network).fit(x, y, 10, learning_rate=0.03).convergence
     assert "the second half of the epochs still brought" in str(short)
+    walked = MAP(network).around(x, y, 20, 5, learning_rate=0.01).convergence
+    assert "the fit has not run; the walk still descended" in str(walked)
 
 
 def test_a_diverging_fit_stops_and_keeps_the_last_good_state():
@@ -179,6 +193,25 @@ def test_a_diverging_fit_stops_and_keeps_the_last_good_state():
     assert fit.fit(x, y, 2).predict(x).accuracy(y) > 0.2  # goes on from there
 
 
+def test_a_fit_resumes(tmp_path):
+    x, y = blobs()
+    network = BayesianMLP((32, 8, 3), DirichletHorseshoe(), 240, "classification")
+    whole = MAP(network, seed=1)
+    whole.fit(x, y, 2)
+    torch.save(whole.state_dict(), tmp_path / "map.pt")
+    again = MAP(network, seed=2)
+    again.load_state_dict(torch.load(tmp_path / "map.pt"))
+    whole.fit(x, y, 2)
+    again.fit(x, y, 2)
+    assert torch.equal(again.theta, whole.theta)
+    assert again.history == whole.history
+    other = MAP(BayesianMLP((32, 4, 3), Gaussian(), 240, "classification"))
+    with pytest.raises(ValueError, match="as this network's"):
+        other.load_state_dict(whole.state_dict())
+    with pytest.raises(ValueError, match="state lacks generator, history, notes"):
+        other.load_state_dict({"theta": whole.theta})
+
+
 def test_the_fit_takes_regression():
     x, _ = blobs()
     y = x[:, 0].double()
@@ -188,5 +221,5 @@ def test_the_fit_takes_regression():
     assert float(held.weights().noise) == pytest.approx(2 / 3)
     free = MAP(network, noise=None).fit(x, y, 60, learning_rate=0.03)
     assert float(free.weights().noise) < 2 / 3
-    with pytest.raises(ValueError, match="noise must be positive"):
+    with pytest.raises(ValueError, match="noise must be a positive number"):
         MAP(network, noise=0.0)

@@ -85,6 +85,20 @@ def test_features_are_checked(features, message):
         frechet_distance(features, torch.randn(5, 3))
 
 
+def test_gaussians_are_checked_and_kept_in_double():
+    with pytest.raises(ValueError, match=r"\[d\] and \[d, d\] \(got \[3\] and \[3\]\)"):
+        Gaussian(torch.zeros(3), torch.ones(3))
+    with pytest.raises(TypeError, match=r"mean must be a torch\.Tensor"):
+        Gaussian(np.zeros(3), torch.eye(3))  # type: ignore[arg-type]
+    a = gaussian(0)
+    assert Gaussian(a.mean.float(), a.covariance.float()).covariance.dtype == torch.float64
+    elsewhere = object.__new__(Gaussian)
+    for name in ("mean", "covariance"):
+        object.__setattr__(elsewhere, name, getattr(a, name).to("meta"))
+    with pytest.raises(ValueError, match=r"one device \(got cpu and meta\)"):
+        frechet_distance(a, elsewhere)
+
+
 def test_both_need_equally_many_features():
     with pytest.raises(ValueError, match=r"equally many features \(got 3 and 4\)"):
         frechet_distance(torch.randn(5, 3), torch.randn(5, 4))

@@ -214,10 +214,6 @@ def test_loss_leaves_everything_but_the_pruned_generator_alone(task):
     before = state_of(pruner.discriminator, pruner.original)
     pruner.loss(*batch).backward()
     after = state_of(pruner.discriminator, pruner.original)
-    counters = [k for k in after[1] if k.endswith("num_batches_tracked")]
-    for state in (before[1], after[1]):
-        for key in counters:
-            state.pop(key)
     assert same(before, after)
     assert all(p.grad is None for p in pruner.discriminator.parameters())
     assert all(p.requires_grad for p in pruner.discriminator.parameters())
@@ -316,7 +312,7 @@ def test_blocks_go_gradually_and_stay_gone():
 
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
 @pytest.mark.parametrize("atom", ["block", "filter"])
-@pytest.mark.parametrize("block", [(4, 4), (1, 1), (8, 2)])
+@pytest.mark.parametrize("block", [(4, 4), (1, 1), (8, 2), (32, 32)])
 def test_sparse_generator_equals_the_masked_one_and_runs_on_kernels(execution, atom, block):
     generator, discriminator = conv_generator(), conv_discriminator()
     optimizer = torch.optim.Adam(generator.parameters(), 1e-3)
@@ -332,6 +328,7 @@ def test_sparse_generator_equals_the_masked_one_and_runs_on_kernels(execution, a
         include=["0", "2", "5"],
         sparsity=0.5,
         block=block,
+        allow_empty_rows=block == (32, 32),  # one block is all that a row of the first layer has
         sweeps=1,
     )
     train(pruner, (torch.randn(12, 1, 4, 4), LATENT), optimizer, 7)
@@ -365,6 +362,45 @@ def test_training_on_stored_blocks_follows_the_masked_one(atom):
         found.append((pruner.layouts(), pruner.model.eval()(LATENT).detach()))
     assert found[0][0] == found[1][0]
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("atom", ["block", "filter"])
+def test_stored_blocks_do_not_come_back(atom):
+    pruner, batch = made(
+        "unconditional", execution="sparse", atom=atom, schedule=lambda step, s: s / (1 + step)
+    )
+    optimizer = torch.optim.Adam(pruner.model.parameters(), 1e-3)
+    pruner.attach(optimizer)
+    with pytest.raises(ValueError, match="the schedule falls from 50.0% to 25.0%"):
+        train(pruner, batch, optimizer, 1)
+    assert pruner.steps == 0
+
+
+def test_filters_that_are_left_can_be_stored_in_blocks():
+    generator, own = conv_generator(), ["0", "2", "5"]
+    pruner = GANPruner(
+        generator,
+        conv_discriminator(),
+        task=UnconditionalGAN(),
+        schedule="one_shot",
+        train_d=False,
+        atom="filter",
+        include=own,
+        sparsity=0.5,
+        block=(1, 1),
+    )
+    single = pruner.finalize()
+    dense = pruner.remove().eval()
+    stored = tetris.sparsify(
+        dense, include=own, sparsity=0.5, block=(8, 8), reorder="l1_sort", allow_empty_rows=True
+    ).eval()
+    for name in own:
+        layouts = [model.get_submodule(name).layout for model in (single, stored)]
+        assert torch.equal(layouts[0].mask(), layouts[1].mask())
+        rows = layouts[1].block_mask()
+        assert torch.equal(rows.any(1), rows.all(1))
+    with torch.no_grad():
+        torch.testing.assert_close(stored(LATENT), dense(LATENT), rtol=1e-5, atol=1e-6)
 
 
 def test_the_largest_filters_stay():
@@ -459,6 +495,28 @@ def check_good(pruner, batch, optimizer, good):
         assert bool(pruner.finalize().eval()(LATENT).isfinite().all())
 
 
+def test_the_dense_generator_survives_numbers_that_are_not_finite():
+    """Its batch norm sees them, and is not among what is brought back."""
+    pruner, batch, _, _ = failing()
+    before = state_of(pruner.original)
+    with pytest.raises(DivergenceError):
+        pruner.loss(REAL, torch.full_like(LATENT, torch.nan))
+    assert same(before, state_of(pruner.original))
+    pruner.model.eval()
+    assert bool(pruner.loss(*batch).isfinite())
+
+
+def test_an_optimizer_that_is_not_known_is_asked_for():
+    pruner, batch = made("unconditional")
+    pruner.loss(*batch)
+    with torch.no_grad():
+        pruner.model[7].bias[0] = torch.nan
+    with pytest.raises(
+        DivergenceError, match=r"and masks are back .*a new optimizer .* \(optimizers= would"
+    ):
+        pruner.step()
+
+
 @pytest.mark.parametrize("execution", ["masked", "sparse"])
 def test_weights_that_are_not_finite_bring_the_last_good_state_back(execution):
     pruner, batch, optimizer, good = failing(execution=execution)
@@ -476,7 +534,7 @@ def test_weights_that_are_not_finite_bring_the_last_good_state_back(execution):
 
 def test_a_loss_that_is_not_finite_brings_the_last_good_state_back():
     pruner, batch, optimizer, good = failing()
-    with pytest.raises(DivergenceError, match=r"the loss is nan \(gen nan"):
+    with pytest.raises(DivergenceError, match=r"the loss is nan \(gen nan.*; the inputs have such"):
         pruner.loss(REAL, torch.full_like(LATENT, torch.inf))
     check_good(pruner, batch, optimizer, good)
 
@@ -503,7 +561,7 @@ def test_a_discriminator_that_scores_all_alike_has_collapsed():
         pruner.step()
     with pytest.raises(DivergenceError, match="for 3 steps it gave every image the same score"):
         pruner.loss(*batch)
-    assert float((pruner.discriminator[2].bias - before).abs()) < 0.1
+    assert float((pruner.discriminator[2].bias - before).detach().abs()) < 0.1
     check_good(pruner, batch, optimizer, good)
 
 
@@ -565,6 +623,53 @@ def test_training_resumes_where_it_stopped(execution, atom):
     )
 
 
+def test_a_state_is_of_one_atom():
+    state = made("unconditional")[0].state_dict()
+    other, _ = made("unconditional", atom="filter")
+    before = other.layouts()
+    with pytest.raises(ValueError, match="atom='block', this one has 'filter'"):
+        other.load_state_dict(state)
+    assert other.layouts() == before
+
+
+# -- half precision ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_loss_under_autocast_and_step_outside(task):
+    pruner, batch = made(task)
+    optimizer = torch.optim.Adam(pruner.model.parameters(), 1e-3)
+    pruner.attach(optimizer)
+    for _ in range(7):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = pruner.loss(*batch)
+        loss.backward()
+        optimizer.step()
+        pruner.step()
+    assert all(p.dtype == torch.float32 for p in pruner.model.parameters())
+    assert pruner.sparsity == pytest.approx(0.5, abs=0.05)
+
+
+def test_weights_of_float16_say_what_to_do():
+    generator, discriminator = linear_generator().half(), linear_discriminator().half()
+    generator[3].p = 0.0
+    pruner = GANPruner(
+        generator,
+        discriminator,
+        task=UnconditionalGAN(),
+        schedule="one_shot",
+        train_d=False,
+        sparsity=0.5,
+        **FAST,
+    )
+    pruner.loss(REAL.half(), LATENT.half())
+    with torch.no_grad():
+        generator[7].bias[0] = torch.inf
+    with pytest.raises(DivergenceError, match=r"7\.bias \(float16: train float32 under"):
+        pruner.step()
+
+
 # -- messages ---------------------------------------------------------------------------------
 
 
@@ -574,18 +679,143 @@ def test_training_resumes_where_it_stopped(execution, atom):
         ({"d_optimizer": None}, "train_d needs d_optimizer"),
         ({"train_d": False, "d_optimizer": "adam"}, "of no use with train_d=False"),
         ({"d_optimizer": torch.optim.SGD([torch.zeros(1)], 0.1)}, "holds no parameter of the"),
-        ({"strength": -1.0}, "strength must not be negative"),
+        ({"strength": -1.0}, "strength must be a number, not negative"),
+        ({"strength": "0.5"}, "strength must be a number, not negative"),
         ({"eps": 0.0}, "eps must be positive"),
+        ({"eps": float("inf")}, "eps must be positive"),
         ({"atom": "row"}, "atom must be 'block' or 'filter'"),
         ({"snapshot_every": 0}, "snapshot_every must be an int of 1 or more"),
         ({"patience": 1.5}, "patience must be an int of 1 or more"),
         ({"atom": "filter", "scope": "global"}, "use scope='layer'"),
+        ({"atom": "filter", "balanced": True}, "empties block rows, not balanced=True"),
         ({"atom": "filter", "share": [tetris.prune.SharedOrder("0", "4")]}, "no share="),
     ],
 )
 def test_settings_are_checked_before_anything_changes(settings, message):
     with pytest.raises(ValueError, match=message):
         made("unconditional", **settings)
+
+
+def test_an_optimizer_of_both_networks_is_refused():
+    generator, discriminator = linear_generator(), linear_discriminator()
+    both = torch.optim.Adam([*generator.parameters(), *discriminator.parameters()])
+    with pytest.raises(ValueError, match="d_optimizer holds parameters of the generator"):
+        GANPruner(
+            generator,
+            discriminator,
+            task=UnconditionalGAN(),
+            schedule="one_shot",
+            d_optimizer=both,
+            **FAST,
+        )
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (UnconditionalGAN, r"an instance: UnconditionalGAN\(\) \(got the class Unc"),
+        ("unconditional", r"another GANTask \(got 'unconditional'\)"),
+        (F.softplus, "task must be a UnconditionalGAN"),
+    ],
+)
+def test_a_task_is_an_object_with_terms(task, message):
+    with pytest.raises(TypeError, match=message):
+        GANPruner(
+            linear_generator(),
+            linear_discriminator(),
+            task=task,
+            schedule="one_shot",
+            train_d=False,
+            **FAST,
+        )
+
+
+class Own:
+    """A task as a user might write one."""
+
+    def __init__(self, generator, discriminator, weights):
+        self.found = generator, discriminator
+        self.weights = weights
+
+    def generator_terms(self, discriminator, sample):
+        found = self.found[0]
+        return found(discriminator, sample) if callable(found) else found
+
+    def discriminator_terms(self, discriminator, sample):
+        return self.found[1]
+
+
+def one(discriminator, sample):
+    return {"gen": -discriminator(sample.generated)}
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        (Own({}, {}, {}), ValueError, "the task has no terms"),
+        (Own(one, {}, {"recon": 2.0}), ValueError, r"weight for 'recon', .* none of .* \(gen\)"),
+        (Own(torch.ones(3), {}, {}), TypeError, "generator_terms must return a dict"),
+        (Own(one, None, {}), TypeError, "discriminator_terms must return a dict"),
+        (Own({"gen": 0.3}, {}, {}), TypeError, r"tensors, .* \(got 0.3 for 'gen'\)"),
+        (Own({"gen": torch.ones(3)}, {}, {}), ValueError, "no parameter of the generator"),
+    ],
+)
+def test_terms_of_a_task_of_your_own_are_checked(task, error, message):
+    pruner, batch = made("unconditional", train_d=False)
+    pruner.task = task
+    with pytest.raises(error, match=message):
+        pruner.loss(*batch)
+
+
+def test_a_task_of_your_own_sees_the_discriminators_layers():
+    """Feature matching: a layer of the discriminator, and outputs that are a list."""
+
+    class Matching(UnconditionalGAN):
+        weights = {"features": 2.0}
+
+        def generator_terms(self, discriminator, sample):
+            inner = discriminator[0](sample.generated)
+            scores = discriminator(sample.generated)
+            assert not discriminator.training
+            return {"features": inner.square().mean(1), "gen": -scores}
+
+    class Both(nn.Module):
+        """Scores of two scales, by keyword too."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = linear_discriminator()
+
+        def __getitem__(self, index):
+            return self.net[index]
+
+        def forward(self, images, scale=1.0):
+            return [scale * self.net(images), self.net(images)]
+
+    class Scales(UnconditionalGAN):
+        def judge(self, discriminator, images, labels):
+            return discriminator(images, scale=2.0)[0], None
+
+    pruner, batch = made("unconditional", train_d=False)
+    pruner.task = Matching()
+    pruner.loss(*batch).backward()
+    assert set(pruner.terms) == {"features", "gen", "d/dis"}
+    pruner.discriminator, pruner.task = Both(), Scales()
+    assert float(pruner.loss(*batch).detach()) > 0.0
+
+
+def test_networks_that_cannot_learn_are_named():
+    pruner, batch = made("unconditional")
+    pruner.model.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"call generator\.requires_grad_\(True\)"):
+        pruner.loss(*batch)
+    with torch.no_grad():
+        pruner.loss(*batch)  # to look at, not to learn from
+    pruner.model.requires_grad_(True)
+    pruner.loss(*batch).backward()
+    pruner.discriminator.requires_grad_(False)
+    with pytest.raises(RuntimeError, match=r"call discriminator\.requires_grad_\(True\)"):
+        pruner.step()
 
 
 def test_several_processes_are_refused(monkeypatch):
@@ -613,6 +843,23 @@ def test_calls_in_the_wrong_order_say_what_comes_first():
 def test_tasks_say_what_they_need():
     with pytest.raises(ValueError, match="loss must be one of logistic"):
         UnconditionalGAN("l2")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"penalty, the weight .* \(got -1\)"):
+        UnconditionalGAN(penalty=-1)
+    with pytest.raises(ValueError, match=r"classify, the weight .* \(got 'yes'\)"):
+        ConditionalGAN(classify="yes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"back must be a function .* \(got 3\)"):
+        ImageToImageGAN(back=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="reconstruct, the weight"):
+        ImageToImageGAN(reconstruct=float("nan"))
+    pruner, _ = made("unconditional")
+    with pytest.raises(ValueError, match=r"shaped alike, .* \(got \[12, 4, 4\] and \[12, 16\]\)"):
+        pruner.loss(REAL.view(12, 4, 4), LATENT)
+    pruner.discriminator = nn.Sequential(pruner.discriminator, nn.Flatten(0), nn.Linear(12, 1))
+    with pytest.raises(ValueError, match=r"scores \[N, \.\.\.\], .* \(got \[1\] for 12 images\)"):
+        pruner.loss(REAL.view(12, 16), LATENT)
+    pruner.discriminator = guessing()
+    with pytest.raises(TypeError, match=r"must return scores, .* \(got a tuple\).* classify"):
+        pruner.loss(REAL, LATENT)
     pruner, _ = made("conditional")
     with pytest.raises(ValueError, match="labels are needed, the last of real and inputs"):
         pruner.loss(REAL, LATENT, LABELS)
@@ -629,10 +876,40 @@ def test_tasks_say_what_they_need():
         task=ConditionalGAN(classify=1.0),
         schedule="one_shot",
         train_d=False,
+        sparsity=0.5,
         **FAST,
     )
     with pytest.raises(TypeError, match=r"the discriminator returns \(scores, logits\)"):
         silent.loss(real, *inputs)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (LABELS.float(), r"labels of inputs .* \(got torch\.float32\[12\]\)"),
+        (LABELS[:6], r"\(got torch\.int64\[6\]\)"),
+        (LABELS[:, None], r"\(got torch\.int64\[12, 1\]\)"),
+        (LABELS + 1, r"from 0 to 3, .* from 1 to 4\)"),
+    ],
+)
+def test_classes_are_checked(labels, message):
+    pruner, _ = made("classifying")
+    pruner.model.forward = lambda latent, _: pruner.model.net(latent)  # takes any label
+    pruner.original.forward = lambda latent, _: pruner.original.net(latent)
+    with pytest.raises(ValueError, match=message):
+        pruner.loss((REAL, LABELS), LATENT, labels)
+    with pytest.raises(ValueError, match=message.replace("inputs", "real")):
+        pruner.loss((REAL, labels), LATENT, LABELS)
+
+
+def test_attributes_are_judged_one_by_one():
+    logits = torch.randn(3, 4)
+    labels = torch.tensor([[1.0, 0, 1, 0], [0, 0, 0, 1], [1, 1, 1, 1]])
+    task = ConditionalGAN(classify=1.0)
+    sample = tetris.prune.gan.tasks.Sample(nn.Identity(), (logits, labels), (), logits)
+    got = task.generator_terms(lambda x: (x, x), sample)["cla"]
+    want = -(labels * logits.sigmoid().log() + (1 - labels) * (-logits).sigmoid().log()).sum(1)
+    torch.testing.assert_close(got, want)
 
 
 # -- pictures and the experiment --------------------------------------------------------------
@@ -648,13 +925,43 @@ def test_image_grids_are_written_and_checked(tmp_path):
         plot_images({}, path)
 
 
+def test_distances_that_rise_are_told_from_noise():
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.methods import gan
+    from benchmarks.methods.experiment import Row
+
+    def rows(distances):
+        for place, values in enumerate(zip(*distances, strict=True)):
+            block = ((1, 1), (4, 1), (8, 8), (16, 16), None)[place]
+            name = "method, filters" if block is None else "method"
+            for seed, value in enumerate(values):
+                yield Row(name, seed, 0.5, block=block, sparsity=0.5, extra={"FD": value})
+
+    rising = [(1, 2, 4, 8, 16), (3, 6, 11, 25, 50), (2, 4, 9, 16, 31)]
+    bumpy = [(1, 4, 2, 8, 16), (3, 12, 6, 25, 50), (2, 8, 4, 16, 31)]
+    flat = [(4, 2, 1, 2, 4), (1, 2, 4, 2, 1), (3, 2, 3, 1, 3)]
+    found = {
+        n: list(gan._rises(list(rows(d)), 0.5))
+        for n, d in (("rising", rising), ("bumpy", bumpy), ("flat", flat), ("one", rising[:1]))
+    }
+    verdicts = {name: [holds for _, holds, _ in checks] for name, checks in found.items()}
+    assert verdicts == {
+        "rising": [True, True],
+        "bumpy": [False, True],
+        "flat": [False, False],
+        "one": [True, None],
+    }
+    slope = float(found["rising"][1][2].split()[0])
+    assert slope == pytest.approx(0.69, abs=0.02)  # doubles with each step: log 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["digits", "fashion"])
 def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, monkeypatch):
     sys.path.insert(0, str(ROOT))
     from dataclasses import replace
 
-    from benchmarks.methods import gan, gan_training
+    from benchmarks.methods import gan, gan_training, latency
     from benchmarks.methods.experiment import Setting
     from benchmarks.methods.progress import Progress
     from benchmarks.methods.stats import compare
@@ -668,20 +975,26 @@ def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, mon
     tiny = replace(gan_training.QUICK[data], dense=3, compress=4, classifier=1, images=200)
     monkeypatch.setitem(gan_training.QUICK, data, tiny)
     monkeypatch.setattr(gan, "SWEEPS", 1)
-    monkeypatch.setattr(gan, "Plan", lambda **_: Plan(0.0, 0.0, 1, 1))
+    quick, measure = Plan(0.0, 0.0, 1, 1), latency.measure
+    monkeypatch.setattr(latency, "measure", lambda models, x: measure(models, x, quick))
     setting = Setting(data, (0,), True, tmp_path)
     experiment = gan.EXPERIMENT
     rows = list(experiment.rows(setting, Progress()))
-    assert len({row.label for row in rows}) == len(rows) == (15 if data == "digits" else 19)
+    assert len({row.label for row in rows}) == len(rows) == (17 if data == "digits" else 21)
     by_label = {row.label: row for row in rows}
     stored = {row.stored for row in rows if row.block == (8, 8) and row.sparsity == 0.75}
     assert len(stored) == 1  # all compete at equal storage
     assert by_label["small dense"].stored <= max(stored) < by_label["dense"].stored
-    assert all(row.latency_ms > 0.0 and row.extra["FD"] > 0.0 for row in rows)
+    filters, blocks = (by_label[f"method{v} 50%"] for v in (", filters", " 8x8"))
+    assert filters.stored == blocks.stored  # rows that are left fill blocks
+    assert all(row.extra["FD"] > 0.0 for row in rows)
+    assert by_label["real images"].extra["FD"] < by_label["dense"].extra["FD"]
+    timed = [row for row in rows if row.label not in ("real images", "dense, trained on")]
+    assert all(row.latency_ms > 0.0 and row.x_dense > 0.0 for row in timed)
     for claim in experiment.claims(setting):
         assert compare(rows, claim).seeds == 1
     checks = {what: holds for what, holds, _ in experiment.check(rows)}
     assert checks["L is 0 where both generators are equal"]
     assert checks["sparse generators equal the masked ones to 1e-5"]
-    for picture in ("samples", "frechet"):
+    for picture in ("samples", "figures"):
         assert (tmp_path / f"gan-{data}-{picture}.png").exists()

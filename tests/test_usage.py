@@ -174,6 +174,7 @@ def test_masks_train_in_half_precision_and_become_sparse_in_float32():
     torch.testing.assert_close(pruner.finalize()(x), pruner.model(x), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(tetris._C.cuda_built(), reason="this build has CUDA kernels")
 def test_what_is_not_on_the_cpu_is_refused():
     layer = linear()
     weight = FakeTensor(FakeTensorMode(), layer.weight.to("meta"), torch.device("cuda:0"))

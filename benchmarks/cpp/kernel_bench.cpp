@@ -75,9 +75,9 @@ void forward(benchmark::State& state, const Case& c) {
   double flops = 0;
   for (auto _ : state) {
     const Layer& layer = *layers[turn++ % layers.size()];
-    const std::string error = cpu::bsmm_forward<float>(
-        layer.view, layer.values.data(), {x.data(), c.in}, c.tokens, nullptr,
-        Activation::kNone, {y.data(), c.out}, cpu::Parallel{});
+    const std::string error =
+        cpu::bsmm_forward<float>(layer.view, layer.values.data(), {x.data(), c.in}, c.tokens,
+                                 nullptr, Activation::kNone, {y.data(), c.out}, cpu::Parallel{});
     if (!error.empty()) {
       state.SkipWithError(error.c_str());
       break;

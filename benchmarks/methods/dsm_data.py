@@ -39,11 +39,13 @@ class Points:
     test_y: Tensor
 
 
-def friedman(points: int, seeds: Sequence[int], *, correlated: bool = False) -> Points:
+def friedman(
+    points: int, seeds: Sequence[int], *, correlated: bool = False, standardize: bool = True
+) -> Points:
     """Friedman #1, ten inputs of which five matter, noise of standard deviation 1.
 
-    Inputs and target are standardized, so errors are in units of the target's deviation, of which
-    noise alone makes about .2.
+    The target is standardized, so errors are in units of its deviation, of which noise alone makes
+    about .2; inputs are, too, unless they are to stay in [0, 1] as the authors'.
     """
     xs, ys = [], []
     for seed in seeds:
@@ -56,7 +58,9 @@ def friedman(points: int, seeds: Sequence[int], *, correlated: bool = False) -> 
     x, y = torch.stack(xs), torch.stack(ys)
     own = y[:, :points]
     y = (y - own.mean(1, keepdim=True)) / own.std(1, keepdim=True)
-    return _split(x, y, points)
+    if standardize:
+        return _split(x, y, points)
+    return Points(x[:, :points], y[:, :points], x[:, points:], y[:, points:])
 
 
 def friedman_function(x: np.ndarray) -> np.ndarray:

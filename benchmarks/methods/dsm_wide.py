@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tetris
 from tetris import bayes
@@ -28,6 +28,8 @@ BLOCK = (16, 16)
 SHARES = (0.5, 0.75, 0.9, 0.95)
 TUNE = Recipe(epochs=5, learning_rate=1e-3)
 LAYERS = ("linear1", "linear2")
+DENSE = "wide plain"
+EPSILON = 0.1  # of FGSM, in deviations of inputs
 PRIORS: dict[str, bayes.Prior] = {
     "RHS": bayes.RegularizedHorseshoe(block=BLOCK),
     "DHS": bayes.DirichletHorseshoe(block=BLOCK),
@@ -63,9 +65,11 @@ def rows(setting: Setting, progress: Progress) -> Iterator[Row]:
             for label, model in models.items()
             if label.startswith(("wide plain", "wide DHS"))
         }
+        timed[latency.DENSE] = timed.pop(DENSE)
         times = latency.measure(timed, data.test_x[:256].contiguous())
+        times[DENSE] = times[latency.DENSE]
         for row in found:
-            yield replace(row, latency_ms=times[row.label].ms if row.label in times else None)
+            yield latency.timed(row, times)
 
 
 def _variant(
@@ -129,9 +133,17 @@ def fitted(
 def _row(
     name: str, seed: int, model: nn.Module, share: float | None, data: Dataset, extra: dict
 ) -> Row:
+    def predict(x: Tensor) -> Predictive:
+        return Predictive(model(x)[None], None, "classification")
+
     with torch.no_grad():
-        found = Predictive(model(data.test_x)[None], None, "classification")
-    figures = {"nll": found.nll(data.test_y), "ece": found.ece(data.test_y)}
+        found = predict(data.test_x)
+    attacked = predict(bayes.fgsm(predict, data.test_x, data.test_y, EPSILON))
+    figures = {
+        "nll": found.nll(data.test_y),
+        "ece": found.ece(data.test_y),
+        f"accuracy, FGSM {EPSILON:g}": attacked.accuracy(data.test_y),
+    }
     return Row(
         name,
         seed,

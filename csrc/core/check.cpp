@@ -1,5 +1,8 @@
 #include "core/check.h"
 
+#include <algorithm>
+#include <vector>
+
 namespace tetris {
 namespace {
 
@@ -61,6 +64,30 @@ std::string check_permutation(const char* name, const int32_t* perm, int64_t n, 
     inverse[p] = static_cast<int32_t>(i);
   }
   return {};
+}
+
+std::string check_permutation(const char* name, const int32_t* perm, int64_t n, int64_t groups,
+                              int32_t* inverse) {
+  std::string error = check_permutation(name, perm, n, inverse);
+  if (!error.empty() || groups == 1) return error;
+  const int64_t size = n / groups;
+  for (int64_t c = 0; c < n; ++c) {
+    if (inverse[c] / size != c / size)
+      return std::string(name) + " must keep each channel in its group of " + str(size) +
+             " (got channel " + str(c) + " at position " + str(inverse[c]) + ")";
+  }
+  return {};
+}
+
+std::string check_index(const BlockSparseView& w) {
+  std::string error = check_row_ptr(w);
+  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
+  std::vector<int32_t> inverse(static_cast<size_t>(std::max(w.out, w.in)));
+  if (error.empty() && w.row_perm)
+    error = check_permutation("row_perm", w.row_perm, w.out, w.groups, inverse.data());
+  if (error.empty() && w.col_perm)
+    error = check_permutation("col_perm", w.col_perm, w.in, w.groups, inverse.data());
+  return error;
 }
 
 }  // namespace tetris

@@ -23,4 +23,11 @@ bool ascending_in_range(const int32_t* idx, int64_t count, int64_t limit);
 // perm holds each of 0 .. n-1 once. inverse[n] receives its inverse.
 std::string check_permutation(const char* name, const int32_t* perm, int64_t n, int32_t* inverse);
 
+// The same for the channels of several groups, each of which stays in its group.
+std::string check_permutation(const char* name, const int32_t* perm, int64_t n, int64_t groups,
+                              int32_t* inverse);
+
+// All of the above, once, for a view whose arrays are in the host's memory.
+std::string check_index(const BlockSparseView& w);
+
 }  // namespace tetris

@@ -37,8 +37,10 @@ std::string launch(void (*kernel)(P...), const LaunchShape& shape, Stream stream
                              cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared_bytes));
     if (error != cudaSuccess) return cudaGetErrorString(error);
   }
+  // clang-format off: of a header it takes >>> for three operators
   kernel<<<dim3(shape.blocks_x, shape.blocks_y, shape.blocks_z), shape.threads, shape.shared_bytes,
            static_cast<cudaStream_t>(stream)>>>(P(arguments)...);
+  // clang-format on
   const cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? std::string() : cudaGetErrorString(error);
 }

@@ -34,9 +34,7 @@ struct Numeric<Half> {
 template <>
 struct Numeric<BFloat16> {
   using Accumulator = float;
-  static TETRIS_DEVICE float load(BFloat16 v) {
-    return ptx::bits_to_float(uint32_t(v.bits) << 16);
-  }
+  static TETRIS_DEVICE float load(BFloat16 v) { return ptx::bits_to_float(uint32_t(v.bits) << 16); }
   // Round to nearest even; NaN stays a (quiet) NaN. In integers: also for GPUs without bfloat16.
   static TETRIS_DEVICE BFloat16 store(float v) {
     const uint32_t bits = ptx::float_to_bits(v);

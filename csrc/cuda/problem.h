@@ -32,10 +32,10 @@ struct SparseRows {
   const int32_t* block = nullptr;    // [nnzb] which of the values' blocks; nullptr: the same number
   const int32_t* order = nullptr;    // [block_rows()] longest first; nullptr: as they come
   int64_t nnzb = 0;
-  int64_t rows = 0, cols = 0;        // channels of the result and of the source, all groups
-  int groups = 1, taps = 1;          // groups divides rows and cols
-  int height = 1, width = 1;         // of a block: along rows, along columns
-  bool transposed = false;           // a block of values is [height][width]; else [width][height]
+  int64_t rows = 0, cols = 0;  // channels of the result and of the source, all groups
+  int groups = 1, taps = 1;    // groups divides rows and cols
+  int height = 1, width = 1;   // of a block: along rows, along columns
+  bool transposed = false;     // a block of values is [height][width]; else [width][height]
 
   TETRIS_HOST_DEVICE int64_t group_rows() const { return rows / groups; }
   TETRIS_HOST_DEVICE int64_t group_cols() const { return cols / groups; }
@@ -105,11 +105,11 @@ struct Product {
 struct SampledProduct {
   SparseRows w;  // never transposed: dvalues is [nnzb, width, height]
   Geometry geometry;
-  const void* x = nullptr;   // pixels of the source
+  const void* x = nullptr;  // pixels of the source
   Strides x_strides;
   const void* dy = nullptr;  // pixels of the result
   Strides dy_strides;
-  void* dvalues = nullptr;   // entries outside the matrix become zero
+  void* dvalues = nullptr;  // entries outside the matrix become zero
   // Where pixels are split between blocks of threads, partial sums are added here, [nnzb, width,
   // height] in float32 for 16-bit types; nullptr: no split.
   float* partial = nullptr;

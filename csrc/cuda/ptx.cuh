@@ -46,7 +46,8 @@ TETRIS_DEVICE uint32_t to_tf32(float v) {
   return bits;
 }
 
-// -- asynchronous copies (sm_80) --------------------------------------------------------------------
+// -- asynchronous copies (sm_80)
+// --------------------------------------------------------------------
 
 TETRIS_DEVICE uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -75,7 +76,8 @@ TETRIS_DEVICE void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory");
 }
 
-// -- fragments (sm_75, sm_80) -----------------------------------------------------------------------
+// -- fragments (sm_75, sm_80)
+// -----------------------------------------------------------------------
 
 // Four (two) 8x8 matrices of 16-bit elements; lane 8 i + j gives the address of row j of matrix i.
 TETRIS_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
@@ -120,8 +122,7 @@ TETRIS_DEVICE void mma_m16n8k16_bfloat16(float (&d)[4], const uint32_t (&a)[4],
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-TETRIS_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
-                                    const uint32_t (&b)[2]) {
+TETRIS_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
       "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"

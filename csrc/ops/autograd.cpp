@@ -55,12 +55,14 @@ Tensor apply_activation(const Tensor& z, Activation act) {
   return z;
 }
 
-Tensor raise(const Tensor& operand) {
-  return at::autocast::cached_cast(at::kFloat, operand, c10::DeviceType::CPU);
+Tensor autocast(const Tensor& operand, c10::DeviceType device) {
+  const bool cpu = device == c10::DeviceType::CPU;
+  const auto type = cpu ? at::kFloat : at::autocast::get_autocast_dtype(device);
+  return at::autocast::cached_cast(type, operand, device);
 }
 
-OptionalTensor raise(const OptionalTensor& operand) {
-  return operand ? OptionalTensor(raise(*operand)) : std::nullopt;
+OptionalTensor autocast(const OptionalTensor& operand, c10::DeviceType device) {
+  return operand ? OptionalTensor(autocast(*operand, device)) : std::nullopt;
 }
 
 }  // namespace tetris::ops

@@ -34,9 +34,10 @@ bool needs_grad(std::initializer_list<at::Tensor> operands);
 // By torch's own functions, whose formulas hold for every order of gradient.
 at::Tensor apply_activation(const at::Tensor& z, Activation act);
 
-// CPU autocast: there are no bfloat16 kernels, so lower-precision operands are raised to float32
-// and the result is float32, like torch's own ops on autocast's float32 list.
-at::Tensor raise(const at::Tensor& operand);
-OptionalTensor raise(const OptionalTensor& operand);
+// Autocast. On CUDA to its type, like torch's own products; float64 stays. On the CPU there are no
+// bfloat16 kernels, so lower-precision operands are raised to float32 and the result is float32,
+// like torch's own ops on autocast's float32 list.
+at::Tensor autocast(const at::Tensor& operand, c10::DeviceType device);
+OptionalTensor autocast(const OptionalTensor& operand, c10::DeviceType device);
 
 }  // namespace tetris::ops

@@ -7,6 +7,7 @@
 // so the gradient of each is made of the other two, and double backward needs nothing more. An
 // activation other than none is applied by torch when a gradient is needed: its own formula then
 // holds for every order.
+#include <ATen/autocast_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
@@ -161,13 +162,15 @@ Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& r
   return GradValuesFunction::apply(x, grad, row_ptr, col_idx, row_perm, col_perm, height, width);
 }
 
+template <c10::DeviceType kDevice>
 Tensor bsmm_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
                      const Tensor& col_idx, const OptionalTensor& row_perm,
                      const OptionalTensor& col_perm, const OptionalTensor& bias,
                      c10::SymInt out_features, std::string_view activation) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  return call_bsmm(raise(x), raise(values), row_ptr, col_idx, row_perm, col_perm, raise(bias),
-                   out_features, activation);
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return call_bsmm(autocast(x, kDevice), autocast(values, kDevice), row_ptr, col_idx, row_perm,
+                   col_perm, autocast(bias, kDevice), out_features, activation);
 }
 
 }  // namespace
@@ -178,6 +181,10 @@ TORCH_LIBRARY_IMPL(tetris, Autograd, m) {
   m.impl("bsmm_grad_values", &grad_values_autograd);
 }
 
-TORCH_LIBRARY_IMPL(tetris, AutocastCPU, m) { m.impl("bsmm", &bsmm_autocast); }
+TORCH_LIBRARY_IMPL(tetris, AutocastCPU, m) { m.impl("bsmm", &bsmm_autocast<c10::DeviceType::CPU>); }
+
+TORCH_LIBRARY_IMPL(tetris, AutocastCUDA, m) {
+  m.impl("bsmm", &bsmm_autocast<c10::DeviceType::CUDA>);
+}
 
 }  // namespace tetris::ops

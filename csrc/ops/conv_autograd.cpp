@@ -1,5 +1,6 @@
 // Gradients of the convolution ops, on the pattern of bsmm_autograd.cpp: of the three products of
 // one trilinear form, the gradient of each is made of the other two, for either direction.
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/add.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -271,29 +272,35 @@ Tensor grad_values_autograd(const Tensor& x, const Tensor& grad, const Tensor& r
   return ConvGradValuesFunction::apply(x, grad, index, block.vec(), s);
 }
 
+template <c10::DeviceType kDevice>
 Tensor bsconv2d_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
                          const Tensor& col_idx, Optional row_perm, Optional col_perm, Optional bias,
                          SymInt out_channels, IntArrayRef kernel_size, IntArrayRef stride,
                          IntArrayRef padding, IntArrayRef dilation, int64_t groups,
                          std::string_view activation, Optional residual) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), {},
                    dilation.vec(),    groups,       false};
-  return call_conv(raise(x), raise(values), {row_ptr, col_idx, row_perm, col_perm}, raise(bias),
-                   std::move(out_channels), s, activation, raise(residual));
+  return call_conv(autocast(x, kDevice), autocast(values, kDevice),
+                   {row_ptr, col_idx, row_perm, col_perm}, autocast(bias, kDevice),
+                   std::move(out_channels), s, activation, autocast(residual, kDevice));
 }
 
+template <c10::DeviceType kDevice>
 Tensor bsconv_transpose2d_autocast(const Tensor& x, const Tensor& values, const Tensor& row_ptr,
                                    const Tensor& col_idx, Optional row_perm, Optional col_perm,
                                    Optional bias, SymInt out_channels, IntArrayRef kernel_size,
                                    IntArrayRef stride, IntArrayRef padding,
                                    IntArrayRef output_padding, IntArrayRef dilation, int64_t groups,
                                    std::string_view activation, Optional residual) {
-  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(
+      at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const Settings s{kernel_size.vec(), stride.vec(), padding.vec(), output_padding.vec(),
                    dilation.vec(),    groups,       true};
-  return call_conv(raise(x), raise(values), {row_ptr, col_idx, row_perm, col_perm}, raise(bias),
-                   std::move(out_channels), s, activation, raise(residual));
+  return call_conv(autocast(x, kDevice), autocast(values, kDevice),
+                   {row_ptr, col_idx, row_perm, col_perm}, autocast(bias, kDevice),
+                   std::move(out_channels), s, activation, autocast(residual, kDevice));
 }
 
 }  // namespace
@@ -308,8 +315,13 @@ TORCH_LIBRARY_IMPL(tetris, Autograd, m) {
 }
 
 TORCH_LIBRARY_IMPL(tetris, AutocastCPU, m) {
-  m.impl("bsconv2d", &bsconv2d_autocast);
-  m.impl("bsconv_transpose2d", &bsconv_transpose2d_autocast);
+  m.impl("bsconv2d", &bsconv2d_autocast<c10::DeviceType::CPU>);
+  m.impl("bsconv_transpose2d", &bsconv_transpose2d_autocast<c10::DeviceType::CPU>);
+}
+
+TORCH_LIBRARY_IMPL(tetris, AutocastCUDA, m) {
+  m.impl("bsconv2d", &bsconv2d_autocast<c10::DeviceType::CUDA>);
+  m.impl("bsconv_transpose2d", &bsconv_transpose2d_autocast<c10::DeviceType::CUDA>);
 }
 
 }  // namespace tetris::ops

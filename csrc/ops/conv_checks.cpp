@@ -83,11 +83,8 @@ cpu::ConvShape transposed_shape_between(const char* op, const ConvArguments& a, 
   return {images, axis(a, 0, big[0], small[0]), axis(a, 1, big[1], small[1])};
 }
 
-void check_map(const char* op, const char* name, const at::Tensor& x) {
-  TORCH_CHECK(x.device().is_cpu() && x.layout() == at::kStrided, op, ": ", name,
-              " must be a dense tensor on the CPU (got ", x.layout(), " on ", x.device(), ")");
-  TORCH_CHECK_TYPE(x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble, op, ": ", name,
-                   " must be float32 or float64 (got ", x.scalar_type(), ")");
+void check_map(const char* op, const char* name, const at::Tensor& x, const Backend& backend) {
+  check_operand(op, name, x, backend);
   TORCH_CHECK_VALUE(x.dim() == 4, op, ": ", name, " must be [N, C, H, W] (got shape ", x.sizes(),
                     ")");
   TORCH_CHECK_VALUE(x.size(1) > 0 && x.size(2) > 0 && x.size(3) > 0, op, ": ", name,
@@ -107,10 +104,11 @@ void check_residual(const char* op, const at::Tensor& residual, const at::Tensor
                     " and ", result_size, ")");
 }
 
-Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tensor& row_ptr,
-                         const at::Tensor& col_idx, const OptionalTensor& row_perm,
-                         const OptionalTensor& col_perm, int64_t out_channels, int64_t in_channels,
-                         int64_t block_height, int64_t block_width) {
+Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tensor& x,
+                         const at::Tensor& row_ptr, const at::Tensor& col_idx,
+                         const OptionalTensor& row_perm, const OptionalTensor& col_perm,
+                         int64_t out_channels, int64_t in_channels, int64_t block_height,
+                         int64_t block_width) {
   TORCH_CHECK_VALUE(
       out_channels >= 1 && out_channels % a.groups == 0 && in_channels % a.groups == 0, op,
       ": groups must divide the channels (got ", in_channels, " to ", out_channels,
@@ -119,7 +117,7 @@ Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tenso
   TORCH_CHECK_VALUE(in_channels <= std::numeric_limits<int32_t>::max() / taps, op,
                     ": kernel positions times channels must be less than 2^31 (got kernel_size ",
                     a.kernel_size, " and ", in_channels, " channels)");
-  return check_layout(op, row_ptr, col_idx, row_perm, col_perm, out_channels, in_channels,
+  return check_layout(op, x, row_ptr, col_idx, row_perm, col_perm, out_channels, in_channels,
                       block_height, block_width, taps, a.groups);
 }
 

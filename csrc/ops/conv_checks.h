@@ -22,17 +22,19 @@ cpu::ConvShape transposed_shape(const char* op, const ConvArguments& a,
 cpu::ConvShape transposed_shape_between(const char* op, const ConvArguments& a, int64_t images,
                                         at::IntArrayRef small, at::IntArrayRef big);
 
-// [N, C, H, W] on the CPU in float32 or float64, with at least one channel and pixel.
-void check_map(const char* op, const char* name, const at::Tensor& x);
+// [N, C, H, W] with at least one channel and pixel; dense, on a device and of a type of this
+// backend.
+void check_map(const char* op, const char* name, const at::Tensor& x, const Backend& backend);
 
 // residual: of the type and on the device of x, shaped like the result.
 void check_residual(const char* op, const at::Tensor& residual, const at::Tensor& x,
                     c10::SymIntArrayRef result_size);
 
 // The layout of a convolution; the block shape comes with the values or the caller.
-Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tensor& row_ptr,
-                         const at::Tensor& col_idx, const OptionalTensor& row_perm,
-                         const OptionalTensor& col_perm, int64_t out_channels, int64_t in_channels,
-                         int64_t block_height, int64_t block_width);
+Layout check_conv_layout(const char* op, const ConvArguments& a, const at::Tensor& x,
+                         const at::Tensor& row_ptr, const at::Tensor& col_idx,
+                         const OptionalTensor& row_perm, const OptionalTensor& col_perm,
+                         int64_t out_channels, int64_t in_channels, int64_t block_height,
+                         int64_t block_width);
 
 }  // namespace tetris::ops

@@ -13,7 +13,7 @@ at::Tensor empty_output(at::IntArrayRef sizes, const at::Tensor& like, at::Memor
   at::Tensor y = at::empty(sizes, like.options().memory_format(format));
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kHugePage = size_t{2} << 20;
-  if (y.nbytes() >= 4 * kHugePage) {
+  if (y.is_cpu() && y.nbytes() >= 4 * kHugePage) {
     const auto data = reinterpret_cast<uintptr_t>(y.mutable_data_ptr());
     const auto begin = (data + kHugePage - 1) / kHugePage * kHugePage;
     const auto end = (data + y.nbytes()) / kHugePage * kHugePage;

@@ -7,9 +7,11 @@ import torch  # noqa: F401  (its libraries must be loaded before _C)
 
 from . import _C
 from . import bayes as bayes
+from . import frechet as frechet
 from . import ops as ops
 from . import prune as prune
 from . import reorder as reorder
+from . import tuning as tuning
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .fold import FoldReport as FoldReport
@@ -28,5 +30,8 @@ from .nn import SparseConvTranspose2d as SparseConvTranspose2d
 from .nn import SparseLinear as SparseLinear
 from .prune.report import SparsifyReport as SparsifyReport
 from .relayout import relayout as relayout
+
+if _C.cuda_built():
+    tuning.load()
 
 __version__: str = _C.version

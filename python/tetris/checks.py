@@ -15,8 +15,14 @@ from numbers import Real
 import torch
 from torch import Tensor, nn
 
+from . import _C
+
 MAX_BLOCK = 128
-DTYPES = (torch.float32, torch.float64)
+DTYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "cuda": (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+}
+"""Types that sparse layers compute with, by kind of device."""
 
 
 def describe(value: object) -> str:
@@ -141,17 +147,42 @@ def check_weight(where: str, weight: Tensor) -> None:
             f"{where}: the weight is on the meta device, which holds no numbers; give it some "
             "first (module.to_empty(device='cpu'), then load_state_dict)"
         )
-    if weight.dtype not in DTYPES:
+    kind = weight.device.type
+    if kind not in DTYPES or (kind == "cuda" and not _C.cuda_built()):
         raise ValueError(
-            f"{where}: the weight must be float32 (or float64), other types have no kernel (got "
+            f"{where}: the weight must be on the CPU, where sparse layers of this build run "
+            f"(got {weight.device}); move the model with .cpu() first{no_cuda(kind)}"
+        )
+    if weight.dtype not in DTYPES[kind]:
+        raise ValueError(
+            f"{where}: the weight must be {types_on(kind)}, other types have no kernel (got "
             f"{weight.dtype}); convert with .float() first. Under torch.autocast, sparse layers "
-            "compute in float32"
+            f"on the CPU compute in float32"
         )
-    if weight.device.type != "cpu":
-        raise ValueError(
-            f"{where}: the weight must be on the CPU, where sparse layers run "
-            f"(got {weight.device}); move the model with .cpu() first"
-        )
+
+
+def check_dtype(where: str, dtype: torch.dtype | None, device: torch.device | str | None) -> None:
+    """Raise ValueError unless a layer may be made in a type: of any device if that is None."""
+    kind = "cpu" if device is None else torch.device(device).type
+    if dtype is not None and dtype not in DTYPES.get(kind, DTYPES["cuda"]):
+        raise ValueError(f"{where}: dtype must be {types_on(kind)} on {kind} (got {dtype})")
+
+
+def types_on(kind: str) -> str:
+    """The types of a kind of device, as messages have them."""
+    if kind == "cpu":
+        return "float32 (or float64, for checks)"
+    return "float32, float16 or bfloat16 (or float64, for checks)"
+
+
+def no_cuda(kind: str = "cuda") -> str:
+    """How to get CUDA kernels, as the end of a message about a CUDA device; else nothing."""
+    if kind != "cuda" or _C.cuda_built():
+        return ""
+    return (
+        f", or build tetris with CUDA kernels (this build has none: {_C.cuda_why()}): "
+        "TETRIS_CUDA=1 pip install --no-build-isolation ."
+    )
 
 
 def check_keywords(where: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -1,8 +1,8 @@
-"""The ``tetris`` command: ``tetris demo`` and ``tetris info``."""
+"""The ``tetris`` command: ``tetris demo``, ``tetris info`` and ``tetris tune``."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import _C
@@ -30,6 +30,16 @@ What the rows mean:
 INFO = """\
 Prints what this build can do on this machine: instruction sets, kernels,
 versions. Put it into bug reports.
+"""
+
+TUNE = """\
+Measures on this machine's GPU which CUDA kernel, with which tiles, is fastest
+for the layers of a model, and keeps the answer for this kind of GPU in the
+user's cache folder (TETRIS_CACHE_DIR, else ~/.cache/tetris), where every later
+run finds it. Needs a GPU and takes seconds for each combination.
+
+  tetris tune --shapes 4096x4096x11008 --blocks 128x16 --sparsity 90
+  tetris tune --shapes 1x4096x4096 16x4096x4096 --dtypes float16 --training
 """
 
 
@@ -83,6 +93,40 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=raw,
     )
     info.set_defaults(run=_info)
+    tune = commands.add_parser(
+        "tune",
+        help="measure which CUDA kernel is fastest for given shapes",
+        description=TUNE,
+        formatter_class=raw,
+    )
+    tune.add_argument(
+        "--shapes",
+        nargs="+",
+        type=_sizes(3, "TOKENSxINxOUT"),
+        default=[(4096, 4096, 4096)],
+        metavar="TxIxO",
+        help="tokens x inputs x outputs (default: 4096x4096x4096)",
+    )
+    tune.add_argument(
+        "--blocks",
+        nargs="+",
+        type=_sizes(2, "HxW"),
+        default=[(128, 16), (64, 16), (32, 32)],
+        metavar="HxW",
+        help="height along outputs x width along inputs (default: 128x16 64x16 32x32)",
+    )
+    tune.add_argument(
+        "--sparsity", nargs="+", type=_percent, default=[0.9], metavar="PERCENT", help="default: 90"
+    )
+    tune.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=["float16", "bfloat16", "float32"],
+        default=["bfloat16"],
+        help="default: bfloat16",
+    )
+    tune.add_argument("--training", action="store_true", help="the gradients, too")
+    tune.set_defaults(run=_tune)
     made.add_argument("--version", action="version", version=f"tetris {_C.version}")
     return made
 
@@ -92,6 +136,26 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a number from 1 (got {text!r})")
     return number
+
+
+def _sizes(count: int, form: str) -> Callable[[str], tuple[int, ...]]:
+    def parse(text: str) -> tuple[int, ...]:
+        parts = text.split("x")
+        if len(parts) != count or not all(p.isdigit() and int(p) >= 1 for p in parts):
+            raise argparse.ArgumentTypeError(f"expected {form}, numbers from 1 (got {text!r})")
+        return tuple(map(int, parts))
+
+    return parse
+
+
+def _percent(text: str) -> float:
+    try:
+        percent = float(text)
+    except ValueError:
+        percent = -1.0
+    if not 0 <= percent < 100:
+        raise argparse.ArgumentTypeError(f"expected a percentage below 100 (got {text!r})")
+    return percent / 100
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -116,6 +180,21 @@ def _info(args: argparse.Namespace) -> None:
     import tetris
 
     print(tetris.info())
+
+
+def _tune(args: argparse.Namespace) -> None:
+    from itertools import product
+
+    from .tune import Problem, run
+
+    problems = [
+        Problem(tokens, inputs, outputs, block, sparsity, dtype)
+        for (tokens, inputs, outputs), block, sparsity, dtype in product(
+            args.shapes, args.blocks, args.sparsity, args.dtypes
+        )
+    ]
+    for path in run(problems, args.training):
+        print(f"written: {path}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,12 +15,23 @@ class Gaussian:
     """The normal distribution that features have.
 
     Attributes:
-        mean: float64[d].
-        covariance: float64[d, d].
+        mean: [d], kept as float64.
+        covariance: [d, d], symmetric, likewise.
     """
 
     mean: Tensor
     covariance: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "covariance"):
+            value = check_tensor("Gaussian", name, getattr(self, name))
+            object.__setattr__(self, name, value.detach().double())
+        d = self.mean.numel()
+        if tuple(self.mean.shape) != (d,) or tuple(self.covariance.shape) != (d, d):
+            raise ValueError(
+                "Gaussian: mean and covariance must be [d] and [d, d] "
+                f"(got {list(self.mean.shape)} and {list(self.covariance.shape)})"
+            )
 
     @classmethod
     def of(cls, features: Tensor) -> Gaussian:
@@ -61,7 +72,7 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
         b: The same.
 
     Raises:
-        ValueError: different d, or no features.
+        ValueError: different d or devices, or no features.
 
     Example:
         >>> real = Gaussian.of(features(images))
@@ -72,6 +83,11 @@ def frechet_distance(a: Tensor | Gaussian, b: Tensor | Gaussian) -> float:
         raise ValueError(
             "frechet_distance: both need equally many features "
             f"(got {first.mean.numel()} and {second.mean.numel()})"
+        )
+    if first.mean.device != second.mean.device:
+        raise ValueError(
+            "frechet_distance: both must be on one device "
+            f"(got {first.mean.device} and {second.mean.device})"
         )
     values, vectors = torch.linalg.eigh(first.covariance)
     root = (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T

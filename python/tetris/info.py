@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _C
+from . import _C, tuning
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,12 @@ class Info:
         last_kernel: Kernel that this thread's last op call ran, None before the first.
         threads: Threads of torch, which the kernels use; see ``torch.set_num_threads``.
         cuda: This build has CUDA kernels.
+        cuda_targets: GPUs that they are compiled for, empty without; newer ones compile the last
+            (PTX) when a kernel is first used.
+        cuda_why: Why this build has CUDA kernels, or none.
+        gpu: Name and compute capability of the current GPU, None without.
+        forced_cuda_kernel: Kernel forced by ``TETRIS_CUDA_KERNEL``, None if unset.
+        tuned: Problems measured by ``tetris tune`` for each device.
     """
 
     version: str
@@ -35,6 +41,11 @@ class Info:
     last_kernel: str | None
     threads: int
     cuda: bool
+    cuda_targets: tuple[str, ...]
+    cuda_why: str
+    gpu: str | None
+    forced_cuda_kernel: str | None
+    tuned: dict[str, int]
 
     def __str__(self) -> str:
         rows = [
@@ -45,9 +56,16 @@ class Info:
             ("TETRIS_CPU_ISA", self.forced_isa or "not set"),
             ("last kernel", self.last_kernel or "none yet"),
             ("threads", str(self.threads)),
-            ("CUDA kernels", "yes" if self.cuda else "no"),
+            ("CUDA kernels", f"yes: {', '.join(self.cuda_targets)}" if self.cuda
+                             else f"no: {self.cuda_why}"),
         ]  # fmt: skip
-        return "\n".join(f"{name:<15} {value}" for name, value in rows)
+        if self.cuda:
+            rows += [
+                ("GPU", self.gpu or "none seen"),
+                ("TETRIS_CUDA_KERNEL", self.forced_cuda_kernel or "not set"),
+                ("tuned", ", ".join(f"{n} problems on {d}" for d, n in self.tuned.items()) or "no"),
+            ]
+        return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
 
 def info() -> Info:
@@ -65,5 +83,17 @@ def info() -> Info:
         forced_isa=os.environ.get("TETRIS_CPU_ISA"),
         last_kernel=_C.last_kernel() or None,
         threads=torch.get_num_threads(),
-        cuda=False,
+        cuda=_C.cuda_built(),
+        cuda_targets=tuple(_C.cuda_targets()),
+        cuda_why=_C.cuda_why(),
+        gpu=_gpu(),
+        forced_cuda_kernel=os.environ.get("TETRIS_CUDA_KERNEL"),
+        tuned={device: len(table) for device, table in tuning.loaded.items()},
     )
+
+
+def _gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    return f"{torch.cuda.get_device_name()} ({major}.{minor})"

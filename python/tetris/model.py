@@ -131,9 +131,9 @@ def sparsify(
 
     Raises:
         ValueError: an argument breaks a rule; a pattern matches nothing; nothing is left to prune;
-            a weight is shared with a module that stays dense, has no kernel (half precision,
-            another device than the CPU) or no numbers; a layer has hooks that would be lost. The
-            model is unchanged then.
+            a weight is shared with a module that stays dense, has no kernel (half precision on the
+            CPU, a device that this build has no kernels for) or no numbers; a layer has hooks that
+            would be lost. The model is unchanged then.
         TypeError: an argument is of the wrong kind, such as a state_dict for the model.
 
     Example:

@@ -35,7 +35,8 @@ def bsmm(
     """Block-sparse matrix product, ``y = activation(x @ W.T + bias)``, computed on stored blocks.
 
     Args:
-        x: [..., in] tokens, float32 (float64 runs a plain path, for gradient checks); any strides.
+        x: [..., in] tokens, float32 or on CUDA also float16 and bfloat16 (float64 runs a plain
+            path, for gradient checks); any strides.
         values: [nnzb, bi, bo], the type of x.
         row_ptr: int32[ceil(out / bo) + 1].
         col_idx: int32[nnzb].
@@ -48,8 +49,13 @@ def bsmm(
     Returns:
         [..., out] in original output order. Differentiable in x, values and bias, any number of
         times in reverse mode (forward mode raises). Bit-identical from run to run and for any
-        number of threads. One token runs another kernel than the same token among several, and
-        a fused gelu or silu another formula than under autograd: equal to rounding, not bit by bit.
+        number of threads, on CUDA the gradient of values only under
+        ``torch.use_deterministic_algorithms``. One token runs another kernel than the same token
+        among several, and a fused gelu or silu another formula than under autograd: equal to
+        rounding, not bit by bit. 16-bit types accumulate in float32.
+
+        ``torch.autocast`` on CUDA casts x, values and bias to its type, as for ``F.linear``; on the
+        CPU, which has no bfloat16 kernels, to float32.
 
     Raises:
         RuntimeError, TypeError, ValueError: a shape, a type, or the contents of an index tensor

@@ -34,8 +34,9 @@ def bsconv2d(
     numbers of all channels and keep each in its group.
 
     Args:
-        x: [N, in, H, W], float32 (float64 runs a plain path), contiguous or channels_last; other
-            strides are copied.
+        x: [N, in, H, W], float32 or on CUDA also float16 and bfloat16 (float64 runs a plain path),
+            contiguous or channels_last; other strides are copied. On CUDA, float32 may be rounded
+            to TF32 where ``torch.backends.cudnn.allow_tf32`` says so, as torch's convolutions do.
         values: [nnzb, bi, bo], the type of x.
         row_ptr: int32[groups * ceil(out / groups / bo) + 1].
         col_idx: int32[nnzb].
@@ -55,7 +56,8 @@ def bsconv2d(
     Returns:
         [N, out, H', W'] in the memory format of x and in original channel order. Differentiable in
         x, values, bias and residual, any number of times in reverse mode. Bit-identical from run to
-        run and for any number of threads.
+        run and for any number of threads, on CUDA the gradient of values only under
+        ``torch.use_deterministic_algorithms``.
 
     Raises:
         RuntimeError, TypeError, ValueError: a shape, a type, or the contents of an index tensor

@@ -131,5 +131,35 @@ TEST(Permutation, InvertsAndRefuses) {
   }
 }
 
+TEST(Permutation, KeepsChannelsInTheirGroup) {
+  std::vector<int32_t> perm{1, 0, 3, 2}, inverse(4);
+  EXPECT_EQ("", check_permutation("p", perm.data(), 4, 2, inverse.data()));
+  perm = {1, 2, 0, 3};
+  EXPECT_EQ("", check_permutation("p", perm.data(), 4, 1, inverse.data()));
+  EXPECT_EQ("p must keep each channel in its group of 2 (got channel 0 at position 2)",
+            check_permutation("p", perm.data(), 4, 2, inverse.data()));
+}
+
+TEST(Index, AllRulesAtOnce) {
+  Arrays a;
+  BlockSparseView v = a.view();
+  EXPECT_EQ("", check_index(v));
+  std::vector<int32_t> rows(12), cols(10);
+  for (int i = 0; i < 12; ++i) rows[i] = 11 - i;
+  for (int i = 0; i < 10; ++i) cols[i] = 9 - i;
+  v.row_perm = rows.data();
+  v.col_perm = cols.data();
+  EXPECT_EQ("", check_index(v));
+  cols[3] = 10;
+  EXPECT_EQ("col_perm[3] must be in [0, 10) (got 10)", check_index(v));
+  rows[0] = rows[1];
+  EXPECT_NE("", check_index(v));
+  a.col_idx[1] = 4;  // rules of the index come first
+  EXPECT_EQ("col_idx[1] (block row 0) must be in [0, 4), the column groups (got 4)",
+            check_index(v));
+  a.row_ptr[1] = kMax;  // and this one before col_idx is read by it
+  EXPECT_EQ(0u, check_index(v).find("row_ptr must not decrease"));
+}
+
 }  // namespace
 }  // namespace tetris

@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..checks import check_tensor
+
 RHAT = 1.05
 ESS = 100.0
 DIVERGENT_SHARE = 0.01
 SATURATED_SHARE = 0.05
+LEAST_DRAWS = 4  # two halves, and a variance of each
 
 
 def split_rhat(values: Tensor) -> Tensor:
@@ -25,10 +28,7 @@ def split_rhat(values: Tensor) -> Tensor:
         R-hat [...]: square root of pooled over mean within-chain variance; near 1 if halves agree,
         NaN of constants. (Gelman et al., "Bayesian Data Analysis", 3rd edition, equation 11.4.)
     """
-    if values.dim() < 2 or values.shape[1] < 4:
-        raise ValueError(
-            f"split_rhat: values must be [chains, draws >= 4, ...] (got {list(values.shape)})"
-        )
+    _check_values("split_rhat", values)
     half = values.shape[1] // 2
     halves = torch.cat([values[:, :half], values[:, -half:]]).double()
     within = halves.var(1).mean(0)
@@ -46,6 +46,7 @@ def effective_size(values: Tensor) -> Tensor:
         Effective sample size [...], by Geyer's initial monotone sequence over all chains; NaN of
         constants. (Vehtari et al., "Rank-normalization, folding, and localization", 2021, 3.2.)
     """
+    _check_values("effective_size", values)
     chains, draws = values.shape[:2]
     centred = (values - values.mean(1, keepdim=True)).double()
     spectrum = torch.fft.rfft(centred, n=2 * draws, dim=1).abs().square()
@@ -61,6 +62,17 @@ def effective_size(values: Tensor) -> Tensor:
     pairs = torch.where(positive, pairs, torch.zeros_like(pairs)).cummin(0).values
     time = 2 * pairs.sum(0) - 1
     return chains * draws / time.clamp(min=1 / math.log10(max(chains * draws, 11)))
+
+
+def _check_values(where: str, values: Tensor) -> None:
+    values = check_tensor(where, "values", values)
+    if values.dim() < 2 or values.shape[1] < LEAST_DRAWS or not values.shape[0]:
+        raise ValueError(
+            f"{where}: values must be [chains, draws >= {LEAST_DRAWS}, ...] "
+            f"(got {list(values.shape)})"
+        )
+    if not values.is_floating_point():
+        raise ValueError(f"{where}: values must be floating point (got {values.dtype})")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checks import describe
 from .predict import Predictive
 from .weights import Task
 
@@ -15,7 +16,10 @@ class Ensemble(nn.Module):
     Args:
         members: Networks, dense or sparse.
         task: What outputs stand for.
-        noise: Standard deviations [members] of a regression's noise.
+        noise: Standard deviations [members] of a regression's noise; NLL and calibration need it.
+
+    Raises:
+        ValueError: no network, another task, or noise of another shape.
 
     Example:
         >>> ensemble = pruner.ensemble(draws=16)
@@ -29,6 +33,15 @@ class Ensemble(nn.Module):
         super().__init__()
         if not members:
             raise ValueError("Ensemble: at least one network is needed (got none)")
+        if task not in ("regression", "classification"):
+            raise ValueError(
+                f"Ensemble: task must be 'regression' or 'classification' (got {describe(task)})"
+            )
+        if noise is not None and noise.shape != (len(members),):
+            raise ValueError(
+                f"Ensemble: noise must be one number for each of {len(members)} networks "
+                f"(got {list(noise.shape)})"
+            )
         self.members = nn.ModuleList(members)
         self.task: Task = task
         self.register_buffer("noise", noise)

@@ -18,6 +18,15 @@ class Law(ABC):
     def log_density(self, u: Tensor) -> Tensor:
         """Log density *of u*, elementwise: that of x = exp(u), plus u."""
 
+    @property
+    @abstractmethod
+    def variance(self) -> float:
+        """Variance of u: how far samplers have to move."""
+
+
+def _trigamma(x: float) -> float:
+    return float(torch.special.polygamma(1, torch.tensor(x, dtype=torch.float64)))
+
 
 @dataclass(frozen=True)
 class HalfCauchy(Law):
@@ -29,6 +38,11 @@ class HalfCauchy(Law):
         """See :class:`Law`."""
         ratio = u - math.log(self.scale)
         return math.log(2 / math.pi) + ratio - F.softplus(2 * ratio)
+
+    @property
+    def variance(self) -> float:
+        """See :class:`Law`."""
+        return math.pi**2 / 4
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,11 @@ class HalfStudentT(Law):
         )
         return constant + u - half * F.softplus(2 * u - math.log(self.df))
 
+    @property
+    def variance(self) -> float:
+        """See :class:`Law`: half the log of a ratio of chi squares."""
+        return (_trigamma(0.5) + _trigamma(self.df / 2)) / 4
+
 
 @dataclass(frozen=True)
 class InverseGamma(Law):
@@ -61,6 +80,11 @@ class InverseGamma(Law):
         constant = self.shape * math.log(self.scale) - math.lgamma(self.shape)
         return constant - self.shape * u - self.scale * torch.exp(-u)
 
+    @property
+    def variance(self) -> float:
+        """See :class:`Law`."""
+        return _trigamma(self.shape)
+
 
 @dataclass(frozen=True)
 class Gamma(Law):
@@ -71,3 +95,8 @@ class Gamma(Law):
     def log_density(self, u: Tensor) -> Tensor:
         """See :class:`Law`."""
         return self.shape * u - torch.exp(u) - math.lgamma(self.shape)
+
+    @property
+    def variance(self) -> float:
+        """See :class:`Law`; 101 of shape 0.1, where most of u is a long tail to the left."""
+        return _trigamma(self.shape)

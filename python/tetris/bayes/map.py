@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..checks import describe
+from ..checks import DTYPES, describe
 from .convergence import Convergence
+from .data import check_count, check_data, check_positive
 from .network import NOISE, BayesianMLP
-from .posterior import Posterior, check_data
+from .posterior import Posterior, check_network
 
 SETTLED = 0.02  # of the objective's fall, what the second half of the epochs may bring
 
@@ -42,7 +44,8 @@ class MAP:
         noise: Standard deviation of a regression's noise, held fixed: by default 2/3, the mode of
             its logarithm under the prior, for targets of unit variance. None learns it, which with
             few points per weight ends in interpolation (Friedman, N = 100, DHS: noise .02 and
-            RMSE .53; held at 2/3 .36).
+            RMSE .53; held at 2/3 .36). Held, it is too wide to predict with: see
+            :meth:`tetris.bayes.Posterior.held_out_noise`.
 
     Raises:
         ValueError: batch or noise out of range.
@@ -64,10 +67,12 @@ class MAP:
         dtype: torch.dtype = torch.float32,
         noise: float | None = 2 / 3,
     ) -> None:
-        if not isinstance(batch, int) or batch < 1:
-            raise ValueError(f"MAP: batch must be an int >= 1 (got {describe(batch)})")
-        if noise is not None and not noise > 0:
-            raise ValueError(f"MAP: noise must be positive, or None (got {describe(noise)})")
+        check_network("MAP", network)
+        check_count("MAP", "batch", batch, 1)
+        if noise is not None:
+            check_positive("MAP", noise=noise)
+        if dtype not in DTYPES:
+            raise ValueError(f"MAP: dtype must be float32 or float64 (got {describe(dtype)})")
         self.network = network
         self.batch = batch
         self.generator = torch.Generator().manual_seed(seed)
@@ -143,19 +148,17 @@ class MAP:
             advance: Called once per epoch.
 
         Returns:
-            Draws as one chain. :attr:`theta` stays where :meth:`fit` ended.
+            Draws as one chain; their convergence tells whether the walk still descended.
+            :attr:`theta` stays where :meth:`fit` ended.
 
         Raises:
             FloatingPointError: as :meth:`fit`.
         """
         where = "MAP.around"
         self._check(where, x, y, epochs, learning_rate)
-        if epochs < 2 or draws < 1 or rank < 2:
-            raise ValueError(
-                f"{where}: needs two epochs, a draw and rank 2 or more "
-                f"(got {epochs}, {draws} and {rank})"
-            )
-        end = self.theta
+        for name, value, least in (("epochs", epochs, 2), ("draws", draws, 1), ("rank", rank, 2)):
+            check_count(where, name, value, least)
+        end, began = self.theta, len(self.history)
         mean, square, count = torch.zeros_like(end), torch.zeros_like(end), 0
         last: list[Tensor] = []
 
@@ -177,7 +180,53 @@ class MAP:
         own = torch.randn((draws, len(end)), **like) * sd
         shared = torch.randn((draws, len(last)), **like) @ deviations
         theta = mean + (own + shared / math.sqrt(len(last) - 1)) / math.sqrt(2)
-        return Posterior(self.network, theta[None], self.convergence)
+        return Posterior(
+            self.network, theta[None], Convergence("SWAG", notes=self._notes + self._walked(began))
+        )
+
+    def _walked(self, began: int) -> tuple[str, ...]:
+        """What speaks against a walk: a Gaussian around a descent is no posterior."""
+        walk = self.history[began:]
+        half = len(walk) // 2
+        fell = sum(walk[:half]) / half - sum(walk[-half:]) / half
+        fall = self.history[0] - walk[-1]
+        if fell <= SETTLED * abs(fall):
+            return ()
+        return (
+            f"the walk still descended: the objective fell by {fell:.3g} nats per point from its "
+            f"first half to its second, of {fall:.3g} altogether; fit longer",
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that :meth:`load_state_dict` needs to go on, for ``torch.save``."""
+        return {
+            "theta": self.theta.clone(),
+            "history": list(self.history),
+            "notes": list(self._notes),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another MAP of the same network was.
+
+        The next :meth:`fit` starts its learning rate and Adam's moments anew, as it does without
+        a checkpoint.
+
+        Raises:
+            ValueError: the state is of another network, or of something else.
+        """
+        missing = sorted({"theta", "history", "notes", "generator"} - set(state))
+        if missing:
+            raise ValueError(f"MAP.load_state_dict: state lacks {', '.join(missing)}")
+        if state["theta"].shape != self.theta.shape:
+            raise ValueError(
+                f"MAP.load_state_dict: theta must be {list(self.theta.shape)}, as this network's "
+                f"(got {list(state['theta'].shape)})"
+            )
+        self.theta = state["theta"].to(self.theta.dtype, copy=True)
+        self.history = list(state["history"])
+        self._notes = tuple(state["notes"])
+        self.generator.set_state(state["generator"])
 
     @property
     def convergence(self) -> Convergence:
@@ -186,11 +235,8 @@ class MAP:
 
     def _check(self, where: str, x: Tensor, y: Tensor, epochs: int, learning_rate: float) -> None:
         check_data(where, self.network, x, y)
-        if not isinstance(epochs, int) or epochs < 1 or not learning_rate > 0:
-            raise ValueError(
-                f"{where}: epochs must be an int >= 1 and learning_rate positive "
-                f"(got {describe(epochs)} and {describe(learning_rate)})"
-            )
+        check_count(where, "epochs", epochs, 1)
+        check_positive(where, learning_rate=learning_rate)
 
     def _descend(
         self,

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import describe
+from .data import check_count
 from .laws import InverseGamma
 from .priors import Gaussian, Prior, Scale, Shrinkage
 from .weights import Activation, Task, Weights
 
 NOISE = "noise"
+NOISE_LAW = InverseGamma(3.0, 2.0)
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ class BayesianMLP:
 
     def __post_init__(self) -> None:
         where = "BayesianMLP"
-        sizes = tuple(self.sizes)
-        if len(sizes) < 2 or not all(isinstance(n, int) and n >= 1 for n in sizes):
+        if not isinstance(self.sizes, Sequence) or len(self.sizes) < 2:
             raise ValueError(
-                f"{where}: sizes must be two or more positive ints, such as (10, 16, 1) "
+                f"{where}: sizes must be inputs, hidden widths and outputs, such as (10, 16, 1) "
                 f"(got {describe(self.sizes)})"
             )
+        sizes = tuple(check_count(where, "each of sizes", size, 1) for size in self.sizes)
         for name, value, known in (
             ("task", self.task, ("regression", "classification")),
             ("activation", self.activation, ("tanh", "relu")),
@@ -74,11 +76,15 @@ class BayesianMLP:
                 raise ValueError(
                     f"{where}: {name} must be {known[0]!r} or {known[1]!r} (got {describe(value)})"
                 )
-        if not isinstance(self.samples, int) or self.samples < 1:
+        if self.task == "classification" and sizes[-1] < 2:
             raise ValueError(
-                f"{where}: samples must be the number of data points (got {describe(self.samples)})"
+                f"{where}: classification needs two outputs or more, one per class "
+                f"(got {sizes[-1]}); two classes are two outputs"
             )
-        given = (self.prior,) if isinstance(self.prior, Prior) else tuple(self.prior)
+        samples = check_count(where, "samples, the number of data points,", self.samples, 1)
+        given: tuple[Prior, ...] = (
+            (self.prior,) if isinstance(self.prior, Prior) else _as_tuple(self.prior)
+        )
         layers = len(sizes) - 1
         if not 1 <= len(given) <= layers or not all(isinstance(p, Prior) for p in given):
             raise ValueError(
@@ -105,7 +111,14 @@ class BayesianMLP:
                 place(f"{index}.{name}", scale.shape)
         if self.task == "regression":
             place(NOISE, (1,))
-        made = {"sizes": sizes, "priors": priors, "slots": slots, "normal": normal, "size": end}
+        made = {
+            "sizes": sizes,
+            "samples": samples,
+            "priors": priors,
+            "slots": slots,
+            "normal": normal,
+            "size": end,
+        }
         for name, value in made.items():
             object.__setattr__(self, name, value)
 
@@ -122,7 +135,7 @@ class BayesianMLP:
             for name, scale in prior.scales(*self.shape(index)).items()
         }
         if self.task == "regression":
-            result[NOISE] = Scale((1,), InverseGamma(3.0, 2.0))
+            result[NOISE] = Scale((1,), NOISE_LAW)
         return result
 
     def shape(self, index: int) -> tuple[int, int]:
@@ -133,6 +146,18 @@ class BayesianMLP:
         """A part of theta, [..., *shape], a view."""
         where, shape = self.slots[name]
         return theta[..., where].view(*theta.shape[:-1], *shape)
+
+    def unpack(self, theta: Tensor) -> dict[str, Tensor]:
+        """All parts of theta: :meth:`get` of each name, with one node of a gradient's graph."""
+        if theta.shape[-1:] != (self.size,):
+            raise ValueError(
+                f"BayesianMLP: theta must be [..., {self.size}] (got {list(theta.shape)})"
+            )
+        flat = theta.split([math.prod(shape) for _, shape in self.slots.values()], -1)
+        return {
+            name: part.view(*theta.shape[:-1], *shape)
+            for (name, (_, shape)), part in zip(self.slots.items(), flat, strict=True)
+        }
 
     def pack(self, parts: Mapping[str, Tensor]) -> Tensor:
         """Theta [..., size] of its parts [..., *shape]: the inverse of :meth:`get`."""
@@ -170,30 +195,45 @@ class BayesianMLP:
                 self.get(theta, f"{index}.tau").sub_(prior.log_tau0(in_, self.samples))
         return theta
 
+    def prior_variance(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """Variance [size] of theta before data, the first metric of samplers."""
+        result = torch.ones(self.size, dtype=dtype)
+        for name, scale in self.scales().items():
+            result[self.slots[name][0]] = scale.law.variance
+        return result
+
     def log_sd(self, theta: Tensor, index: int) -> Tensor | float:
         """Log prior standard deviation of a layer's weights given its scales."""
+        return self._log_sd(self.unpack(theta), index)
+
+    def _log_sd(self, parts: Mapping[str, Tensor], index: int) -> Tensor | float:
         prior, shape = self.priors[index], self.shape(index)
-        logs = {name: self.get(theta, f"{index}.{name}") for name in prior.scales(*shape)}
+        logs = {name: parts[f"{index}.{name}"] for name in prior.scales(*shape)}
         return prior.log_sd(logs, *shape, self.samples)
 
     def weights(self, theta: Tensor) -> Weights:
         """Weights, biases and noise of states; differentiable."""
+        return self._weights(self.unpack(theta))
+
+    def _weights(self, parts: Mapping[str, Tensor]) -> Weights:
         layers = []
         for index in range(self.layers):
-            z, bias = self.get(theta, f"{index}.z"), self.get(theta, f"{index}.bias")
-            log_sd = self.log_sd(theta, index)
+            log_sd = self._log_sd(parts, index)
             sd = math.exp(log_sd) if not isinstance(log_sd, Tensor) else log_sd.exp()
-            layers.append((z * sd, bias))
-        regression = self.task == "regression"
-        noise = self.get(theta, NOISE).exp().squeeze(-1) if regression else None
+            layers.append((parts[f"{index}.z"] * sd, parts[f"{index}.bias"]))
+        noise = parts[NOISE].exp().squeeze(-1) if self.task == "regression" else None
         return Weights(tuple(layers), noise, self.task, self.activation)
 
     def log_prior(self, theta: Tensor) -> Tensor:
         """Log density [...] of theta before data, normalized."""
+        return self._log_prior(theta, self.unpack(theta))
+
+    def _log_prior(self, theta: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
         normal = theta[..., : self.normal]
         result = -0.5 * normal.square().sum(-1) - 0.5 * self.normal * math.log(2 * math.pi)
         for name, scale in self.scales().items():
-            result = result + scale.law.log_density(theta[..., self.slots[name][0]]).sum(-1)
+            part = parts[name].flatten(theta.dim() - 1)
+            result = result + scale.law.log_density(part).sum(-1)
         return result
 
     def log_likelihood(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -203,7 +243,9 @@ class BayesianMLP:
 
     def log_joint(self, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """Log of prior times likelihood of all points, [...]."""
-        return self.log_prior(theta) + self.log_likelihood(theta, x, y).sum(-1)
+        parts = self.unpack(theta)
+        weights = self._weights(parts)
+        return self._log_prior(theta, parts) + weights.log_likelihood(weights(x), y).sum(-1)
 
     def module(self, weights: Weights) -> nn.Sequential:
         """An ordinary float32 network with these weights, of one state: ``linear1 tanh1 ...``."""
@@ -223,6 +265,11 @@ class BayesianMLP:
             if index < self.layers - 1:
                 made[f"{self.activation}{index + 1}"] = _MODULES[self.activation]()
         return nn.Sequential(made)
+
+
+def _as_tuple(priors: Sequence[Prior]) -> tuple[Prior, ...]:
+    """What was passed for priors; what is none becomes one, for the check to tell."""
+    return tuple(priors) if isinstance(priors, (list, tuple)) else (priors,)  # type: ignore[return-value]
 
 
 def layer_name(index: int) -> str:

@@ -6,6 +6,7 @@ compares two derivations of the same posterior.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,10 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .convergence import LEAST_DRAWS
+from .data import check_count, check_data, check_share
 from .laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma, Law
 from .network import NOISE, BayesianMLP
-from .posterior import Posterior, check_data, judge, warn
-from .priors import DirichletHorseshoe, Gaussian, RegularizedHorseshoe
+from .posterior import Posterior, check_network, judge, warn
+from .priors import DirichletHorseshoe, DirichletStudentT, Gaussian, RegularizedHorseshoe
+
+_KNOWN = (Gaussian, RegularizedHorseshoe, DirichletHorseshoe, DirichletStudentT)
 
 
 def _numpyro(where: str) -> tuple[Any, Any, Any]:
@@ -65,15 +70,27 @@ def sample_nuts(
 
     Raises:
         ImportError: jax or numpyro is missing; the message names the extra.
-        ValueError: x or y do not go with the network.
+        TypeError: a prior that numpyro is not told of here, such as a subclass of one.
+        ValueError: x or y do not go with the network, or counts are out of range.
     """
     where = "sample_nuts"
     jax, jnp, numpyro = _numpyro(where)
+    check_network(where, network)
+    for prior in network.priors:  # one of another class, also a subclass, has formulas of its own
+        if type(prior) not in _KNOWN:
+            raise TypeError(
+                f"{where}: no numpyro form of the prior {type(prior).__name__}; use sample_hmc"
+            )
     check_data(where, network, x, y)
+    check_count(where, "chains", chains, 1)
+    check_count(where, "warmup", warmup, 1)
+    check_count(where, "draws, which R-hat is of,", draws, LEAST_DRAWS)
     regression = network.task == "regression"
     accept = (0.9 if regression else 0.8) if accept is None else accept
     depth = (12 if regression else 10) if max_tree_depth is None else max_tree_depth
-    with jax.enable_x64(True):  # gammas of shape 0.1 underflow in float32
+    check_share(where, accept=accept)
+    check_count(where, "max_tree_depth", depth, 1)
+    with _double(jax):  # gammas of shape 0.1 underflow in float32
         targets = y.double().numpy() if regression else y.numpy()
         if regression and network.sizes[-1] == 1:
             targets = targets[:, None]
@@ -82,6 +99,7 @@ def sample_nuts(
             target_accept_prob=accept,
             max_tree_depth=depth,
             init_strategy=numpyro.infer.init_to_uniform(radius=1.0),
+            inverse_mass_matrix=jnp.asarray(_variance(network)),
         )
         run = numpyro.infer.MCMC(
             kernel,
@@ -117,6 +135,14 @@ def sample_nuts(
     return Posterior(network, theta, convergence)
 
 
+def _double(jax: Any) -> Any:
+    """The context in which jax computes in double precision; elsewhere before 0.8."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    experimental: Any = importlib.import_module("jax.experimental")
+    return experimental.enable_x64(True)
+
+
 def _theta(network: BayesianMLP, sites: Mapping[str, np.ndarray]) -> Tensor:
     """[chains, draws, size] of numpyro's samples, whose scales are not logarithms."""
     scales = network.scales()
@@ -125,6 +151,12 @@ def _theta(network: BayesianMLP, sites: Mapping[str, np.ndarray]) -> Tensor:
         value = torch.from_numpy(np.array(sites[name], dtype=np.float64))
         parts[name] = value.log() if name in scales else value
     return network.pack(parts)
+
+
+def _variance(network: BayesianMLP) -> np.ndarray:
+    """Variance of the unconstrained state before data; numpyro orders sites by name."""
+    theta = network.prior_variance()
+    return torch.cat([network.get(theta, name).flatten() for name in sorted(network.slots)]).numpy()
 
 
 def _distribution(law: Law) -> Any:
@@ -180,10 +212,7 @@ def _sd(network: BayesianMLP, index: int, scales: Mapping[str, Any]) -> Any:
     prior, (out, in_) = network.priors[index], network.shape(index)
     if isinstance(prior, Gaussian):
         return out**-0.5 if prior.sd is None else prior.sd
-    if not isinstance(prior, (RegularizedHorseshoe, DirichletHorseshoe)):
-        raise TypeError(
-            f"sample_nuts: no numpyro form of the prior {type(prior).__name__}; use sample_hmc"
-        )
+    assert isinstance(prior, (RegularizedHorseshoe, DirichletHorseshoe))
     bo, bi = prior.block
     tau = prior.p0 / (in_ - prior.p0) / network.samples**0.5 * scales["tau"]
     local, slab = scales["lambda"], scales["c2"]

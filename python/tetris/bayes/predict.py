@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import check_tensor, describe
+from .data import check_count, check_inputs, check_targets
 from .weights import Task, Weights, targets
 
 
@@ -29,6 +31,7 @@ class Predictive:
     @classmethod
     def of(cls, weights: Weights, x: Tensor) -> Predictive:
         """Of networks with any leading dimensions at x [N, in]; differentiable in x."""
+        check_inputs("Predictive.of", weights.layers[0][0].shape[-1], x)
         flat = weights.flat()
         return cls(flat(x.to(flat.layers[0][0].dtype)), flat.noise, flat.task)
 
@@ -41,6 +44,8 @@ class Predictive:
 
     def log_density(self, y: Tensor) -> Tensor:
         """Log predictive density [N] of targets: the log of the mean over draws."""
+        self._check(y)
+        self._need_noise("log_density")
         weights = Weights((), self.noise, self.task, "tanh")
         each = weights.log_likelihood(self.outputs, y)
         return each.logsumexp(0) - math.log(len(each))
@@ -53,39 +58,64 @@ class Predictive:
     @torch.no_grad()
     def rmse(self, y: Tensor) -> float:
         """Root mean squared error of the mean; of probabilities against 0 and 1 for classes."""
+        self._check(y)
         return float((self.mean - self._numbers(y)).square().mean().sqrt())
 
     @torch.no_grad()
     def accuracy(self, y: Tensor) -> float:
         """Share of right classes; of regression R^2, one minus squared error over variance."""
+        self._check(y)
         if self.task == "classification":
             return float((self.mean.argmax(-1) == y).double().mean())
         numbers = self._numbers(y)
         return 1 - float((self.mean - numbers).square().mean() / numbers.var(correction=0))
 
     @torch.no_grad()
-    def ece(self, y: Tensor, bins: int = 15) -> float:
-        """Expected calibration error, in [0, 1].
+    def calibration(self, y: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+        """What was promised, what came true, and for which share of points, [bins] each.
 
-        Classification: mean over equally wide bins of confidence, weighted by how many points are
-        in them, of ``|accuracy - confidence|`` (Guo et al., "On calibration of modern neural
-        networks", ICML 2017, equation 3). Regression: mean over levels of ``|observed - nominal|``,
-        how often y lies below predictive quantiles (Kuleshov et al., "Accurate uncertainties for
-        deep learning using calibrated regression", ICML 2018).
+        Classification: mean confidence and accuracy in equally wide bins of confidence (Guo et al.,
+        "On calibration of modern neural networks", ICML 2017); NaN in empty bins. Regression: how
+        often y lies below predictive quantiles, against their levels ``1 / (bins + 1), ...``
+        (Kuleshov et al., "Accurate uncertainties for deep learning using calibrated regression",
+        ICML 2018); shares are equal.
         """
+        self._check(y)
+        check_count("Predictive.calibration", "bins", bins, 1)
         if self.task == "classification":
             confidence, label = self.mean.max(-1)
             right = (label == y).to(confidence.dtype)
             index = (confidence * bins).long().clamp(max=bins - 1)
-            gaps = torch.zeros(bins, dtype=confidence.dtype)
-            gaps.index_add_(0, index, right - confidence)
-            return float(gaps.abs().sum()) / len(y)
-        assert self.noise is not None
-        score = (self._numbers(y) - self.outputs) / self.noise[:, None, None]
+            zeros = torch.zeros(bins, dtype=confidence.dtype)
+            count = zeros.index_add(0, index, torch.ones_like(confidence))
+            promised = zeros.index_add(0, index, confidence) / count
+            return promised, zeros.index_add(0, index, right) / count, count / len(y)
+        score = (self._numbers(y) - self.outputs) / self._need_noise("calibration")[:, None, None]
         below = torch.special.ndtr(score).mean(0).flatten()
         levels = torch.arange(1, bins + 1, dtype=below.dtype) / (bins + 1)
         observed = (below[:, None] <= levels).to(below.dtype).mean(0)
-        return float((observed - levels).abs().mean())
+        return levels, observed, torch.full_like(levels, 1 / bins)
+
+    def ece(self, y: Tensor, bins: int = 15) -> float:
+        """Expected calibration error, in [0, 1]: mean of ``|came true - promised|``.
+
+        See :meth:`calibration`; for classes this is equation 3 of Guo et al.
+        """
+        promised, observed, share = self.calibration(y, bins)
+        return float(((observed - promised).abs() * share).nansum())
+
+    def _check(self, y: Tensor) -> None:
+        _, points, out = self.outputs.shape
+        check_targets("Predictive", y, (points,), out, self.task)
+
+    def _need_noise(self, what: str) -> Tensor:
+        """Of a regression; classes get by without."""
+        if self.noise is None and self.task == "regression":
+            raise ValueError(
+                f"Predictive.{what}: of a regression, the standard deviations of its noise are "
+                "needed; Ensemble(..., noise=...) takes them"
+            )
+        return self.outputs.new_ones(()) if self.noise is None else self.noise
 
     def _numbers(self, y: Tensor) -> Tensor:
         out = self.outputs.shape[-1]
@@ -105,9 +135,22 @@ def fgsm(predict: Callable[[Tensor], Predictive], x: Tensor, y: Tensor, eps: flo
         predict: Such as :meth:`tetris.bayes.Posterior.predict`.
         x: [N, in].
         y: Targets.
-        eps: In units of x.
+        eps: In units of x; 0 moves nothing.
+
+    Raises:
+        TypeError: predict cannot be called.
+        ValueError: x are no floating-point numbers, or eps is negative.
     """
-    with torch.enable_grad():
+    if not callable(predict):
+        raise TypeError(
+            "fgsm: predict must be a function from inputs to a Predictive, such as "
+            f"posterior.predict (got {describe(predict)})"
+        )
+    if not check_tensor("fgsm", "x", x).is_floating_point():
+        raise ValueError(f"fgsm: x must be floating point (got {x.dtype})")
+    if not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
+        raise ValueError(f"fgsm: eps must be a number >= 0 (got {describe(eps)})")
+    with torch.inference_mode(False), torch.enable_grad():
         moved = x.detach().clone().requires_grad_()
         (gradient,) = torch.autograd.grad(-predict(moved).log_density(y).sum(), moved)
     return x + eps * gradient.sign()

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checks import check_block, describe
+from .data import check_positive
 from .laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma, Law
 
 
@@ -70,7 +71,7 @@ class Gaussian(Prior):
 
     def __post_init__(self) -> None:
         if self.sd is not None:
-            _check_positive("Gaussian", sd=self.sd)
+            check_positive("Gaussian", sd=self.sd)
 
     def log_sd(self, logs: Mapping[str, Tensor], out: int, in_: int, samples: int) -> float:
         """See :meth:`Prior.log_sd`."""
@@ -100,7 +101,12 @@ class Shrinkage(Prior):
 
     def __post_init__(self) -> None:
         where = type(self).__name__
-        _check_positive(where, p0=self.p0, slab_shape=self.slab[0], slab_scale=self.slab[1])
+        if not (isinstance(self.slab, (tuple, list)) and len(self.slab) == 2):
+            raise ValueError(
+                f"{where}: slab must be shape and scale of an inverse gamma law, such as (2, 4) "
+                f"(got {describe(self.slab)})"
+            )
+        check_positive(where, p0=self.p0, slab_shape=self.slab[0], slab_scale=self.slab[1])
         object.__setattr__(self, "block", check_block(where, self.block))
 
     def check(self, where: str, in_: int) -> None:
@@ -183,7 +189,7 @@ class DirichletHorseshoe(Shrinkage):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(type(self).__name__, alpha=self.alpha)
+        check_positive(type(self).__name__, alpha=self.alpha)
 
     def local(self) -> Law:
         """Law of lambda."""
@@ -222,15 +228,8 @@ class DirichletStudentT(DirichletHorseshoe):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positive(type(self).__name__, df=self.df)
+        check_positive(type(self).__name__, df=self.df)
 
     def local(self) -> Law:
         """Law of lambda."""
         return HalfStudentT(self.df)
-
-
-def _check_positive(where: str, **values: float) -> None:
-    for name, value in values.items():
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (number and 0 < value < math.inf):
-            raise ValueError(f"{where}: {name} must be a positive number (got {describe(value)})")

@@ -74,6 +74,8 @@ def prune_draws(weights: Tensor, sparsity: float, block: tuple[int, int] = (1, 1
         Like weights, zero where a draw lost a block.
     """
     where = "prune_draws"
+    if weights.dim() < 2:
+        raise ValueError(f"{where}: weights must be [..., out, in] (got {list(weights.shape)})")
     norms = block_norms(weights, block)
     flat = norms.flatten(-2)
     count = math.floor(check_sparsity(where, sparsity) * flat.shape[-1] + 1e-9)

@@ -27,7 +27,7 @@ def kappa(posterior: Posterior, layer: int = 0) -> Tensor:
     """
     network, theta = posterior.network, posterior.theta
     if not 0 <= layer < network.layers:
-        raise ValueError(f"kappa: layer must be below {network.layers} (got {layer})")
+        raise ValueError(f"kappa: layer must be from 0 to {network.layers - 1} (got {layer})")
     log_sd = torch.as_tensor(network.log_sd(theta, layer), dtype=theta.dtype)
     noise = posterior.weights().noise
     log_noise = torch.tensor(LOGISTIC_VARIANCE).log() / 2 if noise is None else noise.log()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..blocking import Blocking
-from ..checks import DTYPES, check_keywords, check_weight, describe, listed
+from ..checks import check_dtype, check_keywords, check_weight, describe, listed
 from ..importance import Importance, saliency_of
 from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
@@ -105,8 +105,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
         """Check the arguments that all layers share, make parameters and buffers."""
         where = type(self).__name__
         _check_layout(where, layout)
-        if dtype is not None and dtype not in DTYPES:
-            raise ValueError(f"{where}: dtype must be float32, or float64 for checks (got {dtype})")
+        check_dtype(where, dtype, device)
         own = self._blocking(layout.block)
         if layout.blocking != own:
             names = "out x in" if own.kernel_size is None else "out x in/groups x kernel"
@@ -175,7 +174,8 @@ class SparseLayer(nn.Module, Generic[Dense]):
         Raises:
             TypeError: not a layer of the kind this one stands for.
             ValueError: both or neither of ``layout`` and ``sparsity``, or one that does not fit; a
-                weight that no kernel computes with: half precision, another device than the CPU.
+                weight that no kernel computes with: half precision on the CPU, or a device that
+                this build has no kernels for.
         """
         where = f"{cls.__name__}.from_dense"
         if not isinstance(module, cls.dense_type):

@@ -38,7 +38,8 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
         activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``, applied in the same
             pass.
         device: Where the parameters and the layout go.
-        dtype: Type of the parameters: float32, or float64 for checks (slow).
+        dtype: Type of the parameters: float32, on CUDA also float16 and bfloat16, or float64 for
+            checks (slow).
 
     Raises:
         ValueError: an argument that ``nn.ConvTranspose2d`` refuses, a layout of another size, or

@@ -37,7 +37,8 @@ class SparseLinear(SparseLayer[nn.Linear]):
         activation: ``none``, ``relu``, ``gelu``, ``gelu_tanh`` or ``silu``, applied in the same
             pass.
         device: Where the parameters and the layout go.
-        dtype: Type of the parameters: float32, or float64 for checks (slow).
+        dtype: Type of the parameters: float32, on CUDA also float16 and bfloat16, or float64 for
+            checks (slow).
 
     Values and bias start uniform in ``+-1 / sqrt(inputs an output really sees, on average)``, the
     bound of ``nn.Linear`` for the weights that are there.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..bayes.data import check_count
 from ..bayes.ensemble import Ensemble
 from ..bayes.network import layer_name
 from ..bayes.posterior import Posterior
@@ -186,6 +187,7 @@ class DSMPruner(Pruner):
         Args:
             draws: How many, at most those there are.
         """
+        check_count(f"{self.name}.ensemble", "draws", draws, 1)
         layouts = self.layouts()
         chosen = self.posterior.thin(draws).weights().flat()
         members = []

@@ -86,6 +86,8 @@ class Watch:
 
     def scores(self, scores: Sequence[Tensor]) -> str | None:
         """What is wrong with the scores of a step, real and generated images together."""
+        if not scores:  # a task that asks the discriminator for something else
+            return None
         joined = torch.cat([s.flatten() for s in scores]).double()
         spread = float(joined.std(correction=0)) / max(float(joined.abs().mean()), 1e-30)
         self._alike = self._alike + 1 if spread < _SPREAD else 0
@@ -109,12 +111,16 @@ class Watch:
 
 @torch.no_grad()
 def not_finite(network: nn.Module) -> str | None:
-    """Name of a parameter or buffer with a number that is not finite."""
+    """Name of a parameter or buffer with a number that is not finite, and its type if that is why.
+
+    Adam's eps of 1e-8 is zero in float16, and its first step may divide by it.
+    """
     for name, tensor in (*network.named_parameters(), *network.named_buffers()):
         # One pass and one number; a sum of finite numbers may overflow, so it only asks.
         if tensor.is_floating_point() and not math.isfinite(float(tensor.sum())):
             if not bool(tensor.isfinite().all()):
-                return name
+                half = tensor.dtype == torch.float16
+                return f"{name} (float16: train float32 under torch.autocast)" if half else name
     return None
 
 

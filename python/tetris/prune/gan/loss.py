@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,13 +31,20 @@ def frozen_copy(generator: nn.Module) -> nn.Module:
     """A copy that does not learn, and whose batch norm does not."""
     copied = copy.deepcopy(generator).requires_grad_(False)
     for module in copied.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase):
-            module.momentum = 0.0  # in training mode, statistics of the batch do not move its own
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Its own statistics are those of eval mode still; in training mode batches do not
+            # reach them. A momentum of 0 let NaN through: 0 * NaN is one.
+            module.track_running_stats = False
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            module.momentum = 0.0  # instance norm, which asks the flag in eval mode too
     return copied
 
 
 class Judge:
-    """The discriminator while it judges: remembers its scores, and judges real images once."""
+    """The discriminator while it judges: remembers its scores, and judges real images once.
+
+    Everything but the call is that of the discriminator: its layers, its methods.
+    """
 
     def __init__(self, discriminator: nn.Module, real: tuple[Tensor, ...]) -> None:
         self.discriminator = discriminator
@@ -45,16 +52,24 @@ class Judge:
         self.scores: list[Tensor] = []
         self._known: dict[tuple[int, ...], Any] = {}
 
-    def __call__(self, *images: Tensor) -> Any:
+    def __call__(self, *images: Any, **more: Any) -> Any:
         """What the discriminator returns."""
         key = tuple(map(id, images))
-        judged = self._known.get(key)
+        both = not more and self.real.issuperset(key)  # the same for both generators
+        judged = self._known.get(key) if both else None
         if judged is None:
-            judged = self.discriminator(*images)
-            if self.real.issuperset(key):
+            judged = self.discriminator(*images, **more)
+            if both:
                 self._known[key] = judged
-        self.scores.append((judged[0] if isinstance(judged, tuple) else judged).detach())
+        if (scores := _first_tensor(judged)) is not None:
+            self.scores.append(scores.detach())
         return judged
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["discriminator"], name)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.discriminator[index]  # type: ignore[index]
 
 
 @contextmanager
@@ -83,3 +98,12 @@ def same_mode(copied: nn.Module, model: nn.Module) -> None:
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in copied.named_modules():
         module.training = modes.get(name, model.training)
+
+
+def _first_tensor(judged: object) -> Tensor | None:
+    """The scores, by convention the first of several outputs."""
+    if isinstance(judged, Mapping):
+        judged = list(judged.values())
+    if isinstance(judged, Sequence) and judged and not isinstance(judged, str):
+        return _first_tensor(judged[0])
+    return judged if isinstance(judged, Tensor) else None

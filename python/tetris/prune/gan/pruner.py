@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ...blocking import removed_count
 from ...checks import check_model, describe
 from ...layout import BlockLayout
 from ...nn.base import SparseLayer
@@ -25,14 +26,13 @@ from ..saliency import layer_saliency
 from ..schedule import Schedule
 from ..target import Target
 from ..tree import Selector
+from .checks import Atom, check_discriminator, check_settings, check_task, checked_terms
 from .guard import DivergenceError, Snapshot, Watch, not_finite
 from .loss import Judge, frozen_copy, judging, relative_difference, same_mode
 from .tasks import GANTask, Network, Sample
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Atom = Literal["block", "filter"]
 
 
 class GANPruner(BlockPruner):
@@ -184,14 +184,17 @@ class GANPruner(BlockPruner):
                 f"{where}: one process trains; here are {dist.get_world_size()}, and nothing would "
                 "average the gradients of the two networks"
             )
-        _check_settings(where, strength, eps, atom, snapshot_every, patience)
-        _check_discriminator(where, discriminator, train_d, d_optimizer)
+        check_settings(where, strength, eps, atom, snapshot_every, patience)
+        check_task(where, task)
+        check_discriminator(where, generator, discriminator, train_d, d_optimizer)
         if atom == "filter":
             if scope != "layer" or search_every_update or share:
                 raise ValueError(
                     f"{where}: atom='filter' ranks the rows of each layer, once they are sorted; "
                     "use scope='layer', no share= and no search_every_update"
                 )
+            if settings.get("balanced"):
+                raise ValueError(f"{where}: atom='filter' empties block rows, not balanced=True")
             settings = {"reorder": "l1_sort", **settings, "allow_empty_rows": True}  # type: ignore[assignment]
             if options is not None:
                 raise TypeError(
@@ -243,7 +246,9 @@ class GANPruner(BlockPruner):
         Raises:
             DivergenceError: the loss is not finite, or the discriminator has collapsed;
                 everything is back at the last good state.
-            ValueError: a generator gives something else than a tensor; real images are missing.
+            ValueError: a generator gives something else than a tensor; real images are missing; the
+                task has no terms, or a weight for one that there is not; nothing can learn.
+            TypeError: a term is not a tensor.
         """
         self._check_attached("loss")
         where = f"{self.name}.loss"
@@ -266,16 +271,29 @@ class GANPruner(BlockPruner):
             name: relative_difference(want[name].detach(), got[name], self.eps, self.per_sample)
             for name in got
         }
+        self._check_weights(where, differences)
         total = sum(self._weight(name) * d for name, d in differences.items())
         assert isinstance(total, Tensor)
+        if torch.is_grad_enabled() and not total.requires_grad:
+            raise ValueError(
+                f"{where}: the loss depends on no parameter of the generator that requires grad; "
+                "call generator.requires_grad_(True)"
+            )
         kept = {"d": self.terms["d"]} if "d" in self.terms else {}
         self.terms = {name: float(d.detach()) for name, d in differences.items()} | kept
         if not bool(total.isfinite()):
             listed = ", ".join(f"{n} {v:.4g}" for n, v in self.terms.items())
-            self._diverged("loss", f"the loss is {float(total.detach())} ({listed})")
+            data = "".join(
+                f"; {name} have such numbers already"
+                for name, tensors in (("the real images or labels", truth), ("the inputs", inputs))
+                if not all(bool(t.isfinite().all()) for t in tensors)
+            )
+            self._diverged("loss", f"the loss is {float(total.detach())} ({listed}{data})")
         if problem := self._watch.scores(judge.scores):
             self._diverged("loss", problem)
-        self._pending = Sample(self.model, sample.inputs, sample.real, sample.generated.detach())
+        # In the type of the real images: step() need not be under the autocast that loss() was.
+        generated = sample.generated.detach().to(truth[0].dtype)
+        self._pending = Sample(self.model, sample.inputs, sample.real, generated)
         return total
 
     def step(self) -> None:
@@ -315,6 +333,8 @@ class GANPruner(BlockPruner):
         sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
         if sparsity == self._reached:
             return
+        if self.execution == "sparse" and self._reached is not None:
+            self._check_rising(sparsity)
         self._prepare()
         layouts = {n: self._filters(n, layout, sparsity[n]) for n, layout in self.layouts().items()}
         self._set(ranks.first_layouts(layouts))
@@ -322,7 +342,20 @@ class GANPruner(BlockPruner):
 
     def extra_state(self) -> dict[str, Any]:
         """Also the original generator, which a resumed program cannot have."""
-        return {**super().extra_state(), "original": self.original.state_dict()}
+        own = {"atom": self.atom, "original": self.original.state_dict()}
+        return {**super().extra_state(), **own}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a pruner stopped; see :meth:`Pruner.load_state_dict`.
+
+        The discriminator's and its optimizer's states are loaded beside those of the generator.
+        """
+        if state.get("atom", self.atom) != self.atom:
+            raise ValueError(
+                f"{self.name}.load_state_dict: the state is of a pruner with "
+                f"atom={state['atom']!r}, this one has {self.atom!r}; make the pruner with the same"
+            )
+        super().load_state_dict(state)
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take it back."""
@@ -347,9 +380,21 @@ class GANPruner(BlockPruner):
                 f"{where}: the generator must return a tensor of images (got {describe(generated)})"
             )
         sample = Sample(generator, inputs, real, generated)
-        terms = dict(self.task.generator_terms(judge, sample))
-        own = self.task.discriminator_terms(judge, sample)
+        terms = checked_terms(where, "generator", self.task.generator_terms(judge, sample))
+        own = checked_terms(where, "discriminator", self.task.discriminator_terms(judge, sample))
         return sample, terms | {_d(n): term for n, term in own.items()}
+
+    def _check_weights(self, where: str, terms: Iterable[str]) -> None:
+        """Raise unless there are terms, and one for each weight."""
+        plain = dict.fromkeys(name.removeprefix(_D) for name in terms)
+        if not plain:
+            raise ValueError(f"{where}: the task has no terms; see tetris.prune.GANTask")
+        for name, weight in self.task.weights.items():
+            if weight and name not in plain:
+                raise ValueError(
+                    f"{where}: the task has a weight for {name!r}, which is none of its terms "
+                    f"({', '.join(plain)})"
+                )
 
     def _weight(self, name: str) -> float:
         plain = name.removeprefix(_D)
@@ -365,6 +410,11 @@ class GANPruner(BlockPruner):
         value = self.terms["d"] = float(loss.detach())
         if not bool(loss.isfinite()):
             self._diverged("step", f"the discriminator's loss is {value}")
+        if not loss.requires_grad:
+            raise RuntimeError(
+                f"{self.name}.step: train_d, but no parameter of the discriminator requires grad; "
+                "call discriminator.requires_grad_(True), or pass train_d=False for a fixed one"
+            )
         self.d_optimizer.zero_grad()
         loss.backward()
         self.d_optimizer.step()
@@ -383,7 +433,7 @@ class GANPruner(BlockPruner):
         else:  # all blocks are rated, removed ones by their zeros
             row = torch.arange(rows, device=scores.device).repeat_interleave(columns)
         worth = scores.new_zeros(rows).index_add_(0, row, scores)
-        keep = max(1, rows - int(sparsity * rows))
+        keep = max(1, rows - removed_count(sparsity, rows))
         chosen = torch.zeros(rows, dtype=torch.bool, device=worth.device)
         chosen[worth.argsort(descending=True, stable=True)[:keep]] = True
         return layout.with_blocks(chosen[:, None].expand(rows, columns).to(layout.device))
@@ -405,10 +455,14 @@ class GANPruner(BlockPruner):
         good.restore(self, (self.model, self.discriminator), self._all_optimizers())
         self._good = good
         self._watch = Watch(self._watch.patience)
+        what, after = ", masks and the optimizers known here", "lower learning rates"
+        if not self._optimizers:
+            what = " and masks"
+            after += ", and a new optimizer of the generator (optimizers= would bring yours back)"
         raise DivergenceError(
-            f"{self.name}.{method}: after {steps} steps {problem}. Generator, discriminator, masks "
-            f"and the optimizers known here are back at step {good.step}, the last good state; "
-            "finalize() gives it, or go on with lower learning rates",
+            f"{self.name}.{method}: after {steps} steps {problem}. Generator, discriminator{what} "
+            f"are back at step {good.step}, the last good state; finalize() gives it, or go on "
+            f"with {after}",
             good.step,
         )
 
@@ -424,35 +478,3 @@ def _last(generator: nn.Module, types: tuple[type[nn.Module], ...]) -> str | Non
     """Name of the last layer, unless it is the only one."""
     names = [n for n, m in generator.named_modules() if isinstance(m, tuple(types))]
     return names[-1] if len(names) > 1 else None
-
-
-def _check_settings(
-    where: str, strength: float, eps: float, atom: Atom, snapshot_every: int, patience: int
-) -> None:
-    if not strength >= 0.0:
-        raise ValueError(f"{where}: strength must not be negative (got {describe(strength)})")
-    if not eps > 0.0:
-        raise ValueError(f"{where}: eps must be positive, such as 1e-3 (got {describe(eps)})")
-    if atom not in get_args(Atom):
-        raise ValueError(f"{where}: atom must be 'block' or 'filter' (got {describe(atom)})")
-    for name, value in (("snapshot_every", snapshot_every), ("patience", patience)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{where}: {name} must be an int of 1 or more (got {describe(value)})")
-
-
-def _check_discriminator(
-    where: str, discriminator: nn.Module, train_d: bool, d_optimizer: Optimizer | None
-) -> None:
-    if not train_d:
-        if d_optimizer is not None:
-            raise ValueError(f"{where}: d_optimizer is of no use with train_d=False; leave it out")
-        return
-    if not isinstance(d_optimizer, Optimizer):
-        raise ValueError(
-            f"{where}: train_d needs d_optimizer=torch.optim.Adam(discriminator.parameters(), a "
-            "tenth of the learning rate it was trained with), or pass train_d=False for a fixed "
-            f"discriminator (got {describe(d_optimizer)})"
-        )
-    known = {id(p) for group in d_optimizer.param_groups for p in group["params"]}
-    if not any(id(p) in known for p in discriminator.parameters()):
-        raise ValueError(f"{where}: d_optimizer holds no parameter of the discriminator")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -55,7 +57,8 @@ class GANTask(Protocol):
     """What a GAN was trained for: its loss terms, and their weights in its own training.
 
     A class of your own with these three members will do. Terms are tensors ``[N]``, one number per
-    sample, or a scalar. Random numbers that they draw are the same for both generators.
+    sample, or a scalar. Random numbers that they draw are the same for both generators. The
+    ``discriminator`` may be called, and has the attributes and methods of yours.
 
     Example:
         >>> class Sharp(tetris.prune.UnconditionalGAN):
@@ -89,7 +92,8 @@ class UnconditionalGAN:
 
     Attributes:
         loss: ``logistic`` (not saturating), ``hinge``, ``least_squares`` or ``wasserstein``.
-            Scores are of any shape ``[N, ...]``, such as those of patches.
+            Scores are of any shape ``[N, ...]``, such as those of patches. ``logistic`` takes
+            logits: a discriminator that ends in a sigmoid, for ``nn.BCELoss``, is passed without.
         penalty: Weight of the gradient penalty.
     """
 
@@ -97,11 +101,20 @@ class UnconditionalGAN:
     penalty: float = 0.0
 
     def __post_init__(self) -> None:
+        name = type(self).__name__
         if self.loss not in _LOSSES:
             raise ValueError(
-                f"{type(self).__name__}: loss must be one of {', '.join(_LOSSES)} "
-                f"(got {describe(self.loss)})"
+                f"{name}: loss must be one of {', '.join(_LOSSES)} (got {describe(self.loss)})"
             )
+        for field in ("penalty", "classify", "reconstruct"):
+            weight = getattr(self, field, None)
+            if weight is not None and not (
+                isinstance(weight, Real) and 0 <= float(weight) < math.inf
+            ):
+                raise ValueError(
+                    f"{name}: {field}, the weight of a term, must be a number, 0 or more "
+                    f"(got {describe(weight)})"
+                )
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -110,22 +123,25 @@ class UnconditionalGAN:
 
     def generator_terms(self, discriminator: Network, sample: Sample) -> dict[str, Tensor]:
         """``gen``, and ``cla`` of a discriminator that classifies."""
-        scores, logits = self.judge(discriminator, sample.generated, _labels(sample.inputs))
+        scores, logits = self._judged(discriminator, sample.generated, _labels(sample.inputs))
         terms = {"gen": _each(_LOSSES[self.loss].generator(scores))}
         if logits is not None:
-            labels = self._known(_labels(sample.inputs), "inputs")
-            terms["cla"] = F.cross_entropy(logits, labels, reduction="none")
+            terms["cla"] = self._classes(logits, _labels(sample.inputs), "inputs")
         return terms
 
     def discriminator_terms(self, discriminator: Network, sample: Sample) -> dict[str, Tensor]:
         """``dis``, ``cla`` of the real images, ``gp``."""
-        losses = _LOSSES[self.loss]
-        real, logits = self.judge(discriminator, sample.real[0], _labels(sample.real))
-        generated, _ = self.judge(discriminator, sample.generated, _labels(sample.inputs))
+        losses, images = _LOSSES[self.loss], (sample.real[0], sample.generated)
+        if len({(image.dim(), *image.shape[1:2]) for image in images}) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: real and generated images must be shaped alike, for one "
+                f"discriminator (got {list(images[0].shape)} and {list(images[1].shape)})"
+            )
+        real, logits = self._judged(discriminator, sample.real[0], _labels(sample.real))
+        generated, _ = self._judged(discriminator, sample.generated, _labels(sample.inputs))
         terms = {"dis": losses.real(real).mean() + _each(losses.generated(generated))}
         if logits is not None:
-            labels = self._known(_labels(sample.real), "real")
-            terms["cla"] = F.cross_entropy(logits, labels, reduction="none")
+            terms["cla"] = self._classes(logits, _labels(sample.real), "real")
         if self.penalty:
             terms["gp"] = self._gradient_penalty(discriminator, sample)
         return terms
@@ -136,6 +152,24 @@ class UnconditionalGAN:
         """Scores, and the logits of classes if the discriminator classifies."""
         return discriminator(images), None
 
+    def _judged(
+        self, discriminator: Network, images: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`judge` gives, if it is scores."""
+        scores, logits = self.judge(discriminator, images, labels)
+        if not isinstance(scores, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: the discriminator must return scores, a tensor "
+                f"(got {describe(scores)}); one that returns (scores, logits) has a weight for "
+                "classify, others need a task of your own"
+            )
+        if scores.dim() == 0 or len(scores) != len(images):
+            raise ValueError(
+                f"{type(self).__name__}: the discriminator must return scores [N, ...], one or "
+                f"more per image (got {list(scores.shape)} for {len(images)} images)"
+            )
+        return scores, logits
+
     def _gradient_penalty(self, discriminator: Network, sample: Sample) -> Tensor:
         real, generated = sample.real[0], sample.generated
         if real.shape != generated.shape:
@@ -144,10 +178,10 @@ class UnconditionalGAN:
                 f"ones, of one shape (got {list(real.shape)} and {list(generated.shape)})"
             )
         mix = torch.rand(len(real), *[1] * (real.dim() - 1), device=real.device)
-        between = torch.lerp(real, generated, mix.to(real.dtype))
+        between = torch.lerp(real, generated.to(real.dtype), mix.to(real.dtype))
         if not between.requires_grad:
             between.requires_grad_()
-        scores, _ = self.judge(discriminator, between, _labels(sample.inputs))
+        scores, _ = self._judged(discriminator, between, _labels(sample.inputs))
         (gradient,) = torch.autograd.grad(scores.sum(), between, create_graph=True)
         return (gradient.flatten(1).norm(dim=1) - 1.0).square()
 
@@ -159,12 +193,36 @@ class UnconditionalGAN:
             )
         return labels
 
+    def _classes(self, logits: Tensor, labels: Tensor | None, where: str) -> Tensor:
+        """[N], cross entropy of classes, or the sum of those of attributes."""
+        labels = self._known(labels, where)
+        if labels.is_floating_point() and labels.shape == logits.shape:
+            each = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+            return each.flatten(1).sum(1)
+        count, classes = logits.shape
+        fits = labels.dtype == torch.int64 and tuple(labels.shape) == (count,)
+        if not fits or not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+            span = "" if not fits else f" from {int(labels.min())} to {int(labels.max())}"
+            raise ValueError(
+                f"{type(self).__name__}: labels of {where} must be classes, int64[{count}] from 0 "
+                f"to {classes - 1}, or attributes, floating{list(logits.shape)} of 0 and 1 "
+                f"(got {labels.dtype}{list(labels.shape)}{span})"
+            )
+        return F.cross_entropy(logits, labels, reduction="none")
+
     def _classified(self, discriminator: Network, images: Tensor) -> tuple[Tensor, Tensor]:
         judged = discriminator(images)
         if not isinstance(judged, tuple) or len(judged) != 2:
             raise TypeError(
                 f"{type(self).__name__}: with a weight for classify the discriminator returns "
                 f"(scores, logits) (got {describe(judged)})"
+            )
+        logits = judged[1]
+        if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+            got = list(logits.shape) if isinstance(logits, Tensor) else describe(logits)
+            raise ValueError(
+                f"{type(self).__name__}: logits must be [N, classes] (got {got} for "
+                f"{len(images)} images)"
             )
         return judged
 
@@ -175,8 +233,9 @@ class ConditionalGAN(UnconditionalGAN):
 
     Without ``classify`` the discriminator is told the labels, ``discriminator(images, labels) ->
     scores``. With it, it guesses them: ``discriminator(images) -> (scores, logits)``, and there is
-    a term ``cla``, their cross entropy (Odena et al., "Conditional Image Synthesis with Auxiliary
-    Classifier GANs", ICML 2017).
+    a term ``cla``: the cross entropy of classes, int64[N] (Odena et al., "Conditional Image
+    Synthesis with Auxiliary Classifier GANs", ICML 2017), or the sum of the binary ones of
+    attributes, floating [N, attributes] of 0 and 1 (Choi et al., "StarGAN", CVPR 2018).
 
     Attributes:
         classify: Weight of ``cla``, or None.
@@ -233,6 +292,14 @@ class ImageToImageGAN(UnconditionalGAN):
     def weights(self) -> Mapping[str, float]:
         """Term -> weight."""
         return {**super().weights, "rec": self.reconstruct, "cla": self.classify or 0.0}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.back is not None and not callable(self.back):
+            raise TypeError(
+                f"{type(self).__name__}: back must be a function (generator, sample) -> images "
+                f"(got {describe(self.back)})"
+            )
 
     def generator_terms(self, discriminator: Network, sample: Sample) -> dict[str, Tensor]:
         """``gen``, ``rec`` and, of a discriminator that classifies, ``cla``."""

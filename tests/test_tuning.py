@@ -1,0 +1,122 @@
+"""Files of `tetris tune` and the tuning loop, without a GPU."""
+
+import json
+
+import pytest
+
+import tetris
+from tetris import cli, tune, tuning
+from tetris.tuning import Measurement
+
+BEST = Measurement("mma 128x64 4 stages", 1e-5, "mma 128x128 4 stages", 2e-5)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tuning, "loaded", {})
+    return tmp_path
+
+
+def test_what_is_saved_is_read(cache):
+    path = tuning.save("NVIDIA H200", {"product a": BEST})
+    assert path == cache / "cuda-nvidia-h200.json"
+    assert tuning.read(path) == ("NVIDIA H200", {"product a": BEST})
+    assert [p.name for p in cache.iterdir()] == [path.name]  # nothing temporary is left
+
+
+def test_folder_follows_the_environment(monkeypatch, tmp_path):
+    monkeypatch.delenv("TETRIS_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert tuning.folder() == tmp_path / "xdg" / "tetris"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tuning.folder() == tmp_path / ".cache" / "tetris"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: "null",
+        lambda text: text.replace('"seconds"', '"minutes"'),
+        lambda text: text.replace('"measured"', '"guessed"'),
+        lambda text: text.replace('"NVIDIA H200"', "7"),
+        lambda text: "\x00" * 100,
+    ],
+)
+def test_a_damaged_file_is_ignored_with_a_warning(damage):
+    path = tuning.save("NVIDIA H200", {"product a": BEST})
+    path.write_text(damage(path.read_text()))
+    with pytest.warns(UserWarning, match="ignoring .*cuda-nvidia-h200.json, which is not a file"):
+        assert tuning.read(path) is None
+    with pytest.warns(UserWarning, match="ignoring"):
+        tuning.load()
+    assert tuning.loaded == {}
+
+
+@pytest.mark.parametrize(("field", "value"), [("version", "0.0.1"), ("format", 0)])
+def test_a_file_of_another_version_is_ignored_with_a_warning(field, value):
+    path = tuning.save("NVIDIA H200", {"product a": BEST})
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.warns(UserWarning, match="ignoring .*run `tetris tune` again"):
+        assert tuning.read(path) is None
+
+
+def test_no_folder_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(tmp_path / "absent"))
+    tuning.load()
+    assert tuning.loaded == {}
+
+
+def test_the_fastest_candidate_is_kept(monkeypatch):
+    """The loop alone: what the library would say and measure stands in for a GPU."""
+    ran, forced = [], [""]
+    took = {"simt": 3.0, "mma 128x128 4 stages": 2.0, "mma 128x64 4 stages": 1.0}
+
+    def call():
+        if forced[0] == "hopper":
+            raise RuntimeError("too much shared memory")
+        ran.append(forced[0])
+
+    names = ["mma 128x128 4 stages", "mma 128x64 4 stages", "hopper", "simt"]
+    monkeypatch.setattr(tetris._C, "cuda_watch", lambda enabled: None)
+    monkeypatch.setattr(tetris._C, "cuda_watched", lambda: [("GPU", "product a", names)])
+    monkeypatch.setattr(tetris._C, "cuda_force_kernel", lambda text: forced.__setitem__(0, text))
+    lines = []
+    found = tune.tune([("a", call)], timer=lambda _: took[forced[0]], report=lines.append)
+    assert found == {
+        "GPU": {
+            "product a": Measurement("mma 128x64 4 stages", 1.0, "mma 128x128 4 stages", 2.0),
+        }
+    }
+    assert forced == [""]
+    assert ran == ["", "mma 128x128 4 stages", "mma 128x64 4 stages", "simt"]
+    assert "hopper does not run: too much shared memory" in lines[0]
+
+
+def test_tune_command_says_what_is_missing(capsys):
+    assert cli.main(["tune"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tetris tune: ")
+    if not tetris._C.cuda_built():
+        assert "no CUDA kernels to tune" in error
+        assert "TETRIS_CUDA=1 pip install" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--shapes", "4096x4096"], "expected TOKENSxINxOUT"),
+        (["--blocks", "0x4"], "expected HxW"),
+        (["--sparsity", "100"], "expected a percentage"),
+        (["--sparsity", "much"], "expected a percentage"),
+        (["--dtypes", "int8"], "invalid choice"),
+    ],
+)
+def test_tune_command_checks_its_words(words, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", *words])
+    assert message in capsys.readouterr().err

@@ -1,0 +1,128 @@
+"""Show that each CUDA kernel became the instructions it was written for, and spills no register.
+
+    python tools/check_sass.py $(find build -path '*cuda*' -name '*.cu.o')
+
+Three rules, read off the machine code of each kernel, for each GPU it was compiled for:
+
+1. A kernel of a file named in NEEDS has those instructions: matrix products on tensor cores, fed by
+   asynchronous copies. A compiler that finds another way to the same result leaves a correct and
+   slow kernel, which no test notices.
+2. No kernel stores to local memory (STL) or loads from it (LDL): that is what spilled registers and
+   arrays with a run-time index become.
+3. Each file has code for a GPU, and at least one kernel.
+
+Needs cuobjdump, of the CUDA toolkit or of the packages nvidia-cuda-cuobjdump and
+nvidia-cuda-nvdisasm. Exit status 1: a rule is broken; 2: no cuobjdump.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+# File name -> (kernels, by a pattern in their mangled names, what each must have).
+NEEDS = {
+    # Across k, TF32 has no ldmatrix: lanes read single elements.
+    "mma_product": [("kernel(?!If)", {"HMMA", "LDGSTS", "LDSM"}), ("kernelIf", {"HMMA", "LDGSTS"})],
+    "mma_sampled": [("kernel(?!If)", {"HMMA", "LDGSTS", "LDSM"}), ("kernelIf", {"HMMA", "LDGSTS"})],
+    "hopper": [("kernel", {"HGMMA", "UTMALDG"})],
+}
+LOCAL = {"STL", "LDL"}
+ARCH = re.compile(r"^arch = (sm_\w+)$")
+FUNCTION = re.compile(r"^\s+Function : (\S+)$")
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)")
+
+Kernels = dict[tuple[str, str], collections.Counter]
+
+
+def find_cuobjdump() -> str | None:
+    """On PATH, in the toolkit, or in a Python package."""
+    places = [
+        shutil.which("cuobjdump"),
+        "/usr/local/cuda/bin/cuobjdump",
+        *map(str, Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/cuobjdump")),
+    ]
+    return next((p for p in places if p and Path(p).exists()), None)
+
+
+def disassemble(cuobjdump: str, path: Path) -> str:
+    """Machine code of an object, by kernel."""
+    # cuobjdump finds nvdisasm on PATH; the packages have both in one folder.
+    folder = str(Path(cuobjdump).resolve().parent)
+    env = {**os.environ, "PATH": folder + os.pathsep + os.environ.get("PATH", "")}
+    return subprocess.run(
+        [cuobjdump, "-sass", str(path)], capture_output=True, text=True, check=True, env=env
+    ).stdout
+
+
+def parse(listing: str) -> Kernels:
+    """How often each kernel, by target and name, has each instruction."""
+    kernels: Kernels = {}
+    arch = name = ""
+    for line in listing.splitlines():
+        if match := INSTRUCTION.match(line):
+            kernels[arch, name][match[1]] += 1
+        elif match := FUNCTION.match(line):
+            name = match[1]
+            kernels[arch, name] = collections.Counter()
+        elif match := ARCH.match(line):
+            arch = match[1]
+    return kernels
+
+
+def check(stem: str, kernels: Kernels) -> list[str]:
+    """The broken rules of one file."""
+    if not kernels:
+        return [f"{stem}: no kernel found"]
+    errors = []
+    for (arch, name), seen in kernels.items():
+        local = {i: seen[i] for i in sorted(LOCAL) if seen[i]}
+        if local:
+            counts = ", ".join(f"{count} {i}" for i, count in local.items())
+            errors.append(f"{stem} ({arch}): {name} uses local memory: {counts}")
+        for pattern, wanted in NEEDS.get(stem, []):
+            missing = sorted(wanted - set(seen))
+            if re.search(pattern, name) and missing:
+                errors.append(f"{stem} ({arch}): {name} has no {' and no '.join(missing)}")
+    return errors
+
+
+def main() -> int:
+    """Check the objects named on the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("files", nargs="+", type=Path)
+    files = parser.parse_args().files
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        print("check_sass: no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
+        return 2
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        listings = list(pool.map(lambda path: disassemble(cuobjdump, path), files))
+    errors = []
+    for path, listing in zip(files, listings, strict=True):
+        stem, kernels = path.name.split(".")[0], parse(listing)
+        found = check(stem, kernels)
+        errors += found
+        matrix = sum(seen["HMMA"] + seen["HGMMA"] for seen in kernels.values())
+        targets = ", ".join(sorted({arch for arch, _ in kernels}))
+        print(
+            f"{stem}: {len(kernels)} kernels for {targets or 'no GPU'}, {matrix} matrix "
+            f"instructions, {len(found)} errors"
+        )
+    for error in errors[:50]:
+        print(error)
+    return 1 if errors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -71,7 +71,7 @@ class MAP:
         check_count("MAP", "batch", batch, 1)
         if noise is not None:
             check_positive("MAP", noise=noise)
-        if dtype not in DTYPES:
+        if dtype not in DTYPES["cpu"]:
             raise ValueError(f"MAP: dtype must be float32 or float64 (got {describe(dtype)})")
         self.network = network
         self.batch = batch

@@ -151,7 +151,7 @@ def sample_hmc(
     check_data(where, network, x, y, sets=True)
     check_count(where, "chains", chains, 1)
     check_count(where, "draws, which R-hat is of,", draws, LEAST_DRAWS)
-    if dtype not in DTYPES:
+    if dtype not in DTYPES["cpu"]:
         raise ValueError(f"{where}: dtype must be float32 or float64 (got {dtype})")
     generator = torch.Generator().manual_seed(seed)
     inputs = x.to(dtype).unsqueeze(1)

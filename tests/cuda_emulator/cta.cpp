@@ -1,6 +1,7 @@
 #include "cuda_emulator/cta.h"
 
 #include <algorithm>
+#include <numeric>
 #include <stdexcept>
 
 #include "cuda_emulator/builtins.h"
@@ -40,6 +41,8 @@ std::string ranges(const std::vector<int>& ascending) {
 
 constexpr uint32_t kNever = ~uint32_t{0};
 
+uint32_t lane(int thread) { return uint32_t{1} << thread % kWarp; }
+
 }  // namespace
 
 Cta& this_cta() {
@@ -70,9 +73,8 @@ Cta::Cta(dim3 grid, uint3 index, int threads, size_t shared_bytes, uint64_t seed
       random(seed),
       threads_(threads),
       alive_(threads),
-      ready_of_warp_((threads + kWarp - 1) / kWarp),
-      waiting_of_warp_(ready_of_warp_.size()),
-      priority_(ready_of_warp_.size()),
+      warp_states_((threads + kWarp - 1) / kWarp),
+      order_(warp_states_.size()),
       warps_(groups_of(kWarp, threads)),
       warp_groups_(groups_of(4 * kWarp, threads)) {
   active = this;
@@ -85,17 +87,18 @@ Cta::Cta(dim3 grid, uint3 index, int threads, size_t shared_bytes, uint64_t seed
     threads_[i].index = {static_cast<unsigned>(i), 0, 0};
     threads_[i].fiber = fiber(i);
     threads_[i].fiber->start(&Cta::enter, &threads_[i]);
-    ++ready_of_warp_[i / kWarp];
+    wake(i);
   }
+  std::iota(order_.begin(), order_.end(), 0);
   // Warps that all advance at one pace hide a missing barrier before a buffer is filled again, so
-  // that some must run ahead: priorities change at each step, now and then, or never.
+  // that some must run ahead: the order of warps changes at each step, now and then, or never.
   constexpr uint32_t kPaces[] = {1, 100, 1000, kNever, kNever};
   change_one_in_ = kPaces[random.below(5)];
   constexpr uint32_t kActionPaces[] = {1, 8, 64, kNever};
   act_one_in_ = options().landing == Landing::kAtOnce   ? 1
                 : options().landing == Landing::kLatest ? kNever
                                                         : kActionPaces[random.below(4)];
-  shuffle_priorities();
+  shuffle_order();
 }
 
 Cta::~Cta() { active = nullptr; }
@@ -134,7 +137,7 @@ void Cta::run(const std::function<void()>& kernel) {
 
 void Cta::thread_ended(Thread& thread) {
   thread.state = Thread::State::kEnded;
-  --ready_of_warp_[thread.number / kWarp];
+  warp_of(thread.number).ready &= ~lane(thread.number);
   --alive_;
   warps_[thread.number / kWarp].thread_ended(thread.number);
   warp_groups_[thread.number / (4 * kWarp)].thread_ended(thread.number);
@@ -143,35 +146,36 @@ void Cta::thread_ended(Thread& thread) {
 
 // -- who runs next --------------------------------------------------------------------------------
 
-void Cta::shuffle_priorities() {
-  for (uint32_t& p : priority_) p = 1 + random.below(1u << 20);
+void Cta::shuffle_order() {
+  for (size_t i = order_.size(); i-- > 1;)
+    std::swap(order_[i], order_[random.below(static_cast<uint32_t>(i + 1))]);
 }
 
+// NOTE: this runs at each switch of threads, and was a third of all time while it searched lists.
 int Cta::choose() {
-  if (change_one_in_ != kNever && random.one_in(change_one_in_)) shuffle_priorities();
-  for (uint64_t tried = 0;;) {
-    int best = -1;
-    for (int w = 0; w < static_cast<int>(priority_.size()); ++w)
-      if (!(tried >> w & 1) && ready_of_warp_[w] + waiting_of_warp_[w] > 0 &&
-          (best < 0 || priority_[w] > priority_[best]))
-        best = w;
-    if (best < 0) return -1;
-    const int thread = choose_of(best);
+  if (change_one_in_ != kNever && random.one_in(change_one_in_)) shuffle_order();
+  for (int warp : order_) {
+    const Warp& w = warp_states_[warp];
+    if ((w.ready | w.waiting) == 0) continue;
+    const int thread = choose_of(warp);
     if (thread >= 0) return thread;
-    tried |= uint64_t{1} << best;
   }
+  return -1;
 }
 
 int Cta::choose_of(int warp) {
-  const int first = warp * kWarp, count = std::min(kWarp, threads() - first);
-  const int start = static_cast<int>(random.below(count));
-  for (int i = 0; i < count; ++i) {
-    Thread& thread = threads_[first + (start + i) % count];
+  Warp& w = warp_states_[warp];
+  const uint32_t start = random.below(kWarp);
+  const auto rotated = [&](uint32_t bits) {
+    return bits >> start | static_cast<uint32_t>(uint64_t{bits} << (kWarp - start));
+  };
+  for (uint32_t left = rotated(w.ready | w.waiting); left != 0; left &= left - 1) {
+    const int lane_number = static_cast<int>((start + __builtin_ctz(left)) % kWarp);
+    Thread& thread = threads_[warp * kWarp + lane_number];
     if (thread.state == Thread::State::kReady) return thread.number;
-    if (thread.state == Thread::State::kWaiting && thread.condition()) {
-      --waiting_of_warp_[warp];
-      ++ready_of_warp_[warp];
-      thread.state = Thread::State::kReady;
+    if (thread.condition()) {
+      w.waiting &= ~lane(lane_number);
+      wake(thread.number);
       return thread.number;
     }
   }
@@ -183,13 +187,13 @@ void Cta::sleep(const char* what, Site site) {
   thread.state = Thread::State::kAsleep;
   thread.what = what;
   thread.site = site;
-  --ready_of_warp_[thread.number / kWarp];
+  warp_of(thread.number).ready &= ~lane(thread.number);
   Fiber::pause();
 }
 
 void Cta::wake(int number) {
   threads_[number].state = Thread::State::kReady;
-  ++ready_of_warp_[number / kWarp];
+  warp_of(number).ready |= lane(number);
 }
 
 void Cta::wait_until(std::function<bool()> condition, const char* what, Site site) {
@@ -199,15 +203,16 @@ void Cta::wait_until(std::function<bool()> condition, const char* what, Site sit
   thread.what = what;
   thread.site = site;
   thread.condition = std::move(condition);
-  --ready_of_warp_[thread.number / kWarp];
-  ++waiting_of_warp_[thread.number / kWarp];
+  warp_of(thread.number).ready &= ~lane(thread.number);
+  warp_of(thread.number).waiting |= lane(thread.number);
   Fiber::pause();  // until choose_of() found it to hold
   thread.condition = nullptr;
 }
 
 void Cta::yield() {
-  shuffle_priorities();
-  priority_[this_thread().number / kWarp] = 0;
+  shuffle_order();
+  const int warp = this_thread().number / kWarp;
+  std::swap(*std::find(order_.begin(), order_.end(), warp), order_.back());
   Fiber::pause();
 }
 

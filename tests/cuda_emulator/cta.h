@@ -91,7 +91,7 @@ class Cta {
   static void enter(void* thread);
   int choose();             // a thread that can run, or -1
   int choose_of(int warp);  // the same of a warp
-  void shuffle_priorities();
+  void shuffle_order();
   void thread_ended(Thread& thread);
   [[noreturn]] void report_deadlock();
 
@@ -99,10 +99,14 @@ class Cta {
   int alive_ = 0;
   Thread* running_ = nullptr;
   const std::function<void()>* kernel_ = nullptr;
-  std::exception_ptr failure_;                        // of a thread
-  std::vector<int> ready_of_warp_, waiting_of_warp_;  // how many
-  std::vector<uint32_t> priority_;                    // of warps
-  uint32_t change_one_in_, act_one_in_;               // steps, on average
+  std::exception_ptr failure_;  // of a thread
+  struct Warp {
+    uint32_t ready = 0, waiting = 0;  // bits of lanes
+  };
+  Warp& warp_of(int thread) { return warp_states_[thread / kWarp]; }
+  std::vector<Warp> warp_states_;
+  std::vector<int> order_;               // of warps: the first that can run, runs
+  uint32_t change_one_in_, act_one_in_;  // steps, on average
   std::vector<Meeting> warps_, warp_groups_;
   Barrier barriers_[Barrier::kCount];
   std::unordered_map<std::type_index, std::unique_ptr<Extension>> extensions_;

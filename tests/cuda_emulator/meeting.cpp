@@ -12,7 +12,7 @@ bool Meeting::arrive(int thread, const char* what, Site site, void* mine) {
   if (arrived_ == 0) {
     what_ = what;
     site_ = site;
-  } else if (site != site_ || std::strcmp(what, what_) != 0) {
+  } else if (site != site_ || (what != what_ && std::strcmp(what, what_) != 0)) {
     violate(what, site,
             "the warp diverged: other threads of it are at " + std::string(what_) + " (" +
                 site_.str() + ")");

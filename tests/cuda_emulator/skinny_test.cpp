@@ -23,11 +23,11 @@ void expect_right(const Case& c, const SkinnyConfig& config, uint64_t seed = 1) 
 
 TEST(Skinny, Risks) {
   const SkinnyConfig configs[] = {{1, 2, 2}, {4, 8, 1}, {8, 1, 3}, {16, 4, 1}};
-  int turn = 0;
-  for (DType dtype : kDTypes)
-    for (auto [height, width] : {std::pair{1, 1}, {2, 3}, {4, 1}, {8, 2}, {3, 2}, {1, 8}, {16, 16}})
-      for (const Case& c : risky_cases(dtype, height, width))
-        if (!c.gradient && c.geometry.pixels() <= 70) expect_right(c, configs[turn++ % 4]);
+  int turn = 0, block = 0;
+  for (auto [height, width] : {std::pair{1, 1}, {2, 3}, {4, 1}, {8, 2}, {3, 2}, {1, 8}, {16, 16}})
+    // All types are met at each way to read blocks; all pairs would take three times as long.
+    for (const Case& c : risky_cases(kDTypes[block++ % 3], height, width))
+      if (!c.gradient && c.geometry.pixels() <= 70) expect_right(c, configs[turn++ % 4]);
 }
 
 TEST(Skinny, ByChance) {

@@ -64,7 +64,8 @@ def test_values(case, dtype, family):
     moved = on_device(layer)
     with refusals_skip():
         y = moved.bsmm(x.to(DEVICE))
-    assert_ran(family)
+    if y.numel():  # else nothing ran
+        assert_ran(family)
     assert_near(y, *wanted(case, DTYPES[dtype]), terms=case.k)
 
 
@@ -94,7 +95,8 @@ def test_gradients(case, dtype, family):
         got = refused(call)
         if got is None:
             continue
-        assert_ran(family)
+        if case.m and got.numel():  # else nothing ran
+            assert_ran(family)
         assert_near(got, want, scale, terms=terms)
         ran += 1
     if not ran:

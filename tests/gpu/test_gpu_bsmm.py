@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from cases import ACTIVATIONS, Case, grid, make_layer, reference, tokens
 from support import (
     DEVICE,
     DTYPES,
+    EMULATED,
     assert_near,
     assert_ran,
     on_device,
@@ -133,7 +135,9 @@ def test_families_run_where_they_must(family, dtype, block, tokens_):
 
 
 def hopper_here():
-    return DEVICE == "cpu" or torch.cuda.get_device_capability()[0] == 9
+    if EMULATED:
+        return os.environ.get("TETRIS_EMULATED_GPU", "9.0") == "9.0"
+    return torch.cuda.get_device_capability()[0] == 9
 
 
 @pytest.mark.parametrize("block", [(16, 8), (64, 16), (128, 128)], ids=str)

@@ -158,7 +158,7 @@ def test_an_interrupted_save_leaves_the_old_file(saved, monkeypatch):
     def fails(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(tetris.checkpoint, "save_file", fails)
+    monkeypatch.setattr("safetensors.torch.save_file", fails)
     with pytest.raises(OSError, match="disk full"):
         tetris.save(model, path)
     assert path.read_bytes() == before

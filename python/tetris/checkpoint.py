@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -166,6 +164,9 @@ def read(where: str, path: str | PathLike[str]) -> Checkpoint:
     """A file's contents, verified."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{where}: there is no file {os.fspath(path)!r}")
+    # Here, not above: on a machine that only computes, the rest of the library does without.
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -255,6 +256,8 @@ def _write(where: str, path: Path, tensors: dict[str, Tensor], metadata: dict[st
     """Write beside the file and rename, so that it is whole at every moment."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{where}: there is no folder {str(path.parent)!r}")
+    from safetensors.torch import save_file
+
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(descriptor)
     try:

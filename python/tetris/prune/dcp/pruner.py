@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
-from rich.progress import Progress
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
@@ -270,6 +269,9 @@ class DCPPruner(Pruner):
         modes = [(module, module.training) for module in self.model.modules()]
         training = self.model.training
         chosen: dict[str, BlockLayout] = {}
+        # Here, not above: on a machine that only computes, the rest of the library does without.
+        from rich.progress import Progress
+
         with _seeded(self.options.seed, device), Progress(disable=not self.progress) as bar:
             try:
                 batches = self._batches(data, batch, device)

@@ -52,16 +52,47 @@ def test_instructions_are_counted_by_kernel_and_target():
     assert kernels["sm_90a", "_Z6kernelA"] == {"HMMA": 2}
 
 
+# TF32's kernels, which need no LDSM.
+OF_FLOAT = listing("_Z6kernelIfE", GOOD[1], GOOD[3])
+HOPPER = "_ZN6hopper7productE"
+WGMMA = (
+    "USETMAXREG.DEALLOC.CTAPOOL 0x38",
+    "@!UP1 UTMALDG.4D [UR16], [UR8]",
+    "WARPGROUP.ARRIVE",
+    "HGMMA.64x256x16.F32.BF16 R24, gdesc[UR16].tnspA, R24",
+    "HGMMA.64x256x16.F32.BF16 R24, gdesc[UR16].tnspA, R24",
+    "HGMMA.64x256x16.F32.BF16 R24, gdesc[UR16].tnspA, R24, gsb0",
+    "WARPGROUP.DEPBAR.LE gsb0, 0x1",
+    "UTMASTG.4D [UR8], [UR42]",
+)
+
+
 def test_a_kernel_as_it_was_meant():
-    assert check_sass.check("mma_product", check_sass.parse(listing("_Z6kernel", *GOOD))) == []
+    text = listing("_Z6kernel", *GOOD) + OF_FLOAT
+    assert check_sass.check("mma_product", check_sass.parse(text)) == []
+    assert check_sass.check("hopper", check_sass.parse(listing(HOPPER, *WGMMA))) == []
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_a_missing_instruction(missing):
     rest = [text for i, text in enumerate(GOOD) if i != missing]
-    (error,) = check_sass.check("mma_sampled", check_sass.parse(listing("_Z6kernel", *rest)))
+    text = listing("_Z6kernel", *rest) + OF_FLOAT
+    (error,) = check_sass.check("mma_sampled", check_sass.parse(text))
     name = ("LDGSTS", "LDSM", "HMMA")[missing - 1]
     assert error == f"mma_sampled (sm_80): _Z6kernel has no {name}"
+
+
+def test_a_rule_for_nobody():
+    """A pattern that no kernel's name has would pass for ever."""
+    (error,) = check_sass.check("hopper", check_sass.parse(listing("_Z5other", *WGMMA)))
+    assert error == "hopper: no kernel is named like 'hopper.*product'"
+
+
+def test_serialized_wgmma():
+    one = (WGMMA[2], WGMMA[5], WGMMA[6])
+    text = listing(HOPPER, *WGMMA[:2], *one, *one, WGMMA[-1])
+    (error,) = check_sass.check("hopper", check_sass.parse(text))
+    assert error == f"hopper (sm_80): {HOPPER} serializes its wgmma: 2 among 4 fences and waits"
 
 
 def test_spills():

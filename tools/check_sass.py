@@ -2,14 +2,16 @@
 
     python tools/check_sass.py $(find build -path '*cuda*' -name '*.cu.o')
 
-Three rules, read off the machine code of each kernel, for each GPU it was compiled for:
+Four rules, read off the machine code of each kernel, for each GPU it was compiled for:
 
 1. A kernel of a file named in NEEDS has those instructions: matrix products on tensor cores, fed by
    asynchronous copies. A compiler that finds another way to the same result leaves a correct and
-   slow kernel, which no test notices.
+   slow kernel, which no test notices. Each pattern of NEEDS is some kernel's.
 2. No kernel stores to local memory (STL) or loads from it (LDL): that is what spilled registers and
    arrays with a run-time index become.
 3. Each file has code for a GPU, and at least one kernel.
+4. wgmma follow each other without waiting: ptxas serializes those whose accumulators it thinks are
+   touched in between, with a fence before each and a wait behind it.
 
 Needs cuobjdump, of the CUDA toolkit or of the packages nvidia-cuda-cuobjdump and
 nvidia-cuda-nvdisasm. Exit status 1: a rule is broken; 2: no cuobjdump.
@@ -33,7 +35,7 @@ NEEDS = {
     # Across k, TF32 has no ldmatrix: lanes read single elements.
     "mma_product": [("kernel(?!If)", {"HMMA", "LDGSTS", "LDSM"}), ("kernelIf", {"HMMA", "LDGSTS"})],
     "mma_sampled": [("kernel(?!If)", {"HMMA", "LDGSTS", "LDSM"}), ("kernelIf", {"HMMA", "LDGSTS"})],
-    "hopper": [("kernel", {"HGMMA", "UTMALDG"})],
+    "hopper": [("hopper.*product", {"HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG"})],
 }
 LOCAL = {"STL", "LDL"}
 ARCH = re.compile(r"^arch = (sm_\w+)$")
@@ -82,12 +84,21 @@ def check(stem: str, kernels: Kernels) -> list[str]:
     """The broken rules of one file."""
     if not kernels:
         return [f"{stem}: no kernel found"]
-    errors = []
+    errors = [
+        f"{stem}: no kernel is named like '{pattern}'"
+        for pattern, _ in NEEDS.get(stem, [])
+        if not any(re.search(pattern, name) for _, name in kernels)
+    ]
     for (arch, name), seen in kernels.items():
         local = {i: seen[i] for i in sorted(LOCAL) if seen[i]}
         if local:
             counts = ", ".join(f"{count} {i}" for i, count in local.items())
             errors.append(f"{stem} ({arch}): {name} uses local memory: {counts}")
+        if seen["HGMMA"] and seen["HGMMA"] <= seen["WARPGROUP"]:
+            errors.append(
+                f"{stem} ({arch}): {name} serializes its wgmma: {seen['HGMMA']} among "
+                f"{seen['WARPGROUP']} fences and waits"
+            )
         for pattern, wanted in NEEDS.get(stem, []):
             missing = sorted(wanted - set(seen))
             if re.search(pattern, name) and missing:

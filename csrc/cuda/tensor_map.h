@@ -41,21 +41,34 @@ struct TensorBox {
 namespace tetris::cuda {
 
 // The function that fills a map is the driver's. It is asked for by name, so that nothing links
-// against libcuda, which machines without a GPU do not have.
+// against libcuda, which machines without a GPU do not have, and once: a launch fills four maps.
+struct TensorMapEncoder {
+  PFN_cuTensorMapEncodeTiled_v12000 encode = nullptr;
+  std::string error;
+
+  TensorMapEncoder() {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult status;
+#if CUDART_VERSION >= 12050
+    const cudaError_t result = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
+                                                                12000, cudaEnableDefault, &status);
+#else
+    const cudaError_t result =
+        cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status);
+#endif
+    if (result != cudaSuccess)
+      error = cudaGetErrorString(result);
+    else if (status != cudaDriverEntryPointSuccess)
+      error = "the driver has no cuTensorMapEncodeTiled (CUDA 12.0 brought it)";
+    encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
+  }
+};
+
 inline std::string encode_tensor_map(const TensorBox& box, TensorMap* map) {
   static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) &&
                 alignof(TensorMap) >= alignof(CUtensorMap));
-  void* found = nullptr;
-  cudaDriverEntryPointQueryResult status;
-#if CUDART_VERSION >= 12050
-  const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
-                                                             12000, cudaEnableDefault, &status);
-#else
-  const cudaError_t error =
-      cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status);
-#endif
-  if (error != cudaSuccess) return cudaGetErrorString(error);
-  if (status != cudaDriverEntryPointSuccess) return "the driver has no cuTensorMapEncodeTiled";
+  static const TensorMapEncoder encoder;
+  if (!encoder.error.empty()) return encoder.error;
 
   cuuint64_t extents[TensorBox::kMaxRank], strides[TensorBox::kMaxRank];  // strides of 1, 2, ..
   cuuint32_t boxes[TensorBox::kMaxRank], steps[TensorBox::kMaxRank];
@@ -66,18 +79,18 @@ inline std::string encode_tensor_map(const TensorBox& box, TensorMap* map) {
     boxes[i] = cuuint32_t(box.box[i] * box.step[i]);
     steps[i] = cuuint32_t(box.step[i]);
   }
-  const CUresult result = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found)(
-      reinterpret_cast<CUtensorMap*>(map),
-      box.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                   : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      cuuint32_t(box.rank), const_cast<void*>(box.base), extents, strides, boxes, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE,
-      box.box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-      : box.box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                         : CU_TENSOR_MAP_SWIZZLE_32B,
-      // Neighbours of what a box brings are soon asked for by other tiles: DRAM is read in 128
-      // bytes even where boxes are narrower.
-      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result =
+      encoder.encode(reinterpret_cast<CUtensorMap*>(map),
+                     box.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                     cuuint32_t(box.rank), const_cast<void*>(box.base), extents, strides, boxes,
+                     steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                     box.box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                     : box.box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                        : CU_TENSOR_MAP_SWIZZLE_32B,
+                     // Neighbours of what a box brings are soon asked for by other tiles: DRAM is
+                     // read in 128 bytes even where boxes are narrower.
+                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return "";
   return "cuTensorMapEncodeTiled: error " + std::to_string(int(result));
 }

@@ -1,5 +1,4 @@
 // The matrix ops on CUDA: tokens are the pixels of one image, one row high.
-#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
@@ -50,7 +49,7 @@ void product(const char* op, const Layout& layout, bool transposed, const Tensor
   p.col_perm = transposed ? layout.view.row_perm : layout.view.col_perm;
   p.dtype = cuda_type(x.scalar_type());
   p.activation = act;
-  p.allow_tf32 = at::globalContext().allowTF32CuBLAS();
+  p.allow_tf32 = matmul_may_round(x.scalar_type());
   in_parts(x.size(0), [&](int64_t begin, int64_t count) {
     p.geometry = line(count);
     p.x = static_cast<const char*>(x.const_data_ptr()) + begin * x.stride(0) * x.element_size();
@@ -89,7 +88,7 @@ struct Cuda {
     p.row_perm = layout.view.row_perm;
     p.col_perm = layout.view.col_perm;
     p.dtype = cuda_type(x.scalar_type());
-    p.allow_tf32 = at::globalContext().allowTF32CuBLAS();
+    p.allow_tf32 = matmul_may_round(x.scalar_type());
     run(op, p, x, dvalues);
   }
 };

@@ -1,5 +1,4 @@
 // The convolution ops on CUDA: which pixels of the source each pixel of the result sees.
-#include <ATen/Context.h>
 #include <c10/core/DeviceGuard.h>
 
 #include <limits>
@@ -68,7 +67,7 @@ struct Cuda {
     p.col_perm = swapped ? v.row_perm : v.col_perm;
     p.dtype = cuda_type(x.tensor.scalar_type());
     p.activation = act;
-    p.allow_tf32 = at::globalContext().allowTF32CuDNN();
+    p.allow_tf32 = conv_may_round(x.tensor.scalar_type());
     run(call.op, p, x.tensor);
   }
 
@@ -88,7 +87,7 @@ struct Cuda {
     p.row_perm = layout.view.row_perm;
     p.col_perm = layout.view.col_perm;
     p.dtype = cuda_type(x.tensor.scalar_type());
-    p.allow_tf32 = at::globalContext().allowTF32CuDNN();
+    p.allow_tf32 = conv_may_round(x.tensor.scalar_type());
     run(op, p, x.tensor, dvalues);
   }
 };

@@ -7,10 +7,11 @@
 #include <ATen/ops/repeat_interleave.h>
 #include <ATen/ops/searchsorted.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/InferenceMode.h>
+#include <c10/core/DeviceGuard.h>
 
 #include <algorithm>
 #include <array>
+#include <future>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -145,6 +146,24 @@ void refuse_capture(const char* op, const Tensor& x, const char* what) {
               "backward");
 }
 
+// Calls fn on a thread of its own and waits for it. What fn leaves behind outlives the call that it
+// is made for, so it must not come from what that call's thread has for the time being: a pool of
+// memory (torch.compile's mode "reduce-overhead" runs a model once in the pool of its graphs, and
+// raises if anything but the model's results is left in there), a stream, inference mode.
+template <class Fn>
+auto apart(const Tensor& x, Fn fn) {
+  synchronize(x);  // what the index tensors hold is there
+  return std::async(std::launch::async,
+                    [&] {
+                      const c10::OptionalDeviceGuard guard(x.device());
+                      const at::NoGradGuard no_grad;
+                      auto made = fn();
+                      synchronize(x);  // other streams may be the next to use it
+                      return made;
+                    })
+      .get();
+}
+
 // The host's rules, on a copy: one definition of what is valid, with one set of messages.
 std::shared_ptr<PreparedLayout> check(const char* op, const Layout& layout, const Tensor& x) {
   BlockSparseView view = layout.view;
@@ -170,12 +189,13 @@ std::shared_ptr<PreparedLayout> check(const char* op, const Layout& layout, cons
   return made;
 }
 
-Index transpose(const Layout& layout) {
+Index transpose(const Layout& layout, const Tensor& x) {
   const BlockSparseView& v = layout.view;
   const int64_t rows = v.group_rows(), cols = v.in_groups();
   const int64_t result_rows = v.groups * cols, result_cols = v.taps * rows;
   const auto like = layout.row_ptr.options();
   Index t;
+  t.stream = current_stream(x);
   if (v.nnzb == 0) {
     t.row_ptr = at::zeros({result_rows + 1}, like);
     t.col_idx = t.block = layout.col_idx;
@@ -203,14 +223,12 @@ const int32_t* data(const Tensor& t) { return t.defined() ? t.const_data_ptr<int
 }  // namespace
 
 PreparedRows prepare_rows(const char* op, const Layout& layout, bool transposed, const Tensor& x) {
-  const at::NoGradGuard no_grad;
   const Key key = key_of(layout, x);
   const bool cacheable = counts_versions(layout);
   std::shared_ptr<PreparedLayout> found = cacheable ? find(key) : nullptr;
   if (!found) {
     refuse_capture(op, x, "checking these index tensors, which are new,");
-    found = check(op, layout, x);
-    synchronize(x);  // other streams may be the next to use it
+    found = apart(x, [&] { return check(op, layout, x); });
     if (cacheable) keep(key, found);
   }
 
@@ -226,9 +244,7 @@ PreparedRows prepare_rows(const char* op, const Layout& layout, bool transposed,
     const std::lock_guard<std::mutex> lock(found->mutex);
     if (!found->has_transposed) {
       refuse_capture(op, x, "transposing a layout");
-      found->transposed = transpose(layout);
-      found->transposed.stream = current_stream(x);
-      synchronize(x);
+      found->transposed = apart(x, [&] { return transpose(layout, x); });
       found->has_transposed = true;
     }
     w.row_ptr = data(made.row_ptr);

@@ -5,7 +5,9 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
+#include <torch/version.h>
 
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -103,6 +105,19 @@ cuda::DType cuda_type(at::ScalarType type) {
   }
 }
 
+bool matmul_may_round(at::ScalarType type) {
+  return type == at::kFloat && at::globalContext().allowTF32CuBLAS();
+}
+
+bool conv_may_round(at::ScalarType type) {
+  if (type != at::kFloat) return false;
+#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11
+  return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);  // without, RNNs must agree
+#else
+  return at::globalContext().allowTF32CuDNN();
+#endif
+}
+
 namespace {
 
 // One map, from its own order into packed order (gather) or back (scatter). In packed order
@@ -119,8 +134,14 @@ struct MapCopy {
 // The map as a tensor [images, pixels, channels] of another tensor's kind.
 Tensor as_tensor(const void* map, const cuda::Strides& s, int64_t images, int64_t pixels,
                  int64_t channels, const Tensor& like) {
-  return at::from_blob(const_cast<void*>(map), {images, pixels, channels},
-                       {s.image, s.pixel, s.channel}, like.options());
+  const std::array<int64_t, 3> sizes{images, pixels, channels},
+      strides{s.image, s.pixel, s.channel};
+  // The device is said, not asked for by the pointer: calls of CUDA that a capture may refuse.
+  return at::for_blob(const_cast<void*>(map), sizes)
+      .strides(strides)
+      .options(like.options())
+      .target_device(like.device())
+      .make_tensor();
 }
 
 // What no kernel of permute.h takes: by torch.
@@ -132,8 +153,11 @@ void copy_by_torch(const MapCopy& m, int64_t images, int64_t pixels, int64_t cha
     to.copy_(from);
     return;
   }
-  const Tensor perm =
-      at::from_blob(const_cast<int32_t*>(m.perm), {channels}, like.options().dtype(at::kInt));
+  const std::array<int64_t, 1> size{channels};
+  const Tensor perm = at::for_blob(const_cast<int32_t*>(m.perm), size)
+                          .options(like.options().dtype(at::kInt))
+                          .target_device(like.device())
+                          .make_tensor();
   if (m.scatter)
     to.index_copy_(2, perm.to(at::kLong), from);
   else

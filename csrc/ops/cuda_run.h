@@ -11,6 +11,11 @@ namespace tetris::ops {
 
 cuda::DType cuda_type(at::ScalarType type);
 
+// Whether torch's settings let float32 products, or convolutions, round their operands to TF32.
+// Other types do not ask: settings that contradict each other raise, as in torch's own products.
+bool matmul_may_round(at::ScalarType type);
+bool conv_may_round(at::ScalarType type);
+
 // Operands lie on the device of x, the current one. Raises where no kernel can, or where one that
 // was asked for by name cannot.
 void run(const char* op, const cuda::Product& product, const at::Tensor& x);

@@ -83,7 +83,8 @@ class Part:
 def environment() -> dict[str, str]:
     """Where this tree's package is found, and no file that an earlier tuning left."""
     path = os.pathsep.join(filter(None, [str(ROOT / "python"), os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    cache = ROOT / "build" / "gpu-check" / "cache"
+    return {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TETRIS_CACHE_DIR": str(cache)}
 
 
 def target() -> str:

@@ -181,6 +181,38 @@ TEST(MmaSampled, EveryTile) {
   expect_fragments_without_conflicts();
 }
 
+// Behind ragged edges, of rows, columns and pixels, operands are copied as zeros. Zero times an
+// infinite gradient is NaN, which must not reach an entry of the matrix, and the entries outside it
+// are zero all the same.
+TEST(MmaSampled, InfiniteGradients) {
+  uint64_t seed = 200;
+  for (DType dtype : kDTypes) {
+    for (bool split : {false, true}) {
+      const int chunk = chunk_of(dtype);
+      Case c = base_case(dtype, 4 * chunk, 2 * chunk);
+      c.rows = 7 * chunk, c.cols = 5 * chunk;
+      c.geometry = tokens(70);
+      c.density = 1;
+      c.split = split;
+      SCOPED_TRACE(c.name());
+      emulator::options().seed = ++seed;
+      SampledProblem problem(c, seed);
+      const SampledProduct& p = problem.product();
+      for (int64_t row = 0; row < c.rows; row += 2) {  // one each, at the last pixels, too
+        const double infinite = row % 4 == 0 ? INFINITY : -INFINITY;
+        problem.dy().set((69 - row % 40) * p.dy_strides.pixel + row, infinite);
+      }
+      problem.x().set(3 * p.x_strides.pixel + c.cols - 1, INFINITY);
+      ASSERT_EQ("", mma_product(p, {c.height, 128, split ? 2 : 1, 3}, nullptr));
+      EXPECT_EQ("", split ? problem.wrong_partial() : problem.wrong());
+      int64_t infinite = 0;
+      if (!split)
+        for (double v : problem.dvalues().all()) infinite += std::isinf(v);
+      EXPECT_TRUE(split || infinite > c.rows / 2 * (c.cols - 1)) << infinite;
+    }
+  }
+}
+
 // Channels first, and all permutations: pixels that are no multiple of a chunk where there is one
 // image, several images otherwise; groups whose channels are no multiple of anything.
 TEST(MmaProduct, FeatureMajor) {

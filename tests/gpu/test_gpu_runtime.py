@@ -290,6 +290,43 @@ def test_compile_with_graphs():
             torch.testing.assert_close(compiled(x), model(x))
 
 
+@hardware
+def test_compile_with_graphs_trains():
+    """What is made for new layouts is not left in the memory pool of the graphs."""
+    torch._dynamo.reset()
+    model = mlp()
+    other = copy.deepcopy(model)
+    compiled = torch.compile(other, mode="reduce-overhead", fullgraph=True)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(16, 128, device=DEVICE, dtype=torch.bfloat16)
+        torch.compiler.cudagraph_mark_step_begin()
+        for call in (compiled, model):
+            call(x).float().square().sum().backward()
+        for (name, p), q in zip(model.named_parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(q.grad, p.grad, rtol=2e-2, atol=2e-2, msg=name)
+            p.grad = q.grad = None
+
+
+@hardware
+def test_layouts_first_seen_in_a_pool_of_memory():
+    """A pool that lasts for one call keeps nothing of theirs."""
+    _, moved, x = layer_and_x()
+    tetris._C.cuda_forget_layouts()
+    pool = torch.cuda.MemPool()
+    with torch.cuda.use_mem_pool(pool):
+        y = moved.bsmm(x)
+        dx = torch.ops.tetris.bsmm_grad_input(y, moved.values, *moved.index, CASE.k)
+    torch.cuda.synchronize()
+    live = sum(
+        block["size"]
+        for segment in pool.snapshot()
+        for block in segment["blocks"]
+        if block["state"] == "active_allocated"
+    )
+    assert live <= sum(-(-t.nbytes // 512) * 512 for t in (y, dx))
+
+
 def test_opcheck():
     case = Case(5, 64, 48, 16, 8)
     _, moved, x = layer_and_x(case, torch.float32)
@@ -329,6 +366,7 @@ def test_threads():
 
     _, moved, x = layer_and_x()
     want = moved.bsmm(x)
+    torch.cuda.synchronize()
     tetris._C.cuda_forget_layouts()
 
     def work(i):

@@ -35,6 +35,7 @@ MAPS = [
         "bfloat16",
         ConvCase(32, 64, (7, 6), block=(32, 16), **CHANNELS),
     ),
+    ("hopper", "bfloat16", ConvCase(80, 128, (9, 6), (3, 3), (2, 1), block=(64, 16), **CHANNELS)),
     ("mma", "float16", ConvCase(32, 32, (5, 6), padding=(1, 1), block=(16, 16), transposed=True)),
 ]
 

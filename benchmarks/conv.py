@@ -27,11 +27,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from tetris.commands.arguments import checked, sparsity_share, thread_counts
 from tetris.timing import Plan
 
 from . import conv_report, conv_sweep, machine, networks, targets
 from .convolutions import ConvShape, known_layers
-from .gemm import checked, sparsity_share, thread_counts
 from .layers import parse_block
 from .models import MODELS
 

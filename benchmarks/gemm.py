@@ -29,6 +29,7 @@ from rich.progress import (
 )
 
 import tetris
+from tetris.commands.arguments import checked, sparsity_share, thread_counts
 from tetris.timing import Plan
 
 from . import machine, report, sweep, targets
@@ -130,34 +131,6 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--raw", type=Path, help=argparse.SUPPRESS)  # child process: rows only, into this file
     return made
-
-
-def checked(parse):
-    """Makes a ValueError's message reach the user, which argparse drops."""
-
-    def checked(text: str):
-        try:
-            return parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
-
-
-def sparsity_share(text: str) -> float:
-    """Reads a percentage."""
-    percent = float(text)
-    if not (percent == 0 or 1 <= percent < 100):
-        raise ValueError(f"sparsity is a percentage, 0 or from 1 to below 100 (got {text})")
-    return percent / 100
-
-
-def thread_counts(text: str) -> list[int]:
-    """Reads ``1,2``."""
-    counts = [int(part) for part in text.split(",")]
-    if any(count < 1 for count in counts):
-        raise ValueError(f"thread counts start at 1 (got {text})")
-    return counts
 
 
 def grid(args: argparse.Namespace) -> sweep.Grid:

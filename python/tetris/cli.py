@@ -1,4 +1,4 @@
-"""The ``tetris`` command: ``tetris demo``, ``tetris info`` and ``tetris tune``."""
+"""The ``tetris`` command; its subcommands are here and in :mod:`tetris.commands`."""
 
 import argparse
 import sys
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import _C
+from .commands import bench, compare
 
 DEMO = """\
 Trains a small network, prunes it at 90, 95 and 98 % (the convolutional one: at
@@ -127,6 +128,8 @@ def parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--training", action="store_true", help="the gradients, too")
     tune.set_defaults(run=_tune)
+    for command in (bench, compare):
+        command.add_parser(commands)
     made.add_argument("--version", action="version", version=f"tetris {_C.version}")
     return made
 
@@ -206,13 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tetris {args.command}: {error}", file=sys.stderr)
         return 1
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (FileNotFoundError, ValueError, ImportError) as error:
         print(f"tetris {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,46 @@
+"""How commands read their arguments: parsers for argparse's ``type=``."""
+
+import argparse
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """Makes a ValueError's message reach the user, which argparse drops."""
+
+    def checked(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def number(text: str) -> float:
+    """Reads a number from 0, infinity excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"expected a number from 0 (got {text!r})")
+    return value
+
+
+def sparsity_share(text: str) -> float:
+    """Reads a percentage, 0 or from 1, since 0.9 is more likely a share than a percentage."""
+    percent = number(text)
+    if not (percent == 0 or 1 <= percent < 100):
+        raise ValueError(f"sparsity is a percentage, 0 or from 1 to below 100 (got {text})")
+    return percent / 100
+
+
+def thread_counts(text: str) -> list[int]:
+    """Reads ``1,2``."""
+    parts = text.split(",")
+    if not all(part.isdigit() and int(part) >= 1 for part in parts):
+        raise ValueError(f"thread counts are numbers from 1, as in 1,2 (got {text!r})")
+    return [int(part) for part in parts]

@@ -35,7 +35,7 @@ class Cubic:
         initial: Sparsity s_i at ``begin``; none before.
 
     Example:
-        >>> Cubic(begin=0, end=100)(50, 0.8)
+        >>> round(Cubic(begin=0, end=100)(50, 0.8), 3)
         0.7
     """
 

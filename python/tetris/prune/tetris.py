@@ -68,6 +68,7 @@ class TetrisPruner(BlockPruner):
 
         Steps that cost what is stored, and blocks that move to where gradients are large:
 
+        >>> model = tetris.densify(sparse)
         >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
         >>> pruner = tetris.prune.TetrisPruner(
         ...     model, sparsity=0.9, block=(8, 8), exclude="classifier",

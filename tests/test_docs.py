@@ -2,10 +2,13 @@
 
 import doctest
 import importlib
+import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import tetris
 from doc_names import NOT_RUN, SETUPS, names
@@ -52,3 +55,93 @@ def test_example(name, tmp_path, monkeypatch):
 def test_namespaces_belong_to_examples():
     assert SETUPS.keys() <= EXAMPLES.keys()
     assert NOT_RUN.keys() <= EXAMPLES.keys()
+
+
+PAGES = {
+    str(path.relative_to(ROOT)): path for path in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+}
+# Python that is shown, hidden preparation in a comment, the reason why a block does not run.
+PIECES = re.compile(
+    r"<!-- run first\n(?P<hidden>.*?)-->"
+    r"|(?:<!-- not run: (?P<reason>[^\n]+?) -->\n+)?```python\n(?P<shown>.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+def pieces(path):
+    """(line, code) of what runs, in the order of the page."""
+    text = path.read_text()
+    for found in PIECES.finditer(text):
+        if not found["reason"]:
+            group = "hidden" if found["hidden"] is not None else "shown"
+            yield text.count("\n", 0, found.start(group)), found[group]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # tiny layers keep more than was asked for
+@pytest.mark.parametrize("page", sorted(p for p in PAGES if any(pieces(PAGES[p]))))
+def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    scope = {"__name__": "page"}
+    for line, code in pieces(PAGES[page]):
+        exec(compile("\n" * line + code, page, "exec"), scope)
+
+
+def test_what_does_not_run_says_why(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- run first\nx = 1\n-->\n```python\ny = x\n```\n"
+        "<!-- not run: needs a GPU -->\n```python\nz\n```\n```sh\nls\n```\n"
+    )
+    assert list(pieces(page)) == [(1, "x = 1\n"), (4, "y = x\n")]
+
+
+def test_ops_page_shows_the_registered_schemas():
+    registered = {
+        str(getattr(torch.ops.tetris, name.removeprefix("tetris::")).default._schema)
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("tetris::") and "." not in name
+    }
+    shown = re.findall(r"^tetris::.*$", PAGES["docs/ops.md"].read_text(), re.MULTILINE)
+    assert len(registered) == 9
+    assert sorted(shown) == sorted(registered)
+
+
+def public_names():
+    """Full names of what ``import tetris`` offers, its documented packages included."""
+    for package in (tetris, tetris.prune, tetris.bayes):
+        for name, value in vars(package).items():
+            if not name.startswith("_") and not inspect.ismodule(value):
+                yield f"{package.__name__}.{name}"
+    for name, value in vars(tetris.ops).items():
+        if inspect.isfunction(value) and name.startswith("bs"):
+            yield f"tetris.ops.{name}"
+
+
+def test_everything_public_is_in_the_reference():
+    shown = set()
+    for page, path in PAGES.items():
+        if page.startswith("docs/api/"):
+            shown |= set(re.findall(r"^::: (\S+)$", path.read_text(), re.MULTILINE))
+    left_out = {"tetris.torch", "tetris.prune.SparsifyReport"}  # shown as tetris.SparsifyReport
+    assert set(public_names()) - left_out <= shown
+    for name in shown:
+        pkgutil.resolve_name(name)
+
+
+ARGUMENT = re.compile(r"^ {4}\*{0,2}(\w+): ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(public_names()))
+def test_documented_arguments_exist(name):
+    value = pkgutil.resolve_name(name)
+    sections = re.split(r"^(\w[\w ]*):$", inspect.getdoc(value) or "", flags=re.MULTILINE)
+    documented = {
+        argument
+        for title, body in zip(sections[1::2], sections[2::2], strict=True)
+        if title in ("Args", "Keyword Args")
+        for argument in ARGUMENT.findall(body)
+    }
+    if documented:
+        # A signature shows the fields of **settings in its place.
+        assert documented - {"settings"} <= inspect.signature(value).parameters.keys()

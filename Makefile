@@ -45,7 +45,7 @@ bench-conv: $(VENV)/.with-bench ## The same for convolutions and networks (ARGS=
 build: $(VENV)/.built ## Build the extension into the virtual environment
 
 docs: $(VENV)/.with-docs ## Build the documentation into build/site; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(VENV)/.with-lint ## Check style and types of everything tracked
 	$(BIN)/ruff check .

@@ -145,3 +145,23 @@ def test_documented_arguments_exist(name):
     if documented:
         # A signature shows the fields of **settings in its place.
         assert documented - {"settings"} <= inspect.signature(value).parameters.keys()
+
+
+def test_asks_name_what_exists():
+    text = PAGES["docs/asks.md"].read_text()
+    named = re.findall(r"`((?:tests|benchmarks|tools|examples)/[^`\s]+|setup\.py)`", text)
+    assert len(named) > 60
+    for name in named:
+        file, _, test = name.partition("::")
+        assert (ROOT / file).is_file(), name
+        assert not test or f"\ndef {test}(" in (ROOT / file).read_text(), name
+
+
+def test_every_ask_is_answered_and_names_its_evidence():
+    text = PAGES["docs/asks.md"].read_text()
+    asks = re.split(r"^## (\d+)\. .*$", text, flags=re.MULTILINE)
+    assert [int(number) for number in asks[1::2]] == list(range(1, 16))
+    for answer in asks[2::2]:
+        assert re.match(r"\s+\*\*(Yes|Partly|Not yet)\b", answer), answer
+        assert re.search(r"^\* .*`", answer, re.MULTILINE), answer
+        assert re.search(r"^Asked in .*#\d+", answer, re.MULTILINE), answer

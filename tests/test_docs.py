@@ -41,9 +41,18 @@ class Shown(doctest.OutputChecker):
         return not want or super().check_output(want, got, optionflags)
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - NOT_RUN.keys()))
-def test_example(name, tmp_path, monkeypatch):
+@pytest.fixture
+def in_a_hurry(tmp_path, monkeypatch, request):
+    """Writes files elsewhere, and searches for a moment where the default is seconds."""
     monkeypatch.chdir(tmp_path)
+    if "default_budget" not in request.node.name:  # which shows the default
+        monkeypatch.setattr(tetris.reorder, "default_budget", lambda shape, block: 0.1)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # tiny layers keep more than was asked for
+@pytest.mark.usefixtures("in_a_hurry")
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - NOT_RUN.keys()))
+def test_example(name):
     test, module = EXAMPLES[name]
     test.globs = names(name, module)
     complaints = []
@@ -77,10 +86,10 @@ def pieces(path):
             yield text.count("\n", 0, found.start(group)), found[group]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # tiny layers keep more than was asked for
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.usefixtures("in_a_hurry")
 @pytest.mark.parametrize("page", sorted(p for p in PAGES if any(pieces(PAGES[p]))))
-def test_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_page_runs_from_top_to_bottom(page):
     torch.manual_seed(0)
     scope = {"__name__": "page"}
     for line, code in pieces(PAGES[page]):
@@ -145,6 +154,20 @@ def test_documented_arguments_exist(name):
     if documented:
         # A signature shows the fields of **settings in its place.
         assert documented - {"settings"} <= inspect.signature(value).parameters.keys()
+
+
+def test_the_picture_of_blocks_is_drawn_from_results(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.chdir(ROOT)
+    from benchmarks import blocks
+
+    points = blocks.demo_points((ROOT / "benchmarks" / "results" / "demo.md").read_text())
+    assert {"dense", "narrow", "1x1", "4x1", "16x16"} <= points.keys()
+    assert [removed for *_, removed in points["4x1"]] == ["90%", "95%", "98%"]
+    blocks.main(["--out", str(tmp_path / "blocks.png")])
+    assert (tmp_path / "blocks.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="no table of the demo"):
+        blocks.demo_points("| a | b |")
 
 
 def test_asks_name_what_exists():

@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
 
     found = compare(args.old, args.new, args.by)
     console = Console(soft_wrap=True, highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has room for whole columns
     warn = Console(stderr=True, soft_wrap=True, highlight=False)
     for text in found.warnings:
         warn.print(f"warning: {text}", markup=False)

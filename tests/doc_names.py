@@ -42,6 +42,7 @@ def common():
         "saliency": torch.rand(64, 64),
         "bias": torch.randn(64),
         "x": torch.randn(16, 64),
+        "target": torch.randint(0, 10, (16,)),
         "batches": batches,
         "loader": batches,
         "criterion": F.cross_entropy,

@@ -1,5 +1,4 @@
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,6 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import tetris
 from tetris import cli
 from tetris.data import Dataset
 from tetris.demo.config import DemoConfig
@@ -163,17 +161,6 @@ def test_presets(model, size):
     config = DemoConfig.preset(model, size, seed=7, threads=1)
     assert (config.model, config.seeds[0], config.threads) == (model, 7, 1)
     assert {v.method for v in config.variants()} >= {"element-wise", "TETRIS"}
-
-
-def test_readme_example_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # an example saves a model
-    examples = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert examples
-    names = {"__name__": "readme"}  # each goes on from the one before
-    for example in examples:
-        exec(compile(example, "README.md", "exec"), names)
-    assert any(isinstance(m, tetris.SparseLinear) for m in names["pruner"].model.modules())
-    assert any(isinstance(m, tetris.SparseConv2d) for m in names["fast"].modules())
 
 
 def test_an_unknown_instruction_set_is_one_line(tmp_path):

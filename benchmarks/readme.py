@@ -1,4 +1,4 @@
-"""Fills the results of README.md from benchmarks/results.
+"""Fills the results of README.md and docs/results.md from benchmarks/results.
 
 Linear layers come from gemm.json, convolutions and networks from conv.json, training steps from
 training.json, and the accuracy table is demo.md as ``tetris demo --full --out benchmarks/results``
@@ -23,6 +23,7 @@ from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
 from .targets import Verdict, against_conv2d, geometric_mean, judge, judge_convolutions
 
+PAGES = [Path("README.md"), Path("docs/results.md")]
 FEW_BLOCKS = ("1x1", "4x1", "16x1", "16x16")  # shown in the table of few tokens
 
 
@@ -160,7 +161,7 @@ def empty_sections(text: str) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Rewrites README.md, or checks it."""
+    """Rewrites the pages, or checks them."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks.readme",
         description=__doc__,
@@ -168,12 +169,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("--check", action="store_true", help="only say whether it is up to date")
     made.add_argument("--json", type=Path, default=Path("benchmarks/results/gemm.json"))
-    made.add_argument("--readme", type=Path, default=Path("README.md"))
+    made.add_argument("--readme", type=Path, nargs="+", default=PAGES, metavar="PAGE")
     args = made.parse_args(argv)
     if not args.json.exists():
         print(f"{args.json} is missing: run python -m benchmarks.gemm first", file=sys.stderr)
         return 1
-    before = args.readme.read_text()
     result = json.loads(args.json.read_text())
     pieces = fragments(result)
     folder = args.json.parent
@@ -186,16 +186,23 @@ def main(argv: list[str] | None = None) -> int:
     curves = folder / f"speedup-{result['native_isa']}-1t.png"
     if curves.exists():
         pieces["curves"] = f"![speed-up against sparsity, per shape and block]({curves.as_posix()})"
-    after = fill(before, pieces)
-    if args.check:
+    outdated = False
+    for page in args.readme:
+        before = page.read_text()
+        after = fill(before, pieces)
+        if not args.check:
+            page.write_text(after)
+            print(f"{page} filled from {folder}")
+            continue
         if empty := empty_sections(after):
-            print(f"nothing measured for {', '.join(empty)}: see HACKING.md, How to measure")
+            print(
+                f"{page}: nothing measured for {', '.join(empty)}: see HACKING.md, How to measure"
+            )
             return 1
-        print("up to date" if after == before else "out of date: run python -m benchmarks.readme")
-        return int(after != before)
-    args.readme.write_text(after)
-    print(f"{args.readme} filled from {folder}")
-    return 0
+        outdated |= after != before
+    if args.check:
+        print("out of date: run python -m benchmarks.readme" if outdated else "up to date")
+    return int(outdated)
 
 
 if __name__ == "__main__":

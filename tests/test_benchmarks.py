@@ -368,9 +368,10 @@ def test_every_result_names_its_machine_and_command():
 
 
 def test_empty_sections_fail_the_check(small_run, tmp_path, capsys):
-    page = tmp_path / "README.md"
-    words = ["--json", str(small_run / "gemm.json"), "--readme", str(page)]
-    page.write_text("<!-- machine -->\n<!-- /machine -->\n")
+    page, other = tmp_path / "README.md", tmp_path / "results.md"
+    words = ["--json", str(small_run / "gemm.json"), "--readme", str(page), str(other)]
+    for path in (page, other):
+        path.write_text("<!-- machine -->\n<!-- /machine -->\n")
     assert readme.main(words) == 0
     assert readme.main([*words, "--check"]) == 0
     page.write_text(page.read_text() + "<!-- steps -->\n<!-- /steps -->\n")

@@ -54,6 +54,14 @@ def test_the_table_fits_a_terminal_without_loss(capsys, monkeypatch):
     assert "…" not in printed
 
 
+def test_a_busy_machine_is_pointed_out():
+    from tetris.commands.bench import _noisy
+
+    quiet, busy = {"speedup_iqr": [5.0, 5.1]}, {"speedup_iqr": [60.0, 755.0]}
+    assert _noisy([quiet, quiet]) == ""
+    assert _noisy([quiet, busy]).startswith("1 of 2 rows spread by more than 20 %")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

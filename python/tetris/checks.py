@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import math
@@ -33,6 +34,23 @@ def describe(value: object) -> str:
         return f"the function {getattr(value, '__name__', '?')}"
     text = repr(value)
     return text if len(text) <= 40 and "\n" not in text else kind(value)
+
+
+def plain(value: object) -> object:
+    """A setting as numbers, strings and tuples of them, which a state can hold and compare.
+
+    Functions and objects stand for themselves by name; a dataclass by its fields.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (tuple, list)):
+        return tuple(map(plain, value))
+    if isinstance(value, (set, frozenset)):
+        return tuple(sorted(map(plain, value), key=repr))
+    if inspect.isroutine(value):
+        return f"the function {getattr(value, '__qualname__', '?')}"
+    named = dataclasses.is_dataclass(value) or isinstance(value, range)
+    return repr(value) if named else kind(value)
 
 
 def kind(value: object) -> str:
@@ -86,6 +104,11 @@ def check_search(
     ):
         raise ValueError(
             f"{where}: budget must be a number of seconds >= 0 (got {describe(budget)})"
+        )
+    if budget is not None and sweeps is not None:
+        raise ValueError(
+            f"{where}: budget and sweeps both say how long to search; pass one of them "
+            f"(got {budget:g} seconds and {describe(sweeps)} sweeps)"
         )
     for name, count in (("sweeps", sweeps), ("threads", threads)):
         if count is not None and not (_is_int(count) and count >= 1):

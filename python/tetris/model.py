@@ -123,6 +123,8 @@ def sparsify(
         budget: Seconds the search may take per layer.
         sweeps: Sweeps of the search instead of a time budget: the result then depends on the
             arguments alone, not on the speed of the machine.
+        min_sparsity: With scope ``"global"``: share of its blocks that a layer loses at least.
+        max_sparsity: With scope ``"global"``: share that it loses at most.
 
     Returns:
         The model with sparse layers, or with ``return_report`` the model and a

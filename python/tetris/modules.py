@@ -43,11 +43,14 @@ def unparametrize(module: nn.Module, name: str, *, leave_parametrized: bool) -> 
     """``torch.nn.utils.parametrize.remove_parametrizations``, without harm to deep copies.
 
     torch takes the tensor from the class, which a deep copy shares: give the module its own first.
+    The tensor comes before the module's others again, as optimizers count them.
     """
     kind = type(module)
     own = type(kind.__name__, kind.__bases__, dict(vars(kind)))
     module.__class__ = own  # type: ignore[assignment]
     parametrize.remove_parametrizations(module, name, leave_parametrized=leave_parametrized)
+    for other in [key for key in module._parameters if key != name]:
+        module._parameters[other] = module._parameters.pop(other)
 
 
 def _set_fast_paths(model: nn.Module) -> None:

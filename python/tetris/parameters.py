@@ -83,6 +83,21 @@ def move_parameter(
                 optimizer.state[parameter][name] = move(state)
 
 
+@torch.no_grad()
+def clear_states(parameter: nn.Parameter, where: Tensor, optimizers: Iterable[Optimizer]) -> None:
+    """Zero what optimizers keep of some numbers of a Parameter, in states that are shaped like it.
+
+    Args:
+        parameter: The Parameter.
+        where: bool, shaped like it.
+        optimizers: Those that hold other Parameters only are left alone.
+    """
+    for optimizer in optimizers:
+        for state in optimizer.state.get(parameter, {}).values():
+            if isinstance(state, Tensor) and state.shape == parameter.shape:
+                state.masked_fill_(where, 0.0)
+
+
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:
     """Give a Parameter other numbers, perhaps of another shape."""
     # NOTE: a graph that is still alive, such as that of the last loss, keeps the node that

@@ -149,6 +149,7 @@ def search(
         start: order to start from. With ``"both"`` each is tried and the better one kept.
         seed: of the random numbers of ``"threshold"``.
         budget: seconds for ``"threshold"``, all starts together; by default :func:`default_budget`.
+            0 takes the better start as it is.
         sweeps: number of sweeps over both axes for each start, in place of a time budget; the
             most rounds for ``"swap"`` and ``"assign"``.
         balanced: every block row keeps the same number of blocks, give or take one.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-from ..blocking import Blocking
+from ..blocking import Blocking, removed_count
 from ..checks import check_block, check_sparsity, check_tensor
 
 QUANTILE = 0.1
@@ -78,7 +76,7 @@ def prune_draws(weights: Tensor, sparsity: float, block: tuple[int, int] = (1, 1
         raise ValueError(f"{where}: weights must be [..., out, in] (got {list(weights.shape)})")
     norms = block_norms(weights, block)
     flat = norms.flatten(-2)
-    count = math.floor(check_sparsity(where, sparsity) * flat.shape[-1] + 1e-9)
+    count = removed_count(check_sparsity(where, sparsity), flat.shape[-1])
     order = flat.argsort(dim=-1, stable=True)
     kept = torch.ones_like(flat, dtype=torch.bool).scatter(-1, order[..., :count], False)
     mask = kept.view(norms.shape)

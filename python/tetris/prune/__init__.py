@@ -11,6 +11,7 @@ from .block_pruner import BlockPruner as BlockPruner
 from .dcp import ChannelReport as ChannelReport
 from .dcp import DCPPruner as DCPPruner
 from .dcp import shrink_channels as shrink_channels
+from .distillation import Distillation as Distillation
 from .dsm import DSMPruner as DSMPruner
 from .gan import ConditionalGAN as ConditionalGAN
 from .gan import DivergenceError as DivergenceError
@@ -51,6 +52,7 @@ __all__ = [
     "Cubic",
     "DCPPruner",
     "DSMPruner",
+    "Distillation",
     "DivergenceError",
     "Fisher",
     "Flops",

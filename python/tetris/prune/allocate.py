@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..blocking import Blocking
+from ..blocking import Blocking, removed_count
 from .select import Units
 
 
@@ -23,17 +23,31 @@ class Scored:
             it spans, times what a number costs.
         keep_rows: Every block row keeps its best block.
         stored: Where the blocks are that sums are of, if not all of a layer are rated.
+        min_sparsity: Share that goes at least, whatever the blocks are worth.
+        max_sparsity: Share that goes at most.
     """
 
     sums: Tensor
     cost: float
     keep_rows: bool
     stored: Units | None = None
+    min_sparsity: float = 0.0
+    max_sparsity: float = 1.0
 
     @property
     def blocks(self) -> int:
         """Blocks of the layer, rated or not."""
         return self.sums.numel() if self.stored is None else self.stored.total
+
+    @property
+    def least(self) -> int:
+        """Blocks that are kept at least."""
+        return self.blocks - removed_count(self.max_sparsity, self.blocks)
+
+    @property
+    def most(self) -> int:
+        """Blocks that are kept at most."""
+        return self.blocks - removed_count(self.min_sparsity, self.blocks)
 
     def best(self) -> Tensor:
         """Shaped like sums: True for the best block of each block row."""
@@ -53,6 +67,7 @@ def scored(
     tie_kernel: bool,
     keep_rows: bool,
     cost: float = 1.0,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> Scored:
     """Block sums of a layer under given permutations; ``cost`` is that of one number."""
     sums = blocking.sums(saliency, row_perm, col_perm)
@@ -60,7 +75,24 @@ def scored(
     if tie_kernel:
         sums = sums.unflatten(1, (blocking.positions, -1)).sum(1)
         cost *= blocking.positions
-    return Scored(sums, cost, keep_rows)
+    return Scored(sums, cost, keep_rows, None, *bounds)
+
+
+def check_reach(where: str, layers: Mapping[str, Scored], sparsity: float) -> None:
+    """Raise ValueError if the bounds of the layers leave no way to this sparsity of all."""
+    total = sum(layer.cost * layer.blocks for layer in layers.values())
+    for name, count, wrong in (
+        ("max_sparsity", "least", lambda share, slack: share < sparsity - slack),
+        ("min_sparsity", "most", lambda share, slack: share > sparsity + slack),
+    ):
+        kept = sum(layer.cost * getattr(layer, count) for layer in layers.values())
+        # Whole blocks of every layer may be in the way.
+        slack = sum(layer.cost for layer in layers.values()) / total + 1e-9
+        if wrong(1.0 - kept / total, slack):
+            raise ValueError(
+                f"{where}: {name} of the layers comes to {1.0 - kept / total:.1%} of all, which "
+                f"cannot be reconciled with removing {sparsity:.1%}; change one of them"
+            )
 
 
 def l1_order(saliency: Tensor, blocking: Blocking) -> tuple[Tensor, Tensor]:
@@ -80,26 +112,31 @@ def allocate(layers: Mapping[str, Scored], sparsity: float) -> dict[str, float]:
 
     Blocks of all layers are ranked by saliency per cost; the best are kept until the budget is
     used up. The best block of each block row comes first where ``keep_rows`` asks for it, counted
-    in the budget (if the budget is smaller, these blocks win).
+    in the budget (if the budget is smaller, these blocks win); so do the best blocks that
+    ``max_sparsity`` keeps. Those that ``min_sparsity`` removes leave their place to other layers.
 
     Returns:
         name -> sparsity such that ``floor(sparsity * blocks)`` is the number of removed blocks.
     """
-    scores, costs, floor = [], [], []
+    scores, costs, floor, ceiling = [], [], [], []
     for layer in layers.values():
-        score = layer.sums.double() / layer.cost
+        score = (layer.sums.double() / layer.cost).flatten()
         best = layer.best() if layer.keep_rows else torch.zeros_like(score, dtype=torch.bool)
-        scores.append(score.flatten())
-        floor.append(best.flatten())
+        best = best.flatten()
+        rank = torch.where(best, torch.inf, score).argsort(descending=True, stable=True)
+        above = torch.zeros_like(best).index_fill_(0, rank[layer.most :], True) & ~best
+        scores.append(score)
+        floor.append(best.index_fill(0, rank[: layer.least], True))
+        ceiling.append(above)
         costs.append(torch.full((score.numel(),), layer.cost, dtype=torch.float64))
     score, cost, first = torch.cat(scores), torch.cat(costs), torch.cat(floor)
-    score = torch.where(first, torch.inf, score)
+    score = torch.where(first, torch.inf, score).masked_fill(torch.cat(ceiling), -torch.inf)
     order = score.argsort(descending=True, stable=True)
     total = sum(layer.cost * layer.blocks for layer in layers.values())
     budget = (1.0 - sparsity) * total * (1.0 + 1e-12)
     keep = torch.zeros_like(first)
     keep[order] = cost[order].cumsum(0) <= budget
-    keep |= first
+    keep = (keep & ~torch.cat(ceiling)) | first
     result = {}
     for (name, layer), kept in zip(
         layers.items(), keep.split([s.numel() for s in scores]), strict=True

@@ -48,17 +48,24 @@ class Batch:
             )
         return cls(*batch)
 
-    def outputs(self, model: nn.Module) -> Any:
-        """What the model makes of the inputs."""
-        if isinstance(self.inputs, Mapping):
-            return model(**self.inputs)
-        if isinstance(self.inputs, (tuple, list)):
-            return model(*self.inputs)
-        return model(self.inputs)
+    def outputs(self, where: str, model: nn.Module) -> Any:
+        """What the model makes of the inputs.
+
+        Raises:
+            ValueError: it cannot, for their shape or type.
+        """
+        with fitting(where, f"the model does not take the inputs, {_shapes(self.inputs)}"):
+            if isinstance(self.inputs, Mapping):
+                return model(**self.inputs)
+            if isinstance(self.inputs, (tuple, list)):
+                return model(*self.inputs)
+            return model(self.inputs)
 
     def loss(self, where: str, loss: Callable[..., Tensor], outputs: Any) -> Tensor:
         """``loss(outputs, target)``, or ``loss(outputs)`` without a target; one number."""
-        value = loss(outputs) if self.target is _NONE else loss(outputs, self.target)
+        taken = (outputs,) if self.target is _NONE else (outputs, self.target)
+        with fitting(where, f"the loss does not take outputs and target, {_shapes(taken)}"):
+            value = loss(*taken)
         if not isinstance(value, Tensor) or value.numel() != 1:
             got = f"shape {list(value.shape)}" if isinstance(value, Tensor) else describe(value)
             raise ValueError(
@@ -83,6 +90,24 @@ class Batch:
         for i in range(sizes[0]):
             target = self.target if self.target is _NONE else _slice(self.target, i)
             yield Batch(_slice(self.inputs, i), target)
+
+
+@contextmanager
+def fitting(where: str, what: str) -> Iterator[None]:
+    """What torch raises for data that do not fit, as a ValueError that says whose they are.
+
+    Args:
+        where: Function named in messages.
+        what: What does not fit.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if str(error).startswith((where, "tetris")):
+            raise
+        raise ValueError(f"{where}: {what}: {error}") from error
 
 
 def check_batches(where: str, batches: Batches) -> Batches:
@@ -158,6 +183,17 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                     module._buffers[name] = buffer
                     if buffer._version != version:
                         buffer.copy_(copy)
+
+
+def _shapes(value: object) -> str:
+    """Tensors by type and shape, in what holds them."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {_shapes(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(map(_shapes, value))
+    return describe(value)
 
 
 def _tensors(where: str, value: object) -> Iterator[Tensor]:

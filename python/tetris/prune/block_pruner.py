@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..blocking import removed_count
-from ..checks import check_sparsity
+from ..checks import check_sparsity, describe, plain
 from ..layout import BlockLayout
 from ..layout_search import shares
 from ..nn.base import SparseLayer
@@ -43,8 +43,11 @@ if TYPE_CHECKING:
 class BlockPruner(Pruner):
     """Removes the blocks that are worth least, as a schedule says.
 
-    A method overrides :meth:`saliency`. Permutations are searched once, when the pruner is made, at
-    the final sparsity; masks are chosen under them from then on.
+    A method overrides :meth:`saliency`. Permutations are searched when the pruner is made, at the
+    final sparsity, and masks are chosen under them from then on; ``search_at`` and
+    ``search_every_update`` say when they are searched anew, of the weights as they are then.
+    Removed weights are zero, so a new search deals out what is left: blocks may come back, with
+    zeros where nothing was kept.
 
     Args:
         model: The model; this and the rest as for :class:`Pruner`.
@@ -57,12 +60,15 @@ class BlockPruner(Pruner):
         scope: ``"layer"`` or ``"global"``.
         share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         target: What is to be left, in place of ``sparsity``.
-        search_every_update: Search the permutations anew whenever masks change. A refresh may
-            bring removed blocks back, with zero weights. Not on stored blocks, which do not tell.
+        search_every_update: Search the permutations anew whenever the schedule removes more.
+        search_at: Steps after which permutations are searched anew, whatever the schedule does: a
+            set, or ``range(100, 1001, 100)``. Nothing is exchanged (``regrow``) at such a step. On
+            stored blocks a search takes the memory of one dense layer at a time.
         execution: ``"masked"``, or ``"sparse"`` to train on stored blocks.
         optimizers: Whose states follow the stored blocks, one or several.
-        regrow: Exchange stored blocks for others while training, see :class:`Regrow`; with
-            ``execution="sparse"``.
+        regrow: Exchange stored blocks for others while training, see :class:`Regrow`. With
+            ``execution="masked"`` pass ``optimizers``, too: what they keep of weights that come
+            back starts at zero then, as it does on stored blocks.
         progress: Show progress bars during searches.
         **settings: ``sparsity``, ``block`` and the other fields of :class:`LayerOptions`.
     """
@@ -82,6 +88,7 @@ class BlockPruner(Pruner):
         share: Share = (),
         target: Target | None = None,
         search_every_update: bool = False,
+        search_at: Container[int] = (),
         execution: Execution = "masked",
         optimizers: Optimizer | Iterable[Optimizer] = (),
         regrow: Regrow | None = None,
@@ -90,6 +97,12 @@ class BlockPruner(Pruner):
     ) -> None:
         self.schedule = as_schedule(self.name, schedule)
         self.search_every_update = search_every_update
+        self.search_at = search_at
+        if not isinstance(search_at, Container) or isinstance(search_at, str):
+            raise TypeError(
+                f"{self.name}: search_at must hold step numbers, such as {{500}} or "
+                f"range(100, 1001, 100) (got {describe(search_at)})"
+            )
         self.regrow = regrow
         self._regrowth = Regrowth(self.name, regrow)
         super().__init__(
@@ -140,13 +153,23 @@ class BlockPruner(Pruner):
     def update(self) -> None:
         """Choose the masks that hold after ``self.steps`` steps, if they differ from now."""
         sparsity = {n: self._scheduled(t) for n, t in self._targets.items()}
-        if sparsity == self._reached and not self._regrowth.share(self.steps):
+        changed = sparsity != self._reached
+        search = (changed and self.search_every_update) or (
+            self.steps > 0 and self.steps in self.search_at
+        )
+        if not (changed or search or self._regrowth.share(self.steps)):
             return
-        if self.execution == "sparse" and self._reached is not None:
+        stored = self.execution == "sparse" or self.regrow is not None
+        if stored and self._reached is not None:
             self._check_rising(sparsity)
         if self._reached is None and sparsity == self._targets:
             layouts = {n: p.layout for n, p in self._plans.items()}
-        elif self.execution == "sparse":
+        elif search:
+            plans = self.search(
+                self._saliencies(), sparsity, self._scheduled(self.options.sparsity)
+            )
+            layouts = {n: p.layout for n, p in plans.items()}
+        elif stored:
             layouts = self._choose_stored(sparsity)
         else:
             layouts = self._choose(sparsity)
@@ -155,14 +178,19 @@ class BlockPruner(Pruner):
 
     # -- the loop, and the end ----------------------------------------------------------------
 
-    def step(self) -> None:
-        """Call after each ``optimizer.step()``: follow the schedule, drop or zero what goes.
+    def step(self, *, skipped: bool = False) -> None:
+        """Call once after each ``optimizer.step()``: follow the schedule, drop or zero what goes.
+
+        Regrowth by gradient goes by all backward passes since the last call.
+
+        Args:
+            skipped: The optimizer has made no step; see :meth:`Pruner.step`.
 
         Raises:
             RuntimeError: blocks change, and no optimizer that was passed or attached holds them;
                 blocks are to be regrown by gradient, and no backward pass has gone through a layer.
         """
-        super().step()
+        super().step(skipped=skipped)
         self._regrowth.watch(self.steps + 1, self.modules())
 
     def finalize(self, *, inplace: bool = False) -> nn.Module:
@@ -178,6 +206,16 @@ class BlockPruner(Pruner):
                 stacklevel=2,
             )
         return result
+
+    def arguments(self) -> dict[str, Any]:
+        """Also the schedule, and what changes blocks beside it."""
+        return {
+            **super().arguments(),
+            "schedule": plain(self.schedule),
+            "search_every_update": self.search_every_update,
+            "search_at": plain(self.search_at),
+            "regrow": plain(self.regrow),
+        }
 
     def extra_state(self) -> dict[str, Any]:
         """Sparsities, and where the random choices are."""
@@ -204,15 +242,6 @@ class BlockPruner(Pruner):
     def _check_execution(self) -> None:
         super()._check_execution()
         where = self.name
-        if self.execution == "masked":
-            if self.regrow is not None:
-                raise ValueError(f"{where}: regrow needs execution='sparse' (got 'masked')")
-            return
-        if self.search_every_update:
-            raise ValueError(
-                f"{where}: search_every_update needs the whole weights, which execution='sparse' "
-                "does not have; use execution='masked'"
-            )
         balanced = next((name for name, o in self.layer_options.items() if o.balanced), None)
         if self.regrow is not None and balanced is not None:
             raise ValueError(
@@ -233,8 +262,9 @@ class BlockPruner(Pruner):
             if share < self._reached[name]:
                 raise ValueError(
                     f"{self.name}.step: the schedule falls from {self._reached[name]:.1%} to "
-                    f"{share:.1%} after {self.steps} steps (layer {name!r}), but stored blocks do "
-                    "not come back by themselves; use execution='masked', or regrow="
+                    f"{share:.1%} after {self.steps} steps (layer {name!r}), but what is "
+                    "stored, or exchanged by regrow=, does not grow; use execution='masked' "
+                    "without regrow"
                 )
 
     def _scheduled(self, final: float) -> float:
@@ -253,14 +283,16 @@ class BlockPruner(Pruner):
     def _saliencies(self) -> dict[str, Tensor]:
         """Worth of each weight, in the shape of the dense layers' weights."""
         self._prepare()
-        return {n: self.saliency(n, layer) for n, layer in self.layers.items()}
+        found = {}
+        for name, layer in self.modules().items():
+            found[name] = self.saliency(name, layer)
+            if isinstance(layer, SparseLayer):
+                found[name] = oriented(self.layers[name], layer.layout.unpack(found[name]))
+        return found
 
     def _choose(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
-        """Layouts of given sparsities, under the present permutations or newly searched ones."""
+        """Layouts of given sparsities, under the present permutations."""
         together = self._scheduled(self.options.sparsity)
-        if self.search_every_update:
-            plans = self.search(self._saliencies(), sparsity, together)
-            return {name: plan.layout for name, plan in plans.items()}
         saliency = {
             n: ranks.mean(oriented(self.layers[n], s), self._masks[n].parameter.device)
             for n, s in self._saliencies().items()
@@ -268,7 +300,7 @@ class BlockPruner(Pruner):
         return choose_blocks(
             saliency,
             self.layouts(),
-            self.layer_options,
+            self._underway(together),
             sparsity,
             together if self.scope == "global" else None,
             self._fixed,
@@ -278,7 +310,7 @@ class BlockPruner(Pruner):
     @torch.no_grad()
     def _choose_stored(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
         """Layouts of given sparsities, chosen from stored blocks, and from others to exchange."""
-        layouts, modules = self.layouts(), self.modules()
+        layouts = self.layouts()
         self._prepare()
         tied = {
             n: layout.blocking.positions if self.layer_options[n].tie_kernel else 1
@@ -289,36 +321,35 @@ class BlockPruner(Pruner):
             n: u.sums(self._stored_scores(n, layouts[n]), layouts[n]) for n, u in units.items()
         }
         if self.scope == "global":
+            together = self._scheduled(self.options.sparsity)
             rated = {
                 n: Scored(
                     scores[n],
                     o.block[0] * o.block[1] * tied[n] * self._costs().get(n, 1.0),
                     not o.allow_empty_rows,
                     units[n],
+                    o.min_sparsity,
+                    o.max_sparsity,
                 )
-                for n, o in self.layer_options.items()
+                for n, o in self._underway(together).items()
                 if n not in self._fixed
             }
-            together = self._scheduled(self.options.sparsity)
             sparsity = {**sparsity, **(allocate(rated, together) if rated else {})}
         result = {}
         for name, layout in layouts.items():
             parts = units[name].split(layout.groups)
             rates = scores[name].split([len(part.keys) for part in parts])
             removed = removed_count(sparsity[name], units[name].total)
-            may_grow = isinstance(modules[name], SparseLayer)
             keys = []
             for part, rate, own in zip(parts, rates, shares(removed, layout.groups), strict=True):
                 kept = min(part.total - own, len(part.keys))
-                keys.append(part.blocks(self._exchanged(name, part, rate, kept, may_grow)))
+                keys.append(part.blocks(self._exchanged(name, part, rate, kept)))
             result[name] = layout_of_keys(layout, torch.cat(keys))
         return result
 
-    def _exchanged(
-        self, name: str, units: Units, scores: Tensor, kept: int, may_grow: bool
-    ) -> Tensor:
+    def _exchanged(self, name: str, units: Units, scores: Tensor, kept: int) -> Tensor:
         """Keys of as many units as are kept: of what stays, and of what comes back."""
-        share = self._regrowth.share(self.steps) if may_grow else 0.0
+        share = self._regrowth.share(self.steps)
         exchanged = min(round(share * kept), units.total - len(units.keys))
         options = self.layer_options[name]
         keep = keep_heaviest(
@@ -342,5 +373,6 @@ class BlockPruner(Pruner):
             sums = saliency.sum((1, 2), dtype=torch.float64).float()
         else:
             weights, rows, cols = oriented(layer, saliency), layout.row_perm, layout.col_perm
-            sums = layout.blocking.sums(weights.double(), rows, cols).float().flatten()
+            sums = layout.blocking.sums(weights.double(), rows, cols).float()
+            sums = sums[layout.block_mask().to(sums.device)]
         return ranks.mean(sums.to(layout.device))

@@ -15,12 +15,16 @@ from .batches import Batch, Batches, read_batches, undisturbed
 
 @torch.no_grad()
 def show_inputs(
+    where: str,
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     batches: Iterable[Batch],
     show: Callable[[str, Tensor], None],
 ) -> None:
-    """Pass batches through a model, and call ``show(name, x)`` with each input of some modules."""
+    """Pass batches through a model, and call ``show(name, x)`` with each input of some modules.
+
+    ``where`` is named in messages.
+    """
 
     def watch(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any], outputs: Any) -> None:
@@ -31,7 +35,7 @@ def show_inputs(
     handles = [m.register_forward_hook(watch(n), with_kwargs=True) for n, m in modules.items()]
     try:
         for batch in batches:
-            batch.outputs(model)
+            batch.outputs(where, model)
     finally:
         for handle in handles:
             handle.remove()
@@ -67,7 +71,7 @@ def input_squares(
         sums[name] = sums[name].add_(squares) if name in sums else squares
         counts[name] += channels.shape[1]
 
-    show_inputs(model, layers, read_batches(where, batches), add)
+    show_inputs(where, model, layers, read_batches(where, batches), add)
     if absent := [name for name in layers if name not in sums]:
         raise ValueError(
             f"{where}: no batch passed through layer {absent[0]!r}; exclude it, or pass batches "

@@ -42,6 +42,7 @@ def choose_blocks(
                 tie_kernel=o.tie_kernel,
                 keep_rows=not o.allow_empty_rows,
                 cost=costs.get(name, 1.0),
+                bounds=(o.min_sparsity, o.max_sparsity),
             )
             for name, o in options.items()
             if name not in fixed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -16,7 +15,7 @@ from ..bayes.network import layer_name
 from ..bayes.posterior import Posterior
 from ..bayes.priors import Gaussian
 from ..bayes.scores import block_score, input_score, spread
-from ..blocking import Blocking
+from ..blocking import Blocking, removed_count
 from ..checks import describe
 from ..layout_search import search_method
 from ..modules import replace_modules
@@ -173,7 +172,7 @@ class DSMPruner(Pruner):
                 rows, columns = Blocking.of(
                     self.name, "weight", self.layers[name].weight, own.block
                 ).grid
-                gone = math.floor(own.sparsity * columns + 1e-9) * rows
+                gone = removed_count(own.sparsity, columns) * rows
                 sparsity[name] = min(1.0, (gone + 0.5) / (rows * columns))
         plans = self.search(self.scores(), sparsity)
         self.keep({name: plan.layout for name, plan in plans.items()})

@@ -13,6 +13,7 @@ from ..blocking import Blocking, swap_channels
 from ..layout import BlockLayout
 from ..modules import unparametrize
 from ..nn.kinds import DenseLayer
+from ..parameters import clear_states
 
 
 class BlockMask(nn.Module):
@@ -75,7 +76,8 @@ class BlockMask(nn.Module):
 
     def layout(self) -> BlockLayout:
         """The layout that stores the kept blocks."""
-        return self.layout_of(self.block_mask, self.row_perm, self.col_perm)
+        # Copies: a layout never changes, the buffers do.
+        return self.layout_of(self.block_mask, self.row_perm.clone(), self.col_perm.clone())
 
     def layout_of(self, block_mask: Tensor, row_perm: Tensor, col_perm: Tensor) -> BlockLayout:
         """The layout that stores other blocks of this weight."""
@@ -166,7 +168,10 @@ class MaskedWeight:
         optimizers: tuple[Optimizer, ...] = (),
         dense: bool | None = None,
     ) -> None:
-        """Keep what a layout of the same block and sizes says; with ``dense``, have no mask."""
+        """Keep what a layout of the same block and sizes says; with ``dense``, have no mask.
+
+        What these optimizers keep of weights that come back starts at zero, as the weights do.
+        """
         if dense:
             self.unset()
         elif self._mask is None:
@@ -175,7 +180,10 @@ class MaskedWeight:
             parametrize.register_parametrization(self.module, "weight", mask)
             self._mask = mask
         else:
+            self.apply()  # what comes back is zero, not what the last optimizer step made of it
+            before = self._mask.element_mask()
             self._mask.set(layout)
+            clear_states(self.parameter, self._mask.element_mask() & ~before, optimizers)
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -188,6 +196,4 @@ class MaskedWeight:
         if self._mask is None:
             return
         unparametrize(self.module, "weight", leave_parametrized=masked)
-        bias = self.module._parameters.pop("bias")  # the weight comes first, as optimizers count
-        self.module._parameters["bias"] = bias
         self._mask = None

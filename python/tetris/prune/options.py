@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import InitVar, dataclass, fields, replace
 from typing import Literal, TypeVar
 
@@ -29,6 +29,8 @@ class LayerOverride(SearchOptions, total=False):
     sparsity: float
     block: tuple[int, int]
     importance: LayerImportance
+    min_sparsity: float
+    max_sparsity: float
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,20 @@ class LayerOptions:
     seed: int = 0
     budget: float | None = None
     sweeps: int | None = None
+    min_sparsity: float = 0.0
+    max_sparsity: float = 1.0
     where: InitVar[str] = "tetris.prune.LayerOptions"
 
     def __post_init__(self, where: str) -> None:
         object.__setattr__(self, "sparsity", check_sparsity(where, self.sparsity))
+        low, high = (
+            check_sparsity(f"{where}: {name}", getattr(self, name))
+            for name in ("min_sparsity", "max_sparsity")
+        )
+        if low > high:
+            raise ValueError(
+                f"{where}: min_sparsity must not be above max_sparsity (got {low:g} and {high:g})"
+            )
         object.__setattr__(self, "block", check_block(where, self.block))
         if isinstance(self.importance, type):
             raise TypeError(
@@ -70,6 +82,11 @@ class LayerOptions:
         known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         check_keywords(where, settings, dict.fromkeys([*known, *(f.name for f in fields(cls))]))
         return cls(**settings, where=where)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether bounds say how much scope ``global`` may remove."""
+        return self.min_sparsity > 0.0 or self.max_sparsity < 1.0
 
     @property
     def search(self) -> SearchOptions:
@@ -91,6 +108,18 @@ class LayerOptions:
                 f"(got {', '.join(map(repr, unknown))})"
             )
         return replace(self, where=where, **changes)
+
+
+def check_bounds(
+    where: str, scope: str, options: Mapping[str, LayerOptions], fixed: Collection[str]
+) -> None:
+    """Raise ValueError if layers have bounds, and no competition that could reach them."""
+    bounded = next((n for n, o in options.items() if o.bounded and n not in fixed), None)
+    if scope != "global" and bounded is not None:
+        raise ValueError(
+            f"{where}: min_sparsity and max_sparsity bound what scope='global' removes of a layer; "
+            f"with scope={scope!r} its sparsity says it (layer {bounded!r})"
+        )
 
 
 F = TypeVar("F", bound=Callable)

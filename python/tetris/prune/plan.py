@@ -12,8 +12,8 @@ from ..blocking import Blocking
 from ..layout import BlockLayout, search_layout
 from ..layout_search import search_method
 from ..reorder import SearchResult
-from .allocate import allocate, l1_order, scored
-from .options import LayerOptions
+from .allocate import allocate, check_reach, l1_order, scored
+from .options import LayerOptions, check_bounds
 from .orders import Share
 from .shared import search_shared
 
@@ -66,6 +66,7 @@ def plan_layers(
     if scope not in ("layer", "global"):
         raise ValueError(f"{where}: scope must be 'layer' or 'global' (got {scope!r})")
     options = dict(options)
+    check_bounds(where, scope, options, fixed)
     shared = [name for name in saliency if name not in fixed]
     if scope == "global" and shared:
         scores = {}
@@ -80,7 +81,9 @@ def plan_layers(
                 tie_kernel=o.tie_kernel,
                 keep_rows=not o.allow_empty_rows,
                 cost=(costs or {}).get(name, 1.0),
+                bounds=(o.min_sparsity, o.max_sparsity),
             )
+        check_reach(where, scores, sparsity)
         for name, own in allocate(scores, sparsity).items():
             options[name] = replace(options[name], sparsity=own)
     together = search_shared(where, saliency, options, share, groups, progress)

@@ -119,7 +119,7 @@ class _Gradients(DataImportance):
         with torch.enable_grad(), _differentiable(layers) as weights:
             distinct = list({id(w): w for w in weights.values()}.values())
             for batch in self._draws():
-                loss = batch.loss(self._where, self.loss, batch.outputs(model))
+                loss = batch.loss(self._where, self.loss, batch.outputs(self._where, model))
                 gradients = torch.autograd.grad(loss, distinct, allow_unused=True)
                 count += 1
                 for weight, gradient in zip(distinct, gradients, strict=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..blocking import Blocking
-from ..checks import check_weight, describe
+from ..checks import check_weight, describe, plain
 from ..importance import saliency_of
 from ..layout import BlockLayout
 from ..modules import copy_or_same, replace_modules
@@ -23,7 +23,7 @@ from ..parameters import check_optimizers
 from ..reorder import SearchResult
 from . import ranks
 from .masks import MaskedWeight
-from .options import LayerOptions, LayerOverride
+from .options import LayerOptions, LayerOverride, check_bounds
 from .orders import Share, check_share
 from .plan import Plan, Scope, plan_layers
 from .report import LayerReport, SparsifyReport
@@ -119,6 +119,7 @@ class Pruner:
         self.execution: Execution = execution
         self.progress = progress
         self.steps = 0
+        self._target = target
         self._optimizers = check_optimizers(where, optimizers)
         selection = select_layers(where, model, include, exclude, types)
         for group in selection.tied.values():
@@ -141,6 +142,7 @@ class Pruner:
             "sparsity" in settings or options is not None,
         )
         check_importance(where, asked.importance, self.layers)
+        check_bounds(where, scope, self.layer_options, self._fixed)
         self._check_execution()
         whole = {name: self._whole(name) for name in self.layers}
         self.share = check_share(
@@ -170,9 +172,24 @@ class Pruner:
     def update(self) -> None:
         """Change what is kept after ``self.steps`` steps; called by :meth:`step`."""
 
+    def skip(self) -> None:
+        """Forget the step that is under way; called by :meth:`step` when it is skipped."""
+
     def extra_state(self) -> dict[str, Any]:
         """What a method adds to :meth:`state_dict`."""
         return {}
+
+    def arguments(self) -> dict[str, Any]:
+        """What a state must agree on to be loaded: plain values, in the terms of the user."""
+        return {
+            "scope": self.scope,
+            "target": plain(self._target),
+            **{
+                f"{f.name} of layer {name!r}": plain(getattr(options, f.name))
+                for name, options in self.layer_options.items()
+                for f in fields(options)
+            },
+        }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave; ``state`` is the whole one."""
@@ -205,7 +222,7 @@ class Pruner:
             )
             for name, layer in self.layers.items()
         }
-        options = dict(self.layer_options)
+        options = self._underway(together)
         for name, own in (sparsity or {}).items():
             options[name] = replace(options[name], sparsity=own)
         # Not their Parameters: a method may have parametrized the weights while it trains.
@@ -261,14 +278,24 @@ class Pruner:
 
     # -- the training loop --------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Call after each ``optimizer.step()``: drop or zero what goes.
+    def step(self, *, skipped: bool = False) -> None:
+        """Call once after each ``optimizer.step()``: drop or zero what goes.
+
+        With several backward passes per optimizer step, it is still called once per optimizer step.
+
+        Args:
+            skipped: The optimizer has made no step, as under a GradScaler that found infinite
+                gradients: nothing changes, :attr:`steps` included, and gradients that were looked
+                at are forgotten.
 
         Raises:
             RuntimeError: blocks change, and no optimizer that was passed or attached holds them;
                 blocks are to be regrown by gradient, and no backward pass has gone through a layer.
         """
         self._check_attached("step")
+        if skipped:
+            self.skip()
+            return
         self.steps += 1
         try:
             self.update()
@@ -379,6 +406,7 @@ class Pruner:
         return {
             "steps": self.steps,
             "execution": self.execution,
+            "arguments": self.arguments(),
             "layers": {
                 name: {"block": mask.block, **{k: v.clone() for k, v in mask.state_dict().items()}}
                 for name, mask in self._masks.items()
@@ -388,7 +416,10 @@ class Pruner:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where a pruner of the same layers and blocks stopped.
+        """Continue where a pruner of the same layers and settings stopped.
+
+        Settings that hold functions or data (an importance, a target's example) are compared by
+        name. To go on with another schedule, say, load first and set :attr:`schedule` then.
 
         Load the model's and the optimizer's state too: this one holds no weights. Optimizers number
         Parameters in the model's order, which masking changes: make the optimizer after the
@@ -397,12 +428,13 @@ class Pruner:
         optimizer's state then find the shapes they know.
 
         Raises:
-            ValueError: the state is of other layers, blocks, shapes or execution; nothing is
-                changed then.
+            ValueError: the state is of other layers, shapes or settings; the message names the one
+                that differs. Nothing is changed then.
         """
         where = f"{self.name}.load_state_dict"
         self._check_attached("load_state_dict")
-        missing = [k for k in ("steps", "layers", *self.extra_state()) if k not in state]
+        known = ("steps", "layers", "arguments", *self.extra_state())
+        missing = [k for k in known if k not in state]
         if missing:
             raise ValueError(f"{where}: the state lacks {', '.join(missing)}")
         layers = state["layers"]
@@ -428,6 +460,7 @@ class Pruner:
                     f"and {tuple(saved['block'])} in the state; make the pruner with the same block"
                 )
             layouts[name] = mask.saved_layout(saved)
+        self._check_arguments(where, state["arguments"])
         self._set(layouts, saved=layers)
         self.steps = int(state["steps"])
         self._plans = {}
@@ -474,6 +507,28 @@ class Pruner:
                 f"{self.name}.{method}: the pruner has ended (remove() or "
                 "finalize(inplace=True)); make a new one to prune further"
             )
+
+    def _check_arguments(self, where: str, saved: Mapping[str, Any]) -> None:
+        own = self.arguments()
+        for name in [*own, *(n for n in saved if n not in own)]:
+            if (name in saved, saved.get(name)) != (name in own, own.get(name)):
+                raise ValueError(
+                    f"{where}: {name} is {saved.get(name, 'absent')!r} in the state and "
+                    f"{own.get(name, 'absent')!r} in this pruner; make the pruner with the same"
+                )
+
+    def _underway(self, together: float | None) -> dict[str, LayerOptions]:
+        """Settings of the layers when all together have so much of the final sparsity.
+
+        What a layer loses at least, it loses in proportion.
+        """
+        if together is None or not self.options.sparsity:
+            return dict(self.layer_options)
+        share = min(1.0, together / self.options.sparsity)
+        return {
+            n: replace(o, min_sparsity=o.min_sparsity * share)
+            for n, o in self.layer_options.items()
+        }
 
     def _costs(self) -> Mapping[str, float]:
         """Name -> what one stored number costs, in the target's unit."""

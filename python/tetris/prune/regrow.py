@@ -10,12 +10,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from ..checks import describe
 from ..nn.base import SparseLayer
+from ..nn.kinds import DenseLayer, oriented
 from ..relayout import layout_of_keys
 from . import ranks
+from .masks import BlockMask
 from .select import Units
 
 Pairs = list[tuple[Tensor, Tensor]]  # inputs of a layer and gradients of its outputs
@@ -34,8 +37,9 @@ class Regrow:
         every: Steps between updates.
         end: Step from which nothing is exchanged any more; None: the share never falls.
         by: ``"gradient"``: those whose weights have the largest gradients, summed in magnitude
-            (RigL). It needs the gradient of blocks that are not stored, so every update keeps the
-            layers' inputs and output gradients of its step and costs one dense product per layer.
+            (RigL). It needs the gradient of blocks that are not stored, so with
+            ``execution="sparse"`` every update keeps the layers' inputs and output gradients of its
+            step and costs one dense product per layer; masked layers have it.
             ``"random"``: any (SET, Mocanu et al., "Scalable training of artificial neural networks
             with adaptive sparse connectivity inspired by network science", Nature Communications
             2018), at the cost of the stored blocks.
@@ -89,7 +93,7 @@ class Regrowth:
         self.generator = torch.Generator().manual_seed(rule.seed if rule else 0)
         self._where = where
         self._rule = rule
-        self._watches: dict[str, tuple[SparseLayer, GradientWatch]] = {}
+        self._watches: dict[str, tuple[nn.Module, GradientWatch]] = {}
         self._found: dict[str, Tensor] = {}
 
     def share(self, step: int) -> float:
@@ -101,9 +105,10 @@ class Regrowth:
         self.stop()
         if self._rule and self._rule.by == "gradient" and self._rule.due(step):
             for name, layer in layers.items():
-                if isinstance(layer, SparseLayer):
-                    self._watches[name] = layer, GradientWatch()
-                    self._watches[name][1].start(layer)
+                watch = watch_for(layer)
+                if watch is not None:
+                    self._watches[name] = layer, watch
+                    watch.start(layer)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -140,12 +145,13 @@ class Regrowth:
                     f"{name!r} since the last step, and saw none (torch.compile drops the hook it "
                     "sees it by; Regrow(by='random') needs none)"
                 )
-            if layer.activation != "none":
+            activation = getattr(layer, "activation", "none")
+            if activation != "none":
                 raise ValueError(
                     f"{self._where}.step: regrowth by gradient sees gradients behind the "
-                    f"activation that layer {name!r} fuses, {layer.activation!r}; fuse it later"
+                    f"activation that layer {name!r} fuses, {activation!r}; fuse it later"
                 )
-            self._found[name] = block_gradients(layer, watch.pairs)
+            self._found[name] = watch.block_sums(layer)
         return self._found[name]
 
 
@@ -207,6 +213,11 @@ class GradientWatch:
             self._handle.remove()
             self._handle = None
 
+    def block_sums(self, layer: nn.Module) -> Tensor:
+        """[G, C], magnitudes of the gradients that were seen; see :func:`block_gradients`."""
+        assert isinstance(layer, SparseLayer)
+        return block_gradients(layer, self.pairs)
+
     def _forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
@@ -216,6 +227,44 @@ class GradientWatch:
 
     def __reduce__(self) -> tuple[type[GradientWatch], tuple[()]]:
         return GradientWatch, ()
+
+
+class MaskWatch(GradientWatch):
+    """The same for a masked layer, whose mask sees the gradient of the whole weight."""
+
+    def start(self, layer: nn.Module) -> None:
+        """Watch a masked layer."""
+        super().start(mask_of(layer))
+
+    def block_sums(self, layer: nn.Module) -> Tensor:
+        """[G, C], magnitudes of the gradients that were seen."""
+        assert isinstance(layer, DenseLayer)
+        mask = mask_of(layer)
+        gradient = ranks.mean(torch.stack([grad for _, grad in self.pairs]).sum(0))
+        layout = mask.layout()
+        weight = oriented(layer, gradient.abs())
+        return layout.blocking.sums(weight, layout.row_perm, layout.col_perm)
+
+    def _forward(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        if self._handle is not None and output.requires_grad:
+            output.register_hook(lambda grad: self.pairs.append((output.detach(), grad.detach())))
+
+    def __reduce__(self) -> tuple[type[MaskWatch], tuple[()]]:
+        return MaskWatch, ()
+
+
+def mask_of(layer: nn.Module) -> BlockMask:
+    """The mask of a masked layer."""
+    return layer.parametrizations.weight[0]  # type: ignore[index, union-attr, return-value]
+
+
+def watch_for(layer: nn.Module) -> GradientWatch | None:
+    """What sees the gradients of a layer's blocks that are not kept; None where all are."""
+    if isinstance(layer, SparseLayer):
+        return GradientWatch()
+    return MaskWatch() if parametrize.is_parametrized(layer, "weight") else None
 
 
 def block_gradients(layer: SparseLayer, pairs: Pairs) -> Tensor:

@@ -103,7 +103,7 @@ class Flops(Target):
         """Two operations at each position of the output.
 
         Raises:
-            ValueError: a layer is not called for the example.
+            ValueError: the model does not take the example, or calls a layer not at all for it.
         """
         uses = uses_of(model, layers, self.example_inputs)
         unused = [name for name in layers if not uses[name]]
@@ -117,7 +117,10 @@ class Flops(Target):
 
 @torch.no_grad()
 def uses_of(
-    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any
+    model: nn.Module,
+    layers: Mapping[str, nn.Module],
+    example_inputs: Any,
+    where: str = "tetris.prune.Flops",
 ) -> dict[str, int]:
     """Name -> how often each weight of a layer is used when the model runs on an example.
 
@@ -144,7 +147,7 @@ def uses_of(
     ]
     try:
         with undisturbed(model):
-            Batch(example_inputs).outputs(model)
+            Batch(example_inputs).outputs(where, model)
     finally:
         for handle in handles:
             handle.remove()
@@ -197,6 +200,13 @@ def budgeted(
     if budget > total:
         raise ValueError(
             f"{where}: target={target!r} asks for more than the dense layers have, {total:,.0f}"
+        )
+    least = min((cost, name) for name, (_, cost) in units.items())
+    if budget < least[0]:
+        hint = "; an int is a number, a float a share, such as 1.0" if target.kept == 1 else ""
+        raise ValueError(
+            f"{where}: target={target!r} leaves {budget:,.0f}, less than one block, "
+            f"{least[0]:,.0f} in layer {least[1]!r}{hint}"
         )
     kept = _shared_out(units, budget)
     asked = replace(asked, sparsity=1.0 - budget / total)

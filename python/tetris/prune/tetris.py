@@ -30,12 +30,13 @@ class TetrisPruner(BlockPruner):
         scope: ``"layer"`` or ``"global"``.
         share: Channels that several layers keep in one order, see :class:`SharedOrder`.
         target: What is to be left in place of ``sparsity``: :class:`Parameters` or :class:`Flops`.
-        search_every_update: Search anew whenever masks change; off, the permutations of the dense
-            model stay.
+        search_every_update: Search anew whenever the schedule removes more; off, the permutations
+            of the dense model stay.
+        search_at: Steps after which to search anew, such as ``range(100, 1001, 100)``.
         execution: ``"masked"``: a dense step with masked weights; ``"sparse"``: on stored blocks,
             see :class:`BlockPruner`.
-        optimizers: With ``"sparse"``: whose states follow the blocks.
-        regrow: With ``"sparse"``: a :class:`Regrow`, to exchange blocks while training.
+        optimizers: Whose states follow the blocks, with ``"sparse"`` or ``regrow``.
+        regrow: A :class:`Regrow`, to exchange blocks while training.
         progress: Show progress bars during searches.
         sparsity: Share of blocks to remove in the end; this and the rest as for
             :func:`tetris.sparsify`, with its defaults.
@@ -49,6 +50,8 @@ class TetrisPruner(BlockPruner):
         seed: Seed of the search.
         budget: Seconds per layer for the search.
         sweeps: Sweeps instead of seconds.
+        min_sparsity: With scope ``"global"``: share of its blocks that a layer loses at least.
+        max_sparsity: With scope ``"global"``: share that it loses at most.
 
     Raises:
         ValueError: as :func:`tetris.sparsify`; also layers that share a weight.

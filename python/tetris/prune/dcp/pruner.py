@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from ...blocking import removed_count
 from ...checks import describe
 from ...layout import BlockLayout
-from ...modules import copy_or_same, replace_modules
+from ...modules import copy_or_same, unparametrize
 from ...nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
 from .. import ranks
-from ..batches import undisturbed
+from ..batches import fitting, undisturbed
 from ..options import LayerOptions, LayerOverride, shows_settings
 from ..orders import Share
 from ..plan import Scope
@@ -279,6 +279,8 @@ class DCPPruner(Pruner):
                 atoms, budgets = self._atoms()
                 trainings = epochs * (1 if self.joint else len(self.stages))
                 task = bar.add_task("heads", total=len(self.layers) + trainings)
+                with fitting(f"{self.name}.select", "model, loss and data do not fit"):
+                    loss(reference(sample[0][0]), sample[0][1])
                 heads = self._heads(sample[0][0])
                 passes = self._passes(batches, epochs, lambda: bar.advance(task))
                 unpruned = Forward(self.name, reference)
@@ -332,14 +334,17 @@ class DCPPruner(Pruner):
             )
         return self.report()
 
-    def step(self) -> None:
+    def step(self, *, skipped: bool = False) -> None:
         """Call after each ``optimizer.step()`` of the fine-tuning: zero what is not kept.
+
+        Args:
+            skipped: The optimizer has made no step; see :meth:`Pruner.step`.
 
         Raises:
             RuntimeError: nothing has been chosen yet, see :meth:`select`.
         """
         self._check_selected("step")
-        super().step()
+        super().step(skipped=skipped)
 
     def _check_selected(self, method: str) -> None:
         self._check_attached(method)
@@ -370,7 +375,8 @@ class DCPPruner(Pruner):
         keep = {name: _input_channels(layout) for name, layout in self.layouts().items()}
         target = copy_or_same(self.model, inplace)
         masked = [n for n in keep if parametrize.is_parametrized(target.get_submodule(n), "weight")]
-        replace_modules(target, {name: _unmasked(target.get_submodule(name)) for name in masked})
+        for name in masked:
+            unparametrize(target.get_submodule(name), "weight", leave_parametrized=True)
         target, self.shrunk = shrink_channels(target, keep, inplace=True)
         if inplace:
             self._end()
@@ -589,19 +595,6 @@ def _first(batches: Iterable[Batch], samples: int) -> Iterator[Batch]:
         samples -= len(x)
         if samples <= 0:
             return
-
-
-def _unmasked(layer: nn.Module) -> nn.Module:
-    """An ordinary layer with the weight of a masked one.
-
-    torch's remove_parametrizations changes the class, which a deep copy shares with its original.
-    """
-    twin = nn.Module.__new__(parametrize.type_before_parametrizations(layer))
-    twin.__dict__ = dict(layer.__dict__, _modules={})
-    masked: list[nn.Parameter] = list(layer.parametrizations.weight.parameters())  # type: ignore[union-attr]
-    weight = nn.Parameter(layer.weight.detach(), requires_grad=masked[0].requires_grad)  # type: ignore[operator]
-    twin._parameters = {"weight": weight, "bias": layer._parameters["bias"]}
-    return twin
 
 
 def _input_channels(layout: BlockLayout) -> Tensor:

@@ -296,8 +296,12 @@ class GANPruner(BlockPruner):
         self._pending = Sample(self.model, sample.inputs, sample.real, generated)
         return total
 
-    def step(self) -> None:
+    def step(self, *, skipped: bool = False) -> None:
         """Call after each ``optimizer.step()``: follow the schedule, let the discriminator learn.
+
+        Args:
+            skipped: The optimizer has made no step, and the discriminator makes none; see
+                :meth:`Pruner.step`.
 
         Raises:
             DivergenceError: a weight or the discriminator's loss is not finite, or it has learnt
@@ -311,6 +315,9 @@ class GANPruner(BlockPruner):
                 "loss.backward() and optimizer.step() first"
             )
         sample, self._pending = self._pending, None
+        if skipped:
+            super().step(skipped=True)
+            return
         if name := not_finite(self.model):
             self._diverged("step", f"{name} of the generator is not finite")
         super().step()

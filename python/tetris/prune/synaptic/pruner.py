@@ -266,13 +266,14 @@ class SynapticPruner(Pruner):
         if not self.pruned:
             self._rates.follow(self._optimizers)
 
-    def step(self, lr: float | None = None) -> None:
+    def step(self, lr: float | None = None, *, skipped: bool = False) -> None:
         """Call after each ``optimizer.step()``: shrink strengths, or zero what was pruned.
 
         Args:
             lr: Learning rate of the step that was taken, where no optimizer is attached. Attached
                 ones tell it themselves, whether their scheduler steps before or after this, and
                 nothing shrinks where they took no step.
+            skipped: The optimizer has made no step; see :meth:`Pruner.step`.
 
         Raises:
             RuntimeError: the learning rate is not known; strengths are in half precision.
@@ -281,7 +282,7 @@ class SynapticPruner(Pruner):
         if lr is not None and not (math.isfinite(lr) and lr >= 0):
             raise ValueError(f"{self.name}.step: lr must be a number >= 0 (got {describe(lr)})")
         self._lr = lr
-        super().step()
+        super().step(skipped=skipped)
 
     def update(self) -> None:
         """Shrink strengths by what the step's learning rate says; form blocks anew when due."""
@@ -384,7 +385,8 @@ class SynapticPruner(Pruner):
         """Continue where a pruner of the same layers and settings stopped.
 
         Load this first, then the model's state, which holds strengths, directions and blocks, then
-        make the optimizer and load its state.
+        make the optimizer and load its state. An optimizer that was made before :meth:`prune` and
+        kept beyond it has strengths among its Parameters: make it before this, as there.
 
         Raises:
             ValueError: the state is of other layers or settings, or from before :meth:`prune`

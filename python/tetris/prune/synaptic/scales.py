@@ -43,9 +43,9 @@ class Scales:
         layers: Mapping[str, DenseLayer],
         batches: Batches | None,
     ) -> None:
+        self._where = where
         self._first = None if batches is None else next(iter(read_batches(where, batches)))
         self.inputs = input_scales(model, layers, self._dims(model))
-        self._where = where
         self._model = model
         self._layers = layers
         self._batches = batches
@@ -147,7 +147,11 @@ class Scales:
         if norms:
             with undisturbed(model):
                 show_inputs(
-                    model, norms, [self._first], lambda n, x: found.update({n: x.dim() - 2})
+                    self._where,
+                    model,
+                    norms,
+                    [self._first],
+                    lambda n, x: found.update({n: x.dim() - 2}),
                 )
         return found
 
@@ -156,7 +160,7 @@ class Scales:
         if self._first is None:
             return []
         with undisturbed(self._model), torch.no_grad():
-            outputs = tensors_of(self._first.outputs(self._model))
+            outputs = tensors_of(self._first.outputs(self._where, self._model))
         return [x.clone() for x in outputs if x.is_floating_point()]
 
     def _close(self, after: Tensor, before: Tensor) -> bool:

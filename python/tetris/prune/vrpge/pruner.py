@@ -22,6 +22,7 @@ from ..options import LayerOptions, LayerOverride, shows_settings
 from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution, Pruner
+from ..report import warn_of_shortfall
 from ..saliency import layer_saliency, prepare_importance
 from ..target import Target
 from ..tree import Selector, check_hooks
@@ -181,6 +182,11 @@ class VRPGEPruner(Pruner):
                     f"{self.name}: gates compete wherever they are, which balanced=True forbids "
                     f"(layer {name!r}); leave it out"
                 )
+            if own.bounded:
+                raise ValueError(
+                    f"{self.name}: gates compete without bounds for layers; give layer {name!r} a "
+                    "sparsity of its own by overrides=, and leave min_sparsity and max_sparsity out"
+                )
         self.generator = torch.Generator().manual_seed(self.options.seed)
         self._top = TopBlocks(
             *make_gates(
@@ -282,6 +288,13 @@ class VRPGEPruner(Pruner):
         self.gates.project()
         self._top.version += 1
 
+    def skip(self) -> None:
+        """Put drawn blocks back; the gates learn nothing."""
+        if self._pending:
+            self._exchange.put_back()
+            self._pending = False
+            self.gates.s.grad = None
+
     @torch.no_grad()
     def refresh(self) -> None:
         """Search the permutations anew, on ``s_B * |w|``; between epochs, as a rule.
@@ -324,6 +337,13 @@ class VRPGEPruner(Pruner):
         self._check_sampling("prune")
         self._check_idle("prune")
         self.keep(self.layouts())
+        kept = {name: layout.sparsity for name, layout in self.layouts().items()}
+        asked = {name: own.sparsity for name, own in self.layer_options.items()}
+        if self.scope == "global":
+            asked = {name: asked[name] for name in self._fixed}
+            if not self._fixed:
+                kept, asked = {"all": self.sparsity}, {"all": self.options.sparsity}
+        warn_of_shortfall(f"{self.name}.prune", kept, asked, stacklevel=2)
 
     # -- what is kept -------------------------------------------------------------------------
 

@@ -40,6 +40,9 @@ CASES = {
     "sparse-random": {"execution": "sparse", "regrow": Regrow(share=0.4, every=3, by="random")},
     "convolution": {"schedule": CUBIC},
     "sparse-convolution": {"execution": "sparse", "schedule": CUBIC},
+    "masked-searched": {"search_at": (4, 7), "schedule": CUBIC},
+    "masked-regrown": {"regrow": Regrow(share=0.4, every=3)},
+    "sparse-searched": {"execution": "sparse", "search_at": (4, 7), "schedule": CUBIC},
 }
 
 

@@ -1,7 +1,5 @@
 """Pruners under torchrun: two processes keep the same blocks, and end where one would."""
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,6 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from distributed_launch import python, torchrun
 from distributed_worker import CASES
 
 ROOT = Path(__file__).parent.parent
@@ -18,25 +17,6 @@ pytestmark = pytest.mark.skipif(
     not (torch.distributed.is_available() and torch.distributed.is_gloo_available()),
     reason="this torch has no gloo",
 )
-
-
-def torchrun(*words):
-    """Run a script in two processes, each of one thread."""
-    return python("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *words)
-
-
-def python(*words):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +34,8 @@ def results(tmp_path_factory):
 def test_two_processes_end_where_one_does(results, case):
     alone, first, second = (result[case] for result in results)
     assert first["layouts"] == second["layouts"] == alone["layouts"]
-    assert all(0.7 < layout.sparsity < 0.8 for layout in alone["layouts"].values()) or (
-        CASES[case].get("scope") == "global"
-    )
+    kept = (layout.sparsity for layout in alone["layouts"].values())
+    assert all(0.7 < share < 0.8 for share in kept) or CASES[case].get("scope") == "global"
     for name, tensor in alone["state"].items():
         torch.testing.assert_close(first["state"][name], tensor, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(second["state"][name], first["state"][name], rtol=0, atol=0)
@@ -99,8 +78,10 @@ def test_errors_come_in_every_process(results, what, message):
         assert result[what].startswith(message)
 
 
-@pytest.mark.parametrize("execution", ["masked", "sparse"])
-def test_example(execution):
-    said = torchrun(ROOT / "examples" / "distributed.py", "--tiny", "--execution", execution)
+@pytest.mark.parametrize(
+    "words", [["--execution", "masked"], ["--execution", "sparse"], ["--fsdp"]]
+)
+def test_example(words):
+    said = torchrun(ROOT / "examples" / "distributed.py", "--tiny", *words)
     assert "2 processes: 89.8% removed" in said
     assert "Warning" not in said

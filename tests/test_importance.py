@@ -238,7 +238,9 @@ def test_an_error_leaves_nothing_behind_either(model, batches):
         scores(Taylor(batches, fails), model)
     assert model.training
     assert not model.conv.weight.requires_grad
-    with pytest.raises(RuntimeError):
+    with pytest.raises(
+        ValueError, match=r"ActivationNorm: the model does not take the inputs.*3, 4"
+    ):
         scores(ActivationNorm([torch.ones(1, 3, 4, 4)]), model)
     assert model.training
     assert not model.conv._forward_hooks

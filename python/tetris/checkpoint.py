@@ -27,6 +27,7 @@ from .layout import BlockLayout
 from .modules import hooks_of, replace_modules
 from .nn.base import INDEX, SparseLayer, make_sparse
 from .nn.kinds import SPARSE_TYPES
+from .sharding import check_whole
 
 FORMAT = 1
 """Version of the metadata. A reader refuses versions that it does not know."""
@@ -103,6 +104,12 @@ def save(model: nn.Module, path: str | PathLike[str]) -> None:
     """
     where = "tetris.save"
     check_model(where, model)
+    check_whole(
+        where,
+        model.parameters(),
+        "load the full state dict into a model that is not sharded and save that one, in one "
+        "process (docs/distributed.md)",
+    )
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise ValueError(

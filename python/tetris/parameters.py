@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .checks import describe
+from .sharding import fill
 
 
 def check_optimizers(
@@ -95,7 +96,7 @@ def clear_states(parameter: nn.Parameter, where: Tensor, optimizers: Iterable[Op
     for optimizer in optimizers:
         for state in optimizer.state.get(parameter, {}).values():
             if isinstance(state, Tensor) and state.shape == parameter.shape:
-                state.masked_fill_(where, 0.0)
+                fill(state, where, 0.0)
 
 
 def replace_data(parameter: nn.Parameter, data: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from .checks import describe
 from .layout import BlockLayout
 from .parameters import check_optimizers, check_states, move_parameter
+from .sharding import check_whole
 
 _SAME = ("block", "out_features", "in_features", "kernel_size", "groups", "row_perm", "col_perm")
 
@@ -65,6 +66,7 @@ def relayout(
             f"{where}: module must be a sparse layer, with values and a layout "
             f"(got {type(module).__name__}); tetris.sparsify makes them"
         )
+    check_whole(where, [values], "change blocks before fully_shard, which counts on their number")
     layout = layout.to(values.device)
     _check_same(where, old, layout)
     if fill is not None:

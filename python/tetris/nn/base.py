@@ -22,6 +22,7 @@ from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
 from ..ops import Activation
 from ..parameters import replace_data
+from ..sharding import check_whole, fill, is_sharded
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -288,10 +289,12 @@ class SparseLayer(nn.Module, Generic[Dense]):
         if (out % bo == 0 and in_ % bi == 0) or self.values.is_meta:
             return
         layout = self.layout
-        inside = torch.ones(layout.weight_shape, dtype=torch.bool, device=self.values.device)
+        inside = torch.ones(layout.weight_shape, dtype=torch.bool, device=layout.device)
         with torch.no_grad():
             outside = ~layout.pack(inside)
-            if self.values[outside].count_nonzero():
+            if is_sharded(self.values):
+                fill(self.values, outside, 0.0)
+            elif self.values[outside].count_nonzero():
                 # A new tensor: the old one may be the caller's.
                 self.values.data = self.values.masked_fill(outside, 0.0)
 
@@ -373,6 +376,12 @@ class SparseLayer(nn.Module, Generic[Dense]):
             raise ValueError(
                 f"values must be a floating [nnzb, bi, bo] (got {values.dtype}{list(values.shape)})"
             )
+        if values.shape != self.values.shape:
+            check_whole(
+                f"values are {list(values.shape)} in the state, {list(self.values.shape)} here",
+                [self.values],
+                "give the layer the layout of the state before fully_shard (tetris.load)",
+            )
         nnzb, bi, bo = values.shape
         layout = self._layout_of((bo, bi), found)
         if layout.nnz_blocks != nnzb:
@@ -434,6 +443,11 @@ def make_dense(
     layer: SparseLayer[Dense], *, bias: nn.Parameter | None, weight: nn.Parameter | None = None
 ) -> Dense:
     """Dense counterpart of a sparse layer, with these very Parameter objects in it."""
+    check_whole(
+        f"{type(layer).__name__}.to_dense",
+        [layer.values],
+        "load the full state dict into a layer that is not sharded first",
+    )
     arguments: dict[str, Any] = {name: getattr(layer, name) for name in layer.settings}
     result = layer.dense_type(**arguments, bias=bias is not None, device="meta")
     if weight is None:

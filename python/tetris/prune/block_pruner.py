@@ -20,6 +20,7 @@ from ..layout_search import shares
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ..relayout import all_blocks, layout_of_keys
+from ..sharding import gathered
 from . import ranks
 from .allocate import Scored, allocate
 from .choose import choose_blocks
@@ -284,10 +285,11 @@ class BlockPruner(Pruner):
         """Worth of each weight, in the shape of the dense layers' weights."""
         self._prepare()
         found = {}
-        for name, layer in self.modules().items():
-            found[name] = self.saliency(name, layer)
-            if isinstance(layer, SparseLayer):
-                found[name] = oriented(self.layers[name], layer.layout.unpack(found[name]))
+        with gathered(self.model):
+            for name, layer in self.modules().items():
+                found[name] = self.saliency(name, layer)
+                if isinstance(layer, SparseLayer):
+                    found[name] = oriented(self.layers[name], layer.layout.unpack(found[name]))
         return found
 
     def _choose(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:
@@ -317,9 +319,10 @@ class BlockPruner(Pruner):
             for n, layout in layouts.items()
         }
         units = {name: Units.of(layout, tied[name]) for name, layout in layouts.items()}
-        scores = {
-            n: u.sums(self._stored_scores(n, layouts[n]), layouts[n]) for n, u in units.items()
-        }
+        with gathered(self.model):
+            scores = {
+                n: u.sums(self._stored_scores(n, layouts[n]), layouts[n]) for n, u in units.items()
+            }
         if self.scope == "global":
             together = self._scheduled(self.options.sparsity)
             rated = {

@@ -14,6 +14,13 @@ from ..layout import BlockLayout
 from ..modules import unparametrize
 from ..nn.kinds import DenseLayer
 from ..parameters import clear_states
+from ..sharding import check_whole, fill
+
+BEFORE = "let layers be masked or sparse first, then fully_shard the model (docs/distributed.md)"
+GATHER = (
+    "load the full state dict into a model and a pruner that are not sharded, and end there "
+    "(docs/distributed.md)"
+)
 
 
 class BlockMask(nn.Module):
@@ -156,10 +163,13 @@ class MaskedWeight:
         return True
 
     def check(self, where: str, optimizers: tuple[Optimizer, ...], trained: bool) -> None:
-        """Raise unless the layer can be changed: it always can."""
+        """Raise unless the layer can be changed: a mask can, but none can be added to shards."""
+        if self._mask is None:
+            check_whole(where, [self.parameter], BEFORE)
 
     def check_unset(self, where: str, optimizers: tuple[Optimizer, ...]) -> None:
-        """Raise unless the layer can be dense again: it always can."""
+        """Raise unless the layer can be dense again."""
+        check_whole(where, [self.parameter], GATHER)
 
     @torch.no_grad()
     def set(
@@ -189,11 +199,12 @@ class MaskedWeight:
     def apply(self) -> None:
         """Zero the masked numbers of the Parameter, which optimizers have moved."""
         if self._mask is not None:
-            self.parameter.masked_fill_(~self._mask.element_mask(), 0.0)
+            fill(self.parameter, ~self._mask.element_mask(), 0.0)
 
     def unset(self, optimizers: tuple[Optimizer, ...] = (), *, masked: bool = True) -> None:
         """End the parametrization, with the masked weight or the original one."""
         if self._mask is None:
             return
+        check_whole("tetris.prune", [self.parameter], GATHER)
         unparametrize(self.module, "weight", leave_parametrized=masked)
         self._mask = None

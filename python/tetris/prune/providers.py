@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from ..checks import describe
 from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer, groups_of, oriented
+from ..sharding import check_whole
 from .batches import Batch, Batches, check_batches, read_batches, undisturbed
 from .calibration import input_squares
 
@@ -114,6 +115,9 @@ class _Gradients(DataImportance):
                 yield batch
 
     def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+        check_whole(
+            self._where, model.parameters(), "rate by magnitude or ActivationNorm under FSDP2"
+        )
         sums: dict[int, Tensor] = {}
         count = 0
         with torch.enable_grad(), _differentiable(layers) as weights:

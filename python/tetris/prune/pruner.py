@@ -21,8 +21,9 @@ from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from ..parameters import check_optimizers
 from ..reorder import SearchResult
+from ..sharding import check_whole, gathered
 from . import ranks
-from .masks import MaskedWeight
+from .masks import GATHER, MaskedWeight
 from .options import LayerOptions, LayerOverride, check_bounds
 from .orders import Share, check_share
 from .plan import Plan, Scope, plan_layers
@@ -60,7 +61,9 @@ class Pruner:
     Under ``torch.distributed`` every process makes the same pruner, of the model inside its
     ``DistributedDataParallel``, and calls it alike. Worth is averaged over processes, the first one
     searches, and all keep the same blocks. With ``execution="sparse"`` wrap the model anew whenever
-    :meth:`layouts` has changed: DistributedDataParallel counts on the sizes that it has seen.
+    :meth:`layouts` has changed: DistributedDataParallel counts on the sizes that it has seen. With
+    FSDP2, make the pruner before ``fully_shard``; masks then change as usual, stored blocks do not,
+    and :meth:`finalize` needs a model that is not sharded (docs/distributed.md).
 
     Args:
         model: The model; changed in place until :meth:`remove` or :meth:`finalize`.
@@ -226,12 +229,13 @@ class Pruner:
         for name, own in (sparsity or {}).items():
             options[name] = replace(options[name], sparsity=own)
         # Not their Parameters: a method may have parametrized the weights while it trains.
-        weights: dict[str, Tensor] = {
-            n: m.values if isinstance(m, SparseLayer) else m.weight
-            for n, m in self.modules().items()
-        }
-        ranks.check_same(self.name, weights)
-        worth = {n: ranks.mean(w, weights[n].device) for n, w in worth.items()}
+        with gathered(self.model):
+            weights: dict[str, Tensor] = {
+                n: m.values if isinstance(m, SparseLayer) else m.weight
+                for n, m in self.modules().items()
+            }
+            ranks.check_same(self.name, weights)
+            worth = {n: ranks.mean(w, weights[n].device) for n, w in worth.items()}
 
         def plan() -> dict[str, tuple[float, BlockLayout, SearchResult]]:
             plans = plan_layers(
@@ -352,6 +356,7 @@ class Pruner:
                 brings them home.
         """
         self._check_attached("finalize")
+        check_whole(f"{self.name}.finalize", self.model.parameters(), GATHER)
         unfinished = {n: m for n, m in self.modules().items() if not isinstance(m, SparseLayer)}
         for name, layer in unfinished.items():
             check_hooks(self.name, name, layer)

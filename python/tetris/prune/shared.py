@@ -387,7 +387,9 @@ class _Joint:
             for layer, axis, index in members
         )
         budget *= share / 2  # half for each axis
-        arguments = {**self.arguments, "start": "identity", "budget": budget}
+        arguments = {**self.arguments, "start": "identity"}
+        if arguments["sweeps"] is None:
+            arguments["budget"] = budget
         layer, axis, index = members[0]
         order = _order_of(layer.order[axis], index)
         if len(group) == 1 and index is None:

@@ -16,6 +16,7 @@ from ..nn.base import SparseLayer, make_sparse
 from ..nn.kinds import DenseLayer, oriented, sparse_type
 from ..parameters import check_states, holds, move_parameter
 from ..relayout import relayout
+from ..sharding import check_whole
 from .tree import check_hooks
 
 _INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
@@ -76,6 +77,12 @@ class StoredBlocks:
             optimizers: Whose states are to follow.
             trained: There have been steps, so that there are states.
         """
+        check_whole(
+            f"{where}: layer {self._name!r}",
+            [self.parameter],
+            "with execution='sparse' blocks must be fixed before fully_shard, which counts on "
+            "their number; use execution='masked' to change them under FSDP2",
+        )
         check_states(f"{where}: layer {self._name!r}", self.parameter, optimizers)
         if self.module is self.dense:
             check_hooks(where, self._name, self.dense)

@@ -13,7 +13,8 @@ from ..checks import check_model, describe, listed
 from ..modules import hooks_of
 from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
-from .masks import BlockMask
+from ..sharding import check_whole
+from .masks import BEFORE, BlockMask
 from .options import LayerOptions, LayerOverride
 
 #: Convolutions with fewer input channels in a group stay dense: they are expected not to win. For
@@ -59,6 +60,7 @@ def select_layers(
         TypeError: an entry is of no known kind.
     """
     check_model(where, model)
+    check_whole(where, model.parameters(), BEFORE)
     if not isinstance(types, (tuple, list)) or not all(isinstance(t, type) for t in types):
         raise TypeError(
             f"{where}: types must be a tuple of classes, such as (nn.Linear,) "

@@ -279,9 +279,12 @@ class DCPPruner(Pruner):
                 atoms, budgets = self._atoms()
                 trainings = epochs * (1 if self.joint else len(self.stages))
                 task = bar.add_task("heads", total=len(self.layers) + trainings)
-                with fitting(f"{self.name}.select", "model, loss and data do not fit"):
-                    loss(reference(sample[0][0]), sample[0][1])
-                heads = self._heads(sample[0][0])
+                x, target = sample[0]
+                with fitting(f"{self.name}.select", "the model does not take the inputs"):
+                    logits = reference(x)
+                heads = self._heads(x)
+                with fitting(f"{self.name}.select", "the loss does not take logits and targets"):
+                    loss(logits, target)
                 passes = self._passes(batches, epochs, lambda: bar.advance(task))
                 unpruned = Forward(self.name, reference)
                 for number, stage in enumerate(self.stages):

@@ -435,10 +435,7 @@ class GANPruner(BlockPruner):
         """The layout with whole block rows, those worth most among the present ones."""
         rows, columns = layout.block_grid
         scores = self._stored_scores(name, layout)
-        if isinstance(self.modules()[name], SparseLayer):
-            row = layout.block_mask().nonzero()[:, 0]
-        else:  # all blocks are rated, removed ones by their zeros
-            row = torch.arange(rows, device=scores.device).repeat_interleave(columns)
+        row = layout.block_mask().nonzero()[:, 0]
         worth = scores.new_zeros(rows).index_add_(0, row, scores)
         keep = max(1, rows - removed_count(sparsity, rows))
         chosen = torch.zeros(rows, dtype=torch.bool, device=worth.device)

@@ -9,8 +9,8 @@ Every process makes the same pruner, the first one searches, and all keep the sa
 since gradients have other sizes. With --fsdp processes share the parameters (FSDP2), by masks only.
 """
 
-import argparse
 import copy
+from argparse import ArgumentParser, RawTextHelpFormatter
 
 import torch
 import torch.distributed as dist
@@ -28,9 +28,7 @@ from tetris.prune import Cubic, TetrisPruner
 
 def main() -> None:
     """Train, prune and print what is left; the first process speaks."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("--execution", default="masked", choices=("masked", "sparse"))
     parser.add_argument("--fsdp", action="store_true", help="share the parameters, by FSDP2")
     parser.add_argument("--tiny", action="store_true", help="one epoch of a narrow network")

@@ -2,9 +2,10 @@
 
     torchrun --nproc_per_node=2 tests/distributed_worker.py FOLDER
 
-Run without torchrun it is the one process on the joined batch.
+Run without torchrun it is the one process on the joined batch; it comes first.
 """
 
+import copy
 import os
 import sys
 from pathlib import Path
@@ -94,6 +95,31 @@ def train(case, settings, rank, world):
     return {"layouts": layouts, "state": sparse.state_dict(), "output": sparse(probe).detach()}
 
 
+def half_and_half(rank, world, start=None):
+    """Ten steps on momentum, masks and regrowth; from a state after five, if there is one."""
+    model = network("")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    pruner = TetrisPruner(
+        model, block=(4, 2), sparsity=0.75, sweeps=2, exclude="5", optimizers=optimizer,
+        schedule=Cubic(0, 8), regrow=Regrow(share=0.4, every=3),
+    )  # fmt: skip
+    wrapped = DistributedDataParallel(model) if world > 1 else model
+    parts = pruner, model, optimizer
+    if start is not None:
+        for part, state in zip(parts, start, strict=True):
+            part.load_state_dict(state)
+    for step, (x, y) in enumerate(batches(STEPS)):
+        if step == STEPS // 2 and start is None:
+            half = copy.deepcopy([part.state_dict() for part in parts])
+        if step >= STEPS // 2 or start is None:
+            optimizer.zero_grad()
+            F.cross_entropy(wrapped(x[rank::world]), y[rank::world]).backward()
+            optimizer.step()
+            pruner.step()
+    found = {"layouts": pruner.layouts(), "state": copy.deepcopy(model.state_dict())}
+    return found if start is not None else {**found, "half": half}
+
+
 def train_sampled(rank, world):
     """VR-PGE: the pruner averages gradients itself, so nothing is wrapped."""
     model = network("")
@@ -120,8 +146,11 @@ def main():
         dist.init_process_group("gloo")
     results = {case: train(case, settings, rank, world) for case, settings in CASES.items()}
     results["sampled"] = train_sampled(rank, world)
+    results["straight"] = half_and_half(rank, world)
     if world > 1:
         results |= alone(rank)
+        one = torch.load(folder / "0-of-1.pt", weights_only=False)["straight"]["half"]
+        results["from one"] = half_and_half(rank, world, one)
         dist.destroy_process_group()
     torch.save(results, folder / f"{rank}-of-{world}.pt")
 

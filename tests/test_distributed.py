@@ -9,7 +9,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from distributed_launch import python, torchrun
-from distributed_worker import CASES
+from distributed_worker import CASES, half_and_half
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,6 +40,15 @@ def test_two_processes_end_where_one_does(results, case):
         torch.testing.assert_close(first["state"][name], tensor, rtol=1e-9, atol=1e-11)
         torch.testing.assert_close(second["state"][name], first["state"][name], rtol=0, atol=0)
     torch.testing.assert_close(first["output"], alone["output"], rtol=1e-9, atol=1e-11)
+
+
+def test_states_go_from_one_number_of_processes_to_another(results):
+    alone, first, second = (result["straight"] for result in results)
+    up, down = results[1]["from one"], half_and_half(0, 1, first["half"])
+    for found in (first, second, up, down):
+        assert found["layouts"] == alone["layouts"]
+        for name, tensor in alone["state"].items():
+            torch.testing.assert_close(found["state"][name], tensor, rtol=1e-9, atol=1e-11)
 
 
 def test_masked_and_sparse_execution_agree(results):

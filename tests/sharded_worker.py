@@ -27,7 +27,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 import tetris
-from tetris.prune import ActivationNorm, Cubic, Fisher, Regrow, TetrisPruner
+from tetris.prune import (
+    ActivationNorm,
+    Cubic,
+    Fisher,
+    Regrow,
+    SynapticPruner,
+    TetrisPruner,
+    VRPGEPruner,
+)
 
 BATCH, STEPS, HALF = 12, 8, 4
 CUBIC = Cubic(begin=1, end=6, every=2)
@@ -132,7 +140,15 @@ def errors(folder, rank, world):
     shard(stored, world)
     layer = sparse.model[2]
     other = tetris.sparsify(network(), include=["0", "2"], **{**FAST, "sparsity": 0.5})
+    methods = [network(), network()]
+    own = {"include": ["0", "2"], **FAST}
+    synaptic = SynapticPruner(methods[0], penalty=1e-3, batches=[batch(0)[0]], **own)
+    vrpge = VRPGEPruner(methods[1], **own)
+    for model in methods:
+        shard(model, world)
     tries = {
+        "synaptic": lambda: synaptic.step(0.1),
+        "vrpge": lambda: vrpge.backward(lambda: methods[1](batch(0)[0]).sum()),
         "pruner": lambda: TetrisPruner(late, **FAST),
         "sparsify": lambda: tetris.sparsify(late, **FAST),
         "finalize": lambda: masked.pruner.finalize(),

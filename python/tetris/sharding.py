@@ -50,14 +50,15 @@ def fill(tensor: Tensor, where: Tensor, value: float) -> None:
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Whole parameters in the place of the sharded ones of a model meanwhile, to read."""
-    sharded = [m for m in model.modules() if hasattr(m, "unshard") and hasattr(m, "reshard")]
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    sharded: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
     try:
         for module in sharded:
-            module.unshard()  # type: ignore[operator]
+            module.unshard()
         yield
     finally:
         for module in sharded:
-            module.reshard()  # type: ignore[operator]
+            module.reshard()
 
 
 def _own(whole: Tensor, like: Any) -> Tensor:

@@ -139,7 +139,7 @@ class Regrowth:
         """[G, C], gradients of a layer's blocks in the step that has just ended."""
         if name not in self._found:
             layer, watch = self._watches.get(name, (None, None))
-            if layer is None or watch is None or not watch.pairs:
+            if layer is None or watch is None or not watch.seen:
                 raise RuntimeError(
                     f"{self._where}.step: regrowth by gradient needs a backward pass through layer "
                     f"{name!r} since the last step, and saw none (torch.compile drops the hook it "
@@ -213,6 +213,11 @@ class GradientWatch:
             self._handle.remove()
             self._handle = None
 
+    @property
+    def seen(self) -> bool:
+        """Whether there was a backward pass."""
+        return bool(self.pairs)
+
     def block_sums(self, layer: nn.Module) -> Tensor:
         """[G, C], magnitudes of the gradients that were seen; see :func:`block_gradients`."""
         assert isinstance(layer, SparseLayer)
@@ -230,7 +235,14 @@ class GradientWatch:
 
 
 class MaskWatch(GradientWatch):
-    """The same for a masked layer, whose mask sees the gradient of the whole weight."""
+    """The same for a masked layer, whose mask sees the gradient of the whole weight.
+
+    Gradients of several backward passes are added up, so that one is kept.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._total: Tensor | None = None
 
     def start(self, layer: nn.Module) -> None:
         """Watch a masked layer."""
@@ -240,16 +252,24 @@ class MaskWatch(GradientWatch):
         """[G, C], magnitudes of the gradients that were seen."""
         assert isinstance(layer, DenseLayer)
         mask = mask_of(layer)
-        gradient = ranks.mean(torch.stack([grad for _, grad in self.pairs]).sum(0))
+        assert self._total is not None
         layout = mask.layout()
-        weight = oriented(layer, gradient.abs())
+        weight = oriented(layer, ranks.mean(self._total).abs())
         return layout.blocking.sums(weight, layout.row_perm, layout.col_perm)
+
+    @property
+    def seen(self) -> bool:
+        """Whether there was a backward pass."""
+        return self._total is not None
 
     def _forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
         if self._handle is not None and output.requires_grad:
-            output.register_hook(lambda grad: self.pairs.append((output.detach(), grad.detach())))
+            output.register_hook(self._add)
+
+    def _add(self, grad: Tensor) -> None:
+        self._total = grad.detach() if self._total is None else self._total + grad
 
     def __reduce__(self) -> tuple[type[MaskWatch], tuple[()]]:
         return MaskWatch, ()

@@ -21,6 +21,7 @@ from ...checks import describe
 from ...layout import BlockLayout
 from ...modules import copy_or_same, unparametrize
 from ...nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
+from ...sharding import check_whole
 from .. import ranks
 from ..batches import fitting, undisturbed
 from ..options import LayerOptions, LayerOverride, shows_settings
@@ -254,6 +255,7 @@ class DCPPruner(Pruner):
                 f"{ranks.count()} processes; call it in one process, save state_dict() and the "
                 "model's, and load both in all of them"
             )
+        check_whole(f"{self.name}.select", self.model.parameters(), "fully_shard after select()")
         self._check_counts(epochs=epochs, rounds=rounds, steps=steps, samples=samples, batch=batch)
         for name, value in (("lr", lr), ("step_lr", step_lr), ("epsilon", epsilon)):
             if value is not None or name != "epsilon":

@@ -15,6 +15,7 @@ from ...checks import describe
 from ...layout import BlockLayout
 from ...nn.kinds import DENSE_TYPES, oriented
 from ...parameters import check_history, check_optimizers, holds
+from ...sharding import check_whole
 from .. import ranks
 from ..batches import Batches, check_batches
 from ..choose import choose_blocks
@@ -288,6 +289,7 @@ class SynapticPruner(Pruner):
         """Shrink strengths by what the step's learning rate says; form blocks anew when due."""
         if self.pruned:
             return
+        check_whole(f"{self.name}.step", self.model.parameters(), "fully_shard after prune()")
         self._check_rates()
         for layer in self._strengths.values():
             taken = self._rates.take(layer.s)

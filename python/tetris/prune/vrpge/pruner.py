@@ -17,6 +17,7 @@ from ...layout import BlockLayout
 from ...nn.base import SparseLayer
 from ...nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ...relayout import all_blocks
+from ...sharding import check_whole
 from .. import ranks
 from ..options import LayerOptions, LayerOverride, shows_settings
 from ..orders import Share
@@ -237,6 +238,7 @@ class VRPGEPruner(Pruner):
         """
         where = f"{self.name}.backward"
         self._check_sampling("backward")
+        check_whole(where, self.model.parameters(), "fully_shard after prune()")
         if not callable(closure):
             raise TypeError(
                 f"{where}: pass a function that computes the loss, once for each mask: "

@@ -550,7 +550,7 @@ def test_chains_of_an_untraceable_model(inplace):
     assert nn.BatchNorm1d not in types(fused)
     assert [f.name for f in report.fused] == ["chain.0", "chain.4", "heads.0.0"]
     assert "Untraceable cannot be traced: TraceError" in report.untraced
-    assert "only nn.Sequential chains were fused" in str(report)
+    assert "only nn.Sequential chains and modules of one argument were fused" in str(report)
 
 
 def test_a_chain_that_shares_a_layer_with_the_rest():
@@ -669,3 +669,38 @@ def test_the_report_says_which_functions_stay():
     sparse = tetris.sparsify(Net(), sparsity=0.5, sweeps=1).eval()
     _, report = tetris.fuse(sparse, return_report=True)
     assert list(report.kept) == ["sigmoid"]
+
+
+class Gated(nn.Module):
+    """A part that takes one argument, and one that has a branch which it is not known to take."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(16, 32), nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Branch(Gated):
+    def forward(self, x, scale=None):
+        y = F.relu(self.gate(x)) * self.up(x)
+        return self.down(y if scale is None else y * scale)
+
+
+def test_parts_of_one_argument_of_an_untraceable_model():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gated, self.branch = Gated(), Branch()
+
+        def forward(self, x):
+            x = self.gated(x) if float(x.sum()) > 0 else x
+            return self.branch(x, 2.0)
+
+    torch.manual_seed(0)
+    sparse = tetris.sparsify(Outer().eval(), sparsity=0.5, block=(4, 4), sweeps=1)
+    fused, report = tetris.fuse(sparse, return_report=True)
+    assert [(layer.name, layer.activation) for layer in report.fused] == [("gated.gate", "silu")]
+    x = torch.rand(3, 16)
+    torch.testing.assert_close(fused(x), sparse(x))

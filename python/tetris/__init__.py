@@ -28,6 +28,7 @@ from .nn import SparseConv1d as SparseConv1d
 from .nn import SparseConv2d as SparseConv2d
 from .nn import SparseConvTranspose2d as SparseConvTranspose2d
 from .nn import SparseLinear as SparseLinear
+from .nn import SparseTransposedLinear as SparseTransposedLinear
 from .prune.report import SparsifyReport as SparsifyReport
 from .relayout import relayout as relayout
 

@@ -215,7 +215,7 @@ def read(where: str, path: str | PathLike[str]) -> Checkpoint:
 def _stored(layer: SparseLayer) -> StoredLayer:
     layout = layer.layout
     kernel = None if layout.kernel_size is None else list(layout.kernel_size)
-    name = next(t.__name__ for t in SPARSE_TYPES if isinstance(layer, t))
+    name = next(t.__name__ for t in type(layer).__mro__ if t in SPARSE_TYPES)
     return StoredLayer(name, dict(layer.sizes), kernel, layout.groups, layer.activation)
 
 
@@ -293,7 +293,7 @@ def _find(where: str, model: nn.Module, name: str, stored: StoredLayer) -> nn.Mo
     if not isinstance(layer, (cls, cls.dense_type)):
         raise ValueError(
             f"{where}: {_shown(name)} is a {stored.type} in the file and must be that or an "
-            f"nn.{cls.dense_type.__name__} in the model (got {kind(layer)})"
+            f"{cls.dense_name()} in the model (got {kind(layer)})"
         )
     if not isinstance(layer, SparseLayer) and hooks_of(layer):
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import warnings
 from collections import Counter
@@ -34,6 +35,7 @@ from .nn.kinds import SPARSE_TYPES as SPARSE
 from .ops import Activation
 
 _WHERE = "tetris.fuse"
+_REQUIRED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
 
 
 @dataclass
@@ -69,8 +71,8 @@ class FuseReport:
         fused: Layers that compute more than before, in the order of the graph.
         kept: Batch norms, and activations and adds behind sparse layers, that are left, with the
             reason.
-        untraced: Why the model as a whole could not be traced; only its ``nn.Sequential`` chains
-            were fused then. None otherwise.
+        untraced: Why the model as a whole could not be traced; only ``nn.Sequential`` chains and
+            modules of one argument were fused then. None otherwise.
     """
 
     fused: list[FusedLayer] = field(default_factory=list)
@@ -85,7 +87,9 @@ class FuseReport:
         lines = [f"fused into {layer}" for layer in self.fused] or ["nothing was fused"]
         lines += [f"left: {name}: {reason}" for name, reason in self.kept.items()]
         if self.untraced is not None:
-            lines.append(f"only nn.Sequential chains were fused: {self.untraced}")
+            lines.append(
+                f"only nn.Sequential chains and modules of one argument were fused: {self.untraced}"
+            )
         return "\n".join(lines)
 
 
@@ -115,8 +119,9 @@ def fuse(
     that fusing it is safe: a layer is used twice, its output is used elsewhere, a residual may
     be broadcast, hooks would see other values, batch norm has no running statistics; the report
     says which and why. Of a model that cannot be traced (control flow that depends on data, hooks
-    on containers) the ``nn.Sequential`` chains are fused, on the premise that the model calls them
-    as a whole.
+    on containers; most models of transformers) the largest parts that can are fused: those whose
+    ``forward`` takes one argument, such as ``nn.Sequential`` and the MLP of a transformer, on the
+    premise that the model calls them as a whole.
 
     Args:
         model: A model in eval mode. Not changed, unless ``inplace``.
@@ -128,11 +133,11 @@ def fuse(
 
     Returns:
         A ``torch.fx.GraphModule`` with the names of the model's layers and the code of its forward,
-        without other methods; for a model that could not be traced, the model with its chains
+        without other methods; for a model that could not be traced, the model with these parts
         replaced. With ``return_report``, the result and a :class:`tetris.FuseReport`.
 
     Raises:
-        ValueError: the model is in training mode, or could neither be traced nor has a chain to
+        ValueError: the model is in training mode, or could neither be traced nor has a part to
             fuse; the message says what could not be traced.
         TypeError: not a module.
 
@@ -159,7 +164,7 @@ def fuse(
             graph = trace(target)
         except Exception as error:  # a model's own code runs here: anything can come out of it
             report.untraced = f"{type(target).__name__} cannot be traced: {_one_line(error)}"
-            target = _fuse_chains(target, report)
+            target = _fuse_parts(target, report)
         else:
             target = _Fuser(target, graph, "", report, {}).run()
     if not report.fused:
@@ -167,7 +172,7 @@ def fuse(
         reasons = reasons or "no batch norm, and no activation behind a sparse layer"
         if report.untraced is not None:
             raise ValueError(
-                f"{_WHERE}: {report.untraced}; and its nn.Sequential chains have nothing to fuse "
+                f"{_WHERE}: {report.untraced}; and the parts that can have nothing to fuse "
                 f"({reasons})"
             )
         warnings.warn(
@@ -180,36 +185,41 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _fuse_chains(model: nn.Module, report: FuseReport) -> nn.Module:
-    """Fuse the ``nn.Sequential`` chains of a model that cannot be traced as a whole."""
+def _fuse_parts(model: nn.Module, report: FuseReport) -> nn.Module:
+    """Fuse the parts of a model that cannot be traced as a whole."""
     names: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         names.setdefault(id(module), []).append(name)
     new: dict[str, nn.Module] = {}
-    for name, chain, graph in list(_chains(model, "")):
+    for name, part, graph in list(_parts(model, "")):
         inside = f"{name}."
         elsewhere = {
             id(module): next(n for n in names[id(module)] if not n.startswith(inside))
-            for module in chain.modules()
-            if module is not chain and not all(n.startswith(inside) for n in names[id(module)])
+            for module in part.modules()
+            if module is not part and not all(n.startswith(inside) for n in names[id(module)])
         }
         fused = len(report.fused)
-        made = _Fuser(chain, graph, inside, report, elsewhere).run()
+        made = _Fuser(part, graph, inside, report, elsewhere).run()
         if len(report.fused) > fused:
             new[name] = made
     return replace_modules(model, new)
 
 
-def _chains(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
-    """The largest chains that can be traced."""
+def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, fx.Graph]]:
+    """The largest parts of one argument that can be traced.
+
+    What an argument with a default would be called with is not known, and a graph has one branch.
+    """
     for name, child in module.named_children():
-        if type(child).forward is nn.Sequential.forward:
-            try:
-                yield prefix + name, child, trace(child)
-                continue
-            except Exception:  # as above; the smaller chains inside are tried
-                pass
-        yield from _chains(child, f"{prefix}{name}.")
+        if not Tracer().is_leaf_module(child, name) or isinstance(child, nn.Sequential):
+            parameters = inspect.signature(child.forward).parameters.values()
+            if [(p.kind, p.default) for p in parameters] == [_REQUIRED]:
+                try:
+                    yield prefix + name, child, trace(child)
+                    continue
+                except Exception:  # as above; the smaller parts inside are tried
+                    pass
+        yield from _parts(child, f"{prefix}{name}.")
 
 
 def _spatial_dims(layer: nn.Module) -> int:

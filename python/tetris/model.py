@@ -75,8 +75,9 @@ def sparsify(
 ) -> nn.Module | tuple[nn.Module, SparsifyReport]:
     """Prune linear layers and convolutions to blocks and let them compute with what is left.
 
-    Every ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d`` and ``nn.ConvTranspose2d`` that include and
-    exclude select is replaced by its sparse counterpart, such as :class:`tetris.SparseConv2d`.
+    Every ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d`` and ``Conv1D`` of
+    transformers that include and exclude select is replaced by its sparse counterpart, such as
+    :class:`tetris.SparseConv2d`.
     Convolutions with fewer than 16 input channels per group (the first layer of a network,
     depthwise ones) have nothing to win and stay dense unless include names them. The layer that
     produces the logits loses accuracy out of proportion to the time it takes: exclude it. To
@@ -245,7 +246,7 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         if isinstance(layer, SparseLayer) and layer.activation != "none":
             raise ValueError(
                 f"{where}: layer {name!r} fuses {layer.activation!r}, which "
-                f"nn.{layer.dense_type.__name__} cannot express; set its "
+                f"{layer.dense_name()} cannot express; set its "
                 "activation to 'none' and apply the function after the layer"
             )
     target = copy_or_same(model, inplace)

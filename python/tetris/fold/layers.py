@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from ..nn.base import SparseLayer
-from ..nn.kinds import DenseLayer
+from ..nn.kinds import DenseLayer, features_of, groups_of, is_transposed
 from .channels import Axis
 
 Side = tuple[str, int]  # a layer's name, and 0 for its rows or 1 for its columns
@@ -40,11 +40,9 @@ class Layer:
         if isinstance(module, SparseLayer):
             out, in_, *_ = module.sizes.values()
             groups = getattr(module, "groups", 1)
-        elif isinstance(module, nn.Linear):
-            out, in_, groups = module.out_features, module.in_features, 1
         else:
-            out, in_, groups = module.out_channels, module.in_channels, module.groups
-        if isinstance(module, nn.ConvTranspose2d):
+            (out, in_), groups = features_of(module), groups_of(module)
+        if is_transposed(module):
             return Axis(tensor, 1 - side, (out, in_)[side])
         return Axis(tensor, side, (out, in_)[side], groups if side else 1)
 

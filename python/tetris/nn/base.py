@@ -93,6 +93,20 @@ class SparseLayer(nn.Module, Generic[Dense]):
         """The dense layer's weight as ``[out, in / groups, ...]``, or back."""
         return weight
 
+    @classmethod
+    def dense_name(cls) -> str:
+        """Name of the dense layer in messages."""
+        return f"nn.{cls.dense_type.__name__}"
+
+    @classmethod
+    def arguments_of(cls, module: nn.Module) -> dict[str, Any]:
+        """Arguments of the constructor that a dense layer, or a sparse one, stands for."""
+        return {name: getattr(module, name) for name in cls.settings}
+
+    def _empty_dense(self, bias: bool) -> nn.Module:
+        """The dense layer on the meta device."""
+        return self.dense_type(**self.arguments_of(self), bias=bias, device="meta")
+
     # -- making one ---------------------------------------------------------------------------
 
     def _build(
@@ -183,9 +197,8 @@ class SparseLayer(nn.Module, Generic[Dense]):
             hint = ""
             if isinstance(module, nn.Module):
                 hint = "; tetris.sparsify converts the linear layers and convolutions of a model"
-            kind = cls.dense_type.__name__
             raise TypeError(
-                f"{where}: module must be an nn.{kind} (got {type(module).__name__}{hint})"
+                f"{where}: module must be an {cls.dense_name()} (got {type(module).__name__}{hint})"
             )
         if (layout is None) == (sparsity is None):
             raise ValueError(
@@ -220,7 +233,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
         """
         if self.activation != "none":
             raise ValueError(
-                f"{type(self).__name__}.to_dense: nn.{self.dense_type.__name__} has no activation "
+                f"{type(self).__name__}.to_dense: {self.dense_name()} has no activation "
                 f"(this layer fuses {self.activation!r}); set layer.activation = 'none' and apply "
                 "the function after the layer"
             )
@@ -420,7 +433,7 @@ def make_sparse(
     """Sparse counterpart of a dense layer, with these very Parameter objects in it."""
     weight = cast(Tensor, module.weight)
     result = cls(
-        **{name: getattr(module, name) for name in cls.settings},
+        **cls.arguments_of(module),
         bias=bias is not None,
         layout=layout,
         activation=activation,
@@ -448,8 +461,7 @@ def make_dense(
         [layer.values],
         "load the full state dict into a layer that is not sharded first",
     )
-    arguments: dict[str, Any] = {name: getattr(layer, name) for name in layer.settings}
-    result = layer.dense_type(**arguments, bias=bias is not None, device="meta")
+    result = layer._empty_dense(bias is not None)
     if weight is None:
         layout = layer.layout
         dense = layer.oriented(layout.unpack(layer.values.detach()), layout.groups).contiguous()

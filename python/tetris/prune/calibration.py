@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.base import SparseLayer
-from ..nn.kinds import DenseLayer
+from ..nn.kinds import DenseLayer, LinearLayer
 from .batches import Batch, Batches, read_batches, undisturbed
 
 
@@ -108,6 +108,6 @@ def input_rms(
 def spatial_dims(layer: nn.Module) -> int:
     """Dimensions behind the channels of an input."""
     dense = layer.dense_type if isinstance(layer, SparseLayer) else type(layer)
-    if issubclass(dense, nn.Linear):
+    if issubclass(dense, LinearLayer):
         return 0
     return 1 if issubclass(dense, nn.Conv1d) else 2

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from ..blocking import Blocking, swap_channels
 from ..layout import BlockLayout
 from ..modules import unparametrize
-from ..nn.kinds import DenseLayer
+from ..nn.kinds import DenseLayer, is_transposed
 from ..parameters import clear_states
 from ..sharding import check_whole, fill
 
@@ -31,7 +31,8 @@ class BlockMask(nn.Module):
 
     Args:
         layout: What is kept.
-        transposed: The weight is that of a transposed convolution, ``[in, out / groups, kh, kw]``.
+        transposed: The weight has its inputs first, as that of a transposed convolution,
+            ``[in, out / groups, kh, kw]``.
 
     Attributes:
         block_mask: bool[G, C] buffer in packed order, True is kept.
@@ -186,7 +187,7 @@ class MaskedWeight:
             self.unset()
         elif self._mask is None:
             layout = layout.to(self.module.weight.device)
-            mask = BlockMask(layout, transposed=isinstance(self.module, nn.ConvTranspose2d))
+            mask = BlockMask(layout, transposed=is_transposed(self.module))
             parametrize.register_parametrization(self.module, "weight", mask)
             self._mask = mask
         else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..blocking import Blocking
 from ..checks import describe
-from ..nn.kinds import DenseLayer, groups_of, oriented
+from ..nn.kinds import DenseLayer, LinearLayer, groups_of, oriented
 from .batches import Batch, undisturbed
 from .options import LayerOptions
 from .tree import Selection
@@ -131,7 +131,7 @@ def uses_of(
 
     def note(name: str):
         def hook(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, LinearLayer):
                 uses[name] += output.numel() // max(1, output.shape[-1])
                 return
             transposed = isinstance(layer, nn.ConvTranspose2d)

@@ -12,7 +12,16 @@ from torch.nn.utils import parametrize
 from ..checks import check_model, describe, listed
 from ..modules import hooks_of
 from ..nn.base import SparseLayer
-from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
+from ..nn.kinds import (
+    DENSE_TYPES,
+    SPARSE_TYPES,
+    DenseLayer,
+    LinearLayer,
+    exact_type,
+    groups_of,
+    oriented,
+    sparse_type,
+)
 from ..sharding import check_whole
 from .masks import BEFORE, BlockMask
 from .options import LayerOptions, LayerOverride
@@ -95,11 +104,11 @@ def select_layers(
             )
         elif not isinstance(module, DenseLayer):
             result.skipped[name] = f"there is no sparse {type(module).__name__}"
-        elif type(module) not in types:
+        elif not {type(module), exact_type(module)} & {*types}:
             result.skipped[name] = (
                 f"a {type(module).__name__}, which may use its weight in ways of its own; pass "
-                f"types= if it is an ordinary {sparse_type(module).dense_type.__name__}"
-                if type(module) not in DENSE_TYPES
+                f"types= if it is an ordinary {sparse_type(module).dense_name()}"
+                if exact_type(module) not in DENSE_TYPES
                 else f"a {type(module).__name__}, which types= leaves out"
             )
         elif not isinstance(weight := module._parameters.get("weight"), nn.Parameter):
@@ -117,7 +126,7 @@ def select_layers(
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in result.skipped.items())
         if not reasons and any(isinstance(m, SparseLayer) for m in model.modules()):
             reasons = "its layers are sparse already: tetris.densify(model) first"
-        known = listed((f"nn.{t.__name__}" for t in DENSE_TYPES), "or")
+        known = listed((t.dense_name() for t in SPARSE_TYPES), "or")
         raise ValueError(
             f"{where}: no layer to prune in {type(model).__name__} "
             f"({reasons or f'it has no {known}'})"
@@ -235,7 +244,7 @@ def _several(selectors: Selector | Iterable[Selector]) -> Iterable[Selector]:
 
 def _too_thin(module: DenseLayer) -> str | None:
     """Why a layer stays dense unless it is asked for by name, or None."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, LinearLayer):
         return None
     groups = groups_of(module)
     channels = module.in_channels // groups

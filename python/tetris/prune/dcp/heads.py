@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...checks import describe
-from ...nn.kinds import DenseLayer
+from ...nn.kinds import DenseLayer, LinearLayer, features_of
 from .forward import Forward
 
 
@@ -26,8 +26,8 @@ class Head(nn.Module):
 
     def __init__(self, layer: DenseLayer, classes: int) -> None:
         super().__init__()
-        self.linear_input = isinstance(layer, nn.Linear)
-        features = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+        self.linear_input = isinstance(layer, LinearLayer)
+        features, _ = features_of(layer)
         norm = nn.BatchNorm2d if layer.weight.dim() == 4 else nn.BatchNorm1d
         weight = layer.weight
         self.norm = norm(features, device=weight.device, dtype=weight.dtype)

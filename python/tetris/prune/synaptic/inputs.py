@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ...graph import NORM, activation_of, addends_of, other_activation, trace
 from ...modules import hooks_of
-from ...nn.kinds import DenseLayer
+from ...nn.kinds import DenseLayer, LinearLayer, features_of
 
 _POOL = {
     **dict.fromkeys((nn.MaxPool1d, nn.AvgPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d), 1),
@@ -186,7 +186,8 @@ class _Walk:
                 return InputScale(reason=f"{name} before it may see [N, C] or [N, C, L]")
             return InputScale(reason=f"{name} before it has its channels along another axis")
         reason = self.conflict(source)
-        return InputScale(name, _inputs(layer) // norm.num_features, reason is None, reason or "")
+        count = features_of(layer)[1] // norm.num_features
+        return InputScale(name, count, reason is None, reason or "")
 
     def conflict(self, node: fx.Node) -> str | None:
         """Why the scale of a batch norm cannot go into the layers behind it, if it cannot."""
@@ -309,16 +310,12 @@ class _Walk:
 
 def _fits(layer: DenseLayer, channels: int, shape: _Shape) -> bool:
     """Whether the inputs of a layer are these channels, in order, each as often as another."""
-    inputs = _inputs(layer)
-    if isinstance(layer, nn.Linear):
+    inputs = features_of(layer)[1]
+    if isinstance(layer, LinearLayer):
         whole = inputs % channels == 0 if shape.flat else inputs == channels
         return shape.dims == 0 and whole
     assert isinstance(layer.kernel_size, tuple)
     return shape.dims == len(layer.kernel_size) and inputs == channels
-
-
-def _inputs(layer: DenseLayer) -> int:
-    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 def _flattens(node: fx.Node) -> bool:

@@ -164,6 +164,7 @@ double heaviest_elements_share(const float* values, int64_t size, int64_t count,
   // the bin that holds the limit, the lower 16. No copy of the values.
   constexpr int kBins = 1 << 16;
   constexpr int kChunks = 16;  // fixed, so that sums do not depend on the number of threads
+  constexpr int kAtOnce = 4;   // each of them takes a megabyte
   struct Histogram {
     std::vector<int64_t> count = std::vector<int64_t>(kBins);
     std::vector<double> mass = std::vector<double>(kBins);
@@ -174,25 +175,30 @@ double heaviest_elements_share(const float* values, int64_t size, int64_t count,
     return bits & 0x7fffffff;  // -0.0 counts as 0
   };
   const auto fill = [&](bool upper, uint32_t wanted) {
-    std::vector<Histogram> parts(kChunks);
-    pool.run(kChunks, [&](int64_t chunk, int) {
-      Histogram& part = parts[chunk];
-      const int64_t end = size * (chunk + 1) / kChunks;
-      for (int64_t i = size * chunk / kChunks; i < end; ++i) {
-        const uint32_t bits = bits_of(values[i]);
-        if (!upper && bits >> 16 != wanted) continue;
-        const uint32_t bin = upper ? bits >> 16 : bits & 0xffff;
-        ++part.count[bin];
-        part.mass[bin] += values[i];
-      }
-    });
-    for (int chunk = 1; chunk < kChunks; ++chunk) {
-      for (int bin = 0; bin < kBins; ++bin) {
-        parts[0].count[bin] += parts[chunk].count[bin];
-        parts[0].mass[bin] += parts[chunk].mass[bin];
+    Histogram all;
+    std::vector<Histogram> parts(kAtOnce);
+    for (int first = 0; first < kChunks; first += kAtOnce) {
+      pool.run(kAtOnce, [&](int64_t i, int) {
+        Histogram& part = parts[i];
+        std::fill(part.count.begin(), part.count.end(), 0);
+        std::fill(part.mass.begin(), part.mass.end(), 0.0);
+        const int64_t chunk = first + i, end = size * (chunk + 1) / kChunks;
+        for (int64_t j = size * chunk / kChunks; j < end; ++j) {
+          const uint32_t bits = bits_of(values[j]);
+          if (!upper && bits >> 16 != wanted) continue;
+          const uint32_t bin = upper ? bits >> 16 : bits & 0xffff;
+          ++part.count[bin];
+          part.mass[bin] += values[j];
+        }
+      });
+      for (const Histogram& part : parts) {
+        for (int bin = 0; bin < kBins; ++bin) {
+          all.count[bin] += part.count[bin];
+          all.mass[bin] += part.mass[bin];
+        }
       }
     }
-    return std::move(parts[0]);
+    return all;
   };
   const Histogram coarse = fill(true, 0);
   double total = 0, kept = 0;

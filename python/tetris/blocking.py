@@ -8,13 +8,17 @@ business, see :class:`tetris.BlockLayout`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .checks import check_groups, check_tensor
+
+#: Elements from which copies of a whole weight are avoided.
+_LARGE = 1 << 20
 
 
 def removed_count(sparsity: float, count: int) -> int:
@@ -123,11 +127,53 @@ class Blocking:
             weight = weight.index_select(0, inverse_permutation(row_perm))
         return weight.contiguous()
 
+    def in_one_run(self, weight: Tensor) -> bool:
+        """Whether :meth:`runs` leaves a weight in one piece: a small one, or one in groups."""
+        return self.groups > 1 or weight.numel() < _LARGE
+
+    def runs(
+        self, weight: Tensor, row_perm: Tensor | None = None
+    ) -> Iterator[tuple[Blocking, Tensor]]:
+        """A weight in runs of whole block rows, rows in packed order, with the sizes of each run.
+
+        What is then done to a run copies that run only: a sixteenth of a large weight.
+        """
+        bo, rows = self.block[0], self.group_grid[0]
+        count = 1 if self.in_one_run(weight) else min(16, rows)
+        height = self.out_features if count == 1 else -(-rows // count) * bo
+        for first in range(0, self.out_features, height):
+            last = min(first + height, self.out_features)
+            if row_perm is None:
+                own = weight[first:last]
+            else:
+                own = weight.index_select(0, row_perm[first:last].to(weight.device))
+            yield replace(self, out_features=last - first), own
+
     def sums(
         self, saliency: Tensor, row_perm: Tensor | None = None, col_perm: Tensor | None = None
     ) -> Tensor:
         """[G, C], saliency of each block in packed order."""
-        return self.split(saliency, row_perm, col_perm).sum(dim=(1, 3))
+        return torch.cat(
+            [
+                sizes.split(own, None, col_perm).sum(dim=(1, 3))
+                for sizes, own in self.runs(saliency, row_perm)
+            ]
+        )
+
+    def extents(self) -> tuple[Tensor, Tensor]:
+        """int64[G] and int64[C], rows and columns of each block that lie in the weight."""
+        own = []
+        for size, block, count, repeat in zip(
+            self.group_shape,
+            self.block,
+            self.group_grid,
+            (self.groups, self.positions),
+            strict=True,
+        ):
+            inside = torch.full((count,), block)
+            inside[-1] = size - (count - 1) * block
+            own.append(inside.repeat(repeat))
+        return own[0], own[1]
 
     def _gather(self, matrix: Tensor, perm: Tensor) -> Tensor:
         """Columns of [groups, out, positions, in], each group by its part of a permutation."""

@@ -40,11 +40,10 @@ def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Te
             )
         saliency, name = importance.detach(), "importance"
     saliency = saliency.to("cpu", torch.float32).contiguous()
-    if not bool(saliency.isfinite().all()):
+    low, high = saliency.aminmax() if saliency.numel() else (torch.zeros(()), torch.zeros(()))
+    if not bool(low.isfinite() and high.isfinite()):  # NaN goes through to both
         count = int((~saliency.isfinite()).sum())
         raise ValueError(f"{where}: {name} must be finite (got {count} NaN or infinite entries)")
-    if bool((saliency < 0).any()):
-        raise ValueError(
-            f"{where}: importance must not be negative (got a minimum of {saliency.min():g})"
-        )
+    if low < 0:
+        raise ValueError(f"{where}: importance must not be negative (got a minimum of {low:g})")
     return saliency

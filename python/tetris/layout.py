@@ -324,6 +324,13 @@ class BlockLayout:
         return self.nnz_blocks * self.block[0] * self.block[1]
 
     @property
+    def stored_weights(self) -> int:
+        """Weights that are stored: :attr:`stored_values` without the padding."""
+        rows, columns = self.blocking.extents()
+        heights = rows.repeat_interleave(self.row_ptr.diff().cpu())
+        return int((heights * columns[self.col_idx.cpu()]).sum())
+
+    @property
     def density(self) -> float:
         """Stored share of the blocks."""
         rows, columns = self.block_grid
@@ -358,11 +365,29 @@ class BlockLayout:
                 f"BlockLayout.pack: weight must be {names} = {list(self.weight_shape)} "
                 f"(got {list(weight.shape)})"
             )
-        blocks = self.blocking.split(weight, self.row_perm, self.col_perm)
-        stored = blocks.permute(0, 2, 3, 1)[self._block_rows(), self.col_idx.long()]
+        if self.blocking.in_one_run(weight) or (weight.requires_grad and torch.is_grad_enabled()):
+            # Runs would each have a gradient of the weight's size.
+            blocks = self.blocking.split(weight, self.row_perm, self.col_perm)
+            stored = blocks.permute(0, 2, 3, 1)[self._block_rows(), self.col_idx.long()]
+        else:
+            stored = self._pack_runs(weight)
         # By way of one dimension: the strides of dimensions of size one would be arbitrary, and
         # DistributedDataParallel compares them with the gradient's.
         return stored.contiguous().flatten().view(stored.shape)
+
+    def _pack_runs(self, weight: Tensor) -> Tensor:
+        """Stored blocks of a large weight, without a copy of it in packed order."""
+        bo, bi = self.block
+        stored = weight.new_empty((self.nnz_blocks, bi, bo))
+        first = 0
+        for sizes, rows in self.blocking.runs(weight, self.row_perm):
+            last = first + sizes.grid[0]
+            row_ptr = self.row_ptr[first : last + 1]
+            own = slice(int(row_ptr[0]), int(row_ptr[-1]))
+            at = _block_rows(row_ptr, own.stop - own.start), self.col_idx[own].long()
+            stored[own] = sizes.split(rows, None, self.col_perm).permute(0, 2, 3, 1)[at]
+            first = last
+        return stored
 
     def unpack(self, values: Tensor) -> Tensor:
         """Dense weight that stored blocks stand for: the inverse of :meth:`pack`.
@@ -400,8 +425,7 @@ class BlockLayout:
 
     def _block_rows(self) -> Tensor:
         """int64[nnzb], block row of each stored block."""
-        rows = torch.arange(self.row_ptr.numel() - 1, device=self.device)
-        return rows.repeat_interleave(self.row_ptr.diff().long(), output_size=self.nnz_blocks)
+        return _block_rows(self.row_ptr, self.nnz_blocks)
 
     # -- other formats ------------------------------------------------------------------------
 
@@ -545,6 +569,12 @@ def search_layout(
         groups=groups,
     )
     return layout, result
+
+
+def _block_rows(row_ptr: Tensor, count: int) -> Tensor:
+    """int64[count], block row of each stored block of a few block rows, the first being 0."""
+    rows = torch.arange(row_ptr.numel() - 1, device=row_ptr.device)
+    return rows.repeat_interleave(row_ptr.diff().long(), output_size=count)
 
 
 def _check_sizes(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, cast, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from .checks import check_model, check_weight
+from .layout import BlockLayout
 from .modules import copy_or_same, replace_modules
 from .nn.base import SparseLayer, make_dense, make_sparse
 from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
@@ -164,29 +166,59 @@ def sparsify(
         check_weight(f"{where}: layer {name!r}", layer.weight)
     check_importance(where, default.importance, selection.layers)
     prepare_importance(model, selection.layers, options)
-    saliency = {}
-    for first, group in selection.tied.items():
-        parts = [
-            layer_saliency(where, n, selection.layers[n], options[n].importance) for n in group
-        ]
-        layer = selection.layers[first]
-        saliency[first] = oriented(layer, sum(parts[1:], start=parts[0]))
-    plans = plan_layers(
-        where,
-        saliency,
-        {n: options[n] for n in saliency},
-        fixed,
-        scope,
-        default.sparsity,
-        progress,
-        {n: groups_of(selection.layers[n]) for n in saliency},
-        {} if budget is None else budget.costs,
-        share,
-    )
 
-    result = copy_or_same(model, inplace)
-    new: dict[str, nn.Module] = {}
-    reports = []
+    def saliency_by(first: str) -> Tensor:
+        """Worth of the weights of a layer and of those that share its weight, oriented."""
+        parts = [
+            layer_saliency(where, n, selection.layers[n], options[n].importance)
+            for n in selection.tied[first]
+        ]
+        return oriented(selection.layers[first], sum(parts[1:], start=parts[0]))
+
+    # One layer's saliency at a time, where layers do not compete and nothing but the weight is
+    # asked: it takes as much memory as the weight. All are computed once before, for the checks.
+    alone = (
+        scope == "layer"
+        and not share
+        and all(isinstance(o.importance, str) for o in options.values())
+    )
+    saliency: dict[str, Tensor] = {}
+    for first in selection.tied:
+        own = saliency_by(first)
+        if not alone:
+            saliency[first] = own
+        del own
+    layouts: dict[str, BlockLayout] = {}
+    reports: dict[str, LayerReport] = {}
+
+    def search(part: list[str]) -> None:
+        worth = {first: saliency_by(first) for first in part} if alone else saliency
+        found = plan_layers(
+            where,
+            worth,
+            {n: options[n] for n in part},
+            fixed,
+            scope,
+            default.sparsity,
+            progress,
+            {n: groups_of(selection.layers[n]) for n in part},
+            {} if budget is None else budget.costs,
+            share,
+        )
+        for first, plan in found.items():
+            layouts[first] = plan.layout
+            report = LayerReport.of(first, plan.layout, worth[first], plan.search)
+            reports.update({n: replace(report, name=n) for n in selection.tied[first]})
+
+    for part in [[first] for first in selection.tied] if alone else [[*selection.tied]]:
+        search(part)
+    saliency.clear()
+
+    # A copy has no use for the weights that are pruned; in place, each goes with its layer.
+    dense = selection.layers
+    result = copy_or_same(model, inplace, keep=[layer.weight for layer in dense.values()])
+    order = [*dense]
+    dense.clear()
     for first, group in selection.tied.items():
         values = None
         for name in group:
@@ -195,28 +227,23 @@ def sparsify(
             sparse = make_sparse(
                 sparse_type(layer),
                 layer,
-                plans[first].layout,
+                layouts[first],
                 bias=cast("nn.Parameter | None", layer.bias),
                 values=values,
             )
             values = sparse.values
-            new[name] = sparse
-            reports.append(
-                LayerReport.of(name, plans[first].layout, saliency[first], plans[first].search)
-            )
-    result = replace_modules(result, new)
+            result = replace_modules(result, {name: sparse})
+            del layer
     if scope == "layer":
         warn_of_shortfall(
             where,
-            {r.name: r.block_sparsity for r in reports},
-            {n: options[n].sparsity for n in selection.layers},
+            {n: r.block_sparsity for n, r in reports.items()},
+            {n: options[n].sparsity for n in order},
             stacklevel=2,
         )
     if not return_report:
         return result
-    order = list(selection.layers)
-    reports.sort(key=lambda r: order.index(r.name))
-    return result, SparsifyReport(tuple(reports), selection.skipped)
+    return result, SparsifyReport(tuple(reports[n] for n in order), selection.skipped)
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:

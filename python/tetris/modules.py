@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from .nn.base import SparseLayer
 
 
-def copy_or_same(model: nn.Module, inplace: bool) -> nn.Module:
-    """The model to change: itself, or a deep copy."""
-    return model if inplace else copy.deepcopy(model)
+def copy_or_same(model: nn.Module, inplace: bool, keep: Iterable[Tensor] = ()) -> nn.Module:
+    """The model to change: itself, or a deep copy, which shares the tensors to keep."""
+    return model if inplace else copy.deepcopy(model, {id(tensor): tensor for tensor in keep})
 
 
 def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:

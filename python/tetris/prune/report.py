@@ -65,14 +65,12 @@ class LayerReport:
         Without them shares of saliency are NaN.
         """
         mask = layout.block_mask()
-        blocking = layout.blocking
         retained = math.nan
         if saliency is not None:
-            sums = blocking.sums(saliency.double(), layout.row_perm, layout.col_perm)
-            total = float(sums.sum())
-            retained = float(sums[mask].sum()) / total if total > 0 else 1.0
+            total, kept = _sum(saliency), _sum(layout.pack(saliency))
+            retained = kept / total if total > 0 else 1.0
         # [groups, block rows, positions, column groups]
-        parts = mask.unflatten(1, (blocking.positions, -1)).unflatten(0, (layout.groups, -1))
+        parts = mask.unflatten(1, (layout.blocking.positions, -1)).unflatten(0, (layout.groups, -1))
         return cls(
             name=name,
             shape=layout.weight_shape,
@@ -80,7 +78,7 @@ class LayerReport:
             blocks=mask.numel(),
             stored_blocks=layout.nnz_blocks,
             block_sparsity=layout.sparsity,
-            element_sparsity=1.0 - float(layout.mask().double().mean()),
+            element_sparsity=1.0 - layout.stored_weights / math.prod(layout.weight_shape),
             retained=retained,
             identity_retained=getattr(search, "identity_retained", math.nan),
             l1_sort_retained=getattr(search, "l1_sort_retained", math.nan),
@@ -89,6 +87,11 @@ class LayerReport:
             empty_cols=int((~parts.any(2).any(1)).sum()),
             floor_bound=search is not None and search.floor_bound,
         )
+
+
+def _sum(tensor: Tensor) -> float:
+    """A sum in float64, without a copy of a large tensor in that type."""
+    return sum(float(part.double().sum()) for part in tensor.flatten().split(1 << 20))
 
 
 @dataclass(frozen=True)

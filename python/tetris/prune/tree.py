@@ -107,7 +107,7 @@ def select_layers(
         elif not {type(module), exact_type(module)} & {*types}:
             result.skipped[name] = (
                 f"a {type(module).__name__}, which may use its weight in ways of its own; pass "
-                f"types= if it is an ordinary {sparse_type(module).dense_name()}"
+                f"types= if it is an ordinary {sparse_type(module).dense_name().rpartition('.')[2]}"
                 if exact_type(module) not in DENSE_TYPES
                 else f"a {type(module).__name__}, which types= leaves out"
             )

@@ -51,7 +51,7 @@ def random_sparse(model: nn.Module, block: tuple[int, int], sparsity: float) -> 
     }
     new = {}
     for name, module in list(layers.items())[1:-1]:
-        layout = _random_layout(module.weight.shape, block, sparsity, generator)
+        layout = random_layout(module.weight.shape, block, sparsity, generator)
         if isinstance(module, nn.Linear):
             new[name] = tetris.SparseLinear.from_dense(module, layout=layout)
         else:
@@ -59,9 +59,10 @@ def random_sparse(model: nn.Module, block: tuple[int, int], sparsity: float) -> 
     return replace_modules(copy.deepcopy(model), new)
 
 
-def _random_layout(
+def random_layout(
     shape: torch.Size, block: tuple[int, int], sparsity: float, generator: torch.Generator
 ) -> tetris.BlockLayout:
+    """Random blocks, as many as a sparsity leaves, under random orders."""
     outputs, inputs, *kernel = shape
     grid = -(-outputs // block[0]), -(-inputs // block[1]) * math.prod(kernel)
     removed = int(sparsity * grid[0] * grid[1])

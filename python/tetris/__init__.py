@@ -7,6 +7,7 @@ import torch  # noqa: F401  (its libraries must be loaded before _C)
 
 from . import _C
 from . import bayes as bayes
+from . import cost as cost
 from . import frechet as frechet
 from . import ops as ops
 from . import prune as prune
@@ -14,6 +15,7 @@ from . import reorder as reorder
 from . import tuning as tuning
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .cost import calibrate as calibrate
 from .fold import FoldReport as FoldReport
 from .fold import fold as fold
 from .fold import shared_orders as shared_orders

@@ -56,7 +56,6 @@ def path_of(device: str) -> Path:
 def save(device: str, measured: dict[str, Measurement]) -> Path:
     """Write the measurements of a device, whole or not at all."""
     path = path_of(device)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(
         {
             "format": FORMAT,
@@ -66,6 +65,12 @@ def save(device: str, measured: dict[str, Measurement]) -> Path:
         },
         indent=1,
     )
+    return write_whole(path, text)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file, whole or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
     ) as file:

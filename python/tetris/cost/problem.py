@@ -1,0 +1,188 @@
+"""What a layer computes on one input: the sizes that its time depends on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..blocking import Blocking, removed_count
+from ..nn.kinds import DenseLayer
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer on one input, the whole batch counted.
+
+    Attributes:
+        outputs: Output channels, of all groups.
+        inputs: Input channels, of all groups.
+        tokens: Results of each output channel: tokens of a linear layer, output positions of a
+            convolution.
+        kernel: None of a linear layer, else the kernel's size.
+        groups: Groups of a convolution.
+        sources: Input positions.
+        lines: Positions that the sparse kernel computes, ``tokens`` and those between the rows of a
+            map that are dropped (see csrc/cpu/conv_geometry.h).
+        width: Of a row of the output map.
+    """
+
+    outputs: int
+    inputs: int
+    tokens: int
+    kernel: tuple[int, ...] | None = None
+    groups: int = 1
+    sources: int = 0
+    lines: int = 0
+    width: int = 1
+
+    @classmethod
+    def linear(cls, tokens: int, inputs: int, outputs: int) -> Problem:
+        """[tokens, inputs] to [tokens, outputs]."""
+        return cls(outputs, inputs, tokens, sources=tokens, lines=tokens)
+
+    @classmethod
+    def convolution(
+        cls,
+        batch: int,
+        inputs: int,
+        size: Sequence[int],
+        outputs: int,
+        kernel: Sequence[int],
+        *,
+        stride: Sequence[int] | int = 1,
+        padding: Sequence[int] | int = 0,
+        dilation: Sequence[int] | int = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        output_size: Sequence[int] | None = None,
+    ) -> Problem:
+        """[batch, inputs, *size] to [batch, outputs, *output_size].
+
+        Args:
+            batch: Images.
+            inputs: Channels.
+            size: Of the input map: rows and columns, or the length of a sequence.
+            outputs: Channels.
+            kernel: Its size along each axis.
+            stride: One number, or one for each axis; like padding and dilation.
+            padding: Of zeros at each side.
+            dilation: Distance of kernel positions.
+            groups: Groups.
+            transposed: A transposed convolution, which needs its ``output_size``.
+            output_size: Of the output map; worked out if None.
+        """
+        axes = len(size)
+
+        def each(value: Sequence[int] | int) -> Sequence[int]:
+            return [value] * axes if isinstance(value, int) else value
+
+        steps, pads, dilations = each(stride), each(padding), each(dilation)
+        if output_size is None:
+            output_size = [
+                (n + 2 * p - d * (k - 1) - 1) // s + 1
+                for n, p, d, k, s in zip(size, pads, dilations, kernel, steps, strict=True)
+            ]
+        # One row of the map and the zeros that it shares with the next.
+        if transposed:
+            count = [n + d * (k - 1) // s for n, d, k, s in zip(
+                size, dilations, kernel, steps, strict=True)]  # fmt: skip
+            pitch = count
+        else:
+            count = output_size
+            pitch = [
+                max(m, -(-(n + p) // s))
+                for m, n, p, s in zip(output_size, size, pads, steps, strict=True)
+            ]
+        lines = batch * math.prod(pitch) - math.prod(pitch) + 1
+        for axis in range(axes):
+            lines += (count[axis] - 1) * math.prod(pitch[axis + 1 :])
+        return cls(
+            outputs,
+            inputs,
+            batch * math.prod(output_size),
+            tuple(kernel),
+            groups,
+            batch * math.prod(size),
+            max(lines, 1),
+            output_size[-1],
+        )
+
+    @classmethod
+    def of(
+        cls, layer: DenseLayer, input_shape: Sequence[int], output_shape: Sequence[int]
+    ) -> Problem:
+        """A layer of a model on an input of this shape."""
+        if isinstance(layer, nn.Linear):
+            tokens = math.prod(input_shape[:-1])
+            return cls.linear(tokens, layer.in_features, layer.out_features)
+        axes = len(layer.kernel_size)
+        padding = layer.padding
+        if isinstance(padding, str):
+            kernel = zip(layer.kernel_size, layer.dilation, strict=True)
+            padding = [d * (k - 1) // 2 if padding == "same" else 0 for k, d in kernel]
+        return cls.convolution(
+            input_shape[0] if len(input_shape) == axes + 2 else 1,
+            layer.in_channels,
+            input_shape[-axes:],
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            transposed=isinstance(layer, nn.ConvTranspose2d),
+            output_size=output_shape[-axes:],
+        )
+
+    @property
+    def taps(self) -> int:
+        """Kernel positions."""
+        return math.prod(self.kernel or ())
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """(out, in / groups, *kernel)."""
+        return (self.outputs, self.inputs // self.groups, *(self.kernel or ()))
+
+    @property
+    def weights(self) -> int:
+        """Entries of the dense weight."""
+        return math.prod(self.weight_shape)
+
+    def blocking(self, block: tuple[int, int]) -> Blocking:
+        """How the weight is cut into blocks."""
+        return Blocking(block, self.outputs, self.inputs, self.kernel, self.groups)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a sparse layer stores.
+
+    Attributes:
+        block: (bo, bi).
+        rows: Block rows, of all groups.
+        blocks: Stored blocks.
+    """
+
+    block: tuple[int, int]
+    rows: int
+    blocks: int
+
+    @classmethod
+    def of(cls, problem: Problem, block: tuple[int, int], sparsity: float) -> Stored:
+        """That of a layer at a sparsity: a share of its blocks, but one in each block row."""
+        rows, columns = problem.blocking(block).grid
+        return cls(block, rows, max(rows, rows * columns - removed_count(sparsity, rows * columns)))
+
+    @property
+    def values(self) -> int:
+        """Stored numbers, those of ragged blocks outside of the weight included."""
+        return self.blocks * math.prod(self.block)
+
+    @property
+    def bytes(self) -> int:
+        """Of values and index, float32 and int32: what one pass over the weight reads."""
+        return 4 * (self.values + self.blocks + self.rows)

@@ -1,0 +1,74 @@
+"""Where the cost model of this machine is kept, and what is used when there is none.
+
+One file for each instruction set, in the folder of :mod:`tetris.tuning`. It names processor,
+instruction set and version of this library; a file of others, or one that cannot be read, is
+ignored with a warning. Then, and where nothing was calibrated, the model that comes with the
+library is used, which was calibrated on another machine.
+"""
+
+from __future__ import annotations
+
+import warnings
+from importlib import resources
+from pathlib import Path
+
+from .. import _C, tuning
+from ..machine import cpu_model
+from .model import CostModel
+
+
+def path() -> Path:
+    """The file of the instruction set in use."""
+    return tuning.folder() / f"cpu-{_C.isa_in_use()}.json"
+
+
+def save(model: CostModel) -> Path:
+    """Keep a model for later runs on this machine; its path."""
+    return tuning.write_whole(path(), model.to_json())
+
+
+def default() -> CostModel:
+    """The model that comes with the library, for the instruction set in use."""
+    text = resources.files("tetris.cost").joinpath("default.json").read_text(encoding="utf-8")
+    shipped = CostModel.from_json(text, "")
+    return CostModel(
+        shipped.cpu,
+        _C.isa_in_use(),
+        shipped.version,
+        shipped.threads,
+        shipped.errors,
+        f"not calibrated here (run `tetris calibrate`): the library's own figures, of a "
+        f"{shipped.cpu} with {shipped.isa}",
+    )
+
+
+def load() -> CostModel:
+    """The model of this machine if there is one, else :func:`default`.
+
+    Warns:
+        UserWarning: there is a file, which is of no use.
+    """
+    file = path()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return default()
+    except (OSError, UnicodeDecodeError) as error:
+        return _ignored(file, f"it cannot be read ({error})")
+    try:
+        found = CostModel.from_json(text, f"calibrated on this machine ({file})")
+    except ValueError as error:
+        return _ignored(file, f"it is no file of `tetris calibrate` ({error})")
+    for what, its, here in (
+        ("processor", found.cpu, cpu_model()),
+        ("instruction set", found.isa, _C.isa_in_use()),
+        ("version of tetris", found.version, _C.version),
+    ):
+        if its != here:
+            return _ignored(file, f"it is of another {what}: {its} (here: {here})")
+    return found
+
+
+def _ignored(file: Path, why: str) -> CostModel:
+    warnings.warn(f"tetris: ignoring {file}: {why}; run `tetris calibrate` again", stacklevel=4)
+    return default()

@@ -1,0 +1,26 @@
+"""Progress bars of what takes more than a few seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+
+@contextmanager
+def steps(show: bool, name: str, total: int) -> Iterator[Callable[[], None]]:
+    """A call that says that one step is done, of so many; it shows a bar if asked to."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True, disable=not show
+    ) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.update(task, advance=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from torch import Tensor, nn
 
@@ -13,6 +13,7 @@ from .layout import BlockLayout
 from .modules import copy_or_same, replace_modules
 from .nn.base import SparseLayer, make_dense, make_sparse
 from .nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
+from .prune.latency import BLOCKS, Latency
 from .prune.options import LayerOptions, LayerOverride, shows_settings
 from .prune.orders import Share
 from .prune.plan import Scope, plan_layers
@@ -42,6 +43,8 @@ class SparsifyArguments(PruneArguments, total=False):
 
     share: Share
     inplace: bool
+    latency: float | str | None
+    example_inputs: Any
 
 
 @overload
@@ -69,6 +72,8 @@ def sparsify(
     scope: Scope = "layer",
     share: Share = (),
     target: Target | None = None,
+    latency: float | str | None = None,
+    example_inputs: Any = None,
     types: tuple[type[nn.Module], ...] = DENSE_TYPES,
     inplace: bool = False,
     progress: bool = False,
@@ -103,6 +108,14 @@ def sparsify(
             axes are equal, so that :func:`tetris.fold` can remove them.
         target: What is to be left, in place of ``sparsity``: :class:`tetris.prune.Parameters` or
             :class:`tetris.prune.Flops`, of all layers whose sparsity no override sets.
+        latency: Time that the whole model may take for ``example_inputs``, in place of
+            ``sparsity``: a share of the dense model's, such as 0.5, or a time, ``"3 ms"``. Block
+            sparsity is chosen for each layer, and with ``block="auto"`` the block's shape, too;
+            layers stay dense where sparse ones would lose. Short for
+            ``target=tetris.prune.Latency(...)``, which explains it. Uses the calibration of this
+            machine (:func:`tetris.calibrate`) if there is one; nothing else here does.
+        example_inputs: With ``latency``: what the model is called with, a tensor, a tuple of
+            arguments, or a dict of them by name.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.
         inplace: Change the model itself; otherwise a deep copy.
         progress: Show a progress bar per layer.
@@ -110,7 +123,8 @@ def sparsify(
             retain, and which layers stay dense and why.
         sparsity: Share of blocks to remove, in [0, 1]; 0.9 by default.
         block: (bo, bi), block height along outputs and width along inputs, each from 1 to 128;
-            (4, 1) by default. A layer that one block would cover gets blocks of half its size.
+            (4, 1) by default; ``"auto"`` with ``latency``. A layer that one block would cover gets
+            blocks of half its size.
         importance: What a weight is worth: ``"magnitude"`` (absolute value, as TETRIS does),
             ``"squared"``, a function ``f(layer name, layer) -> tensor`` shaped like the layer's
             weight, or a dict from layer name to such a tensor; non-negative. With data:
@@ -151,6 +165,7 @@ def sparsify(
     search differs, see :mod:`tetris.reorder`.
     """
     where = "tetris.sparsify"
+    target = _latency_target(where, latency, example_inputs, target, settings)
     default = LayerOptions.of(where, settings, sparsify)
     selection = select_layers(where, model, include, exclude, types)
     if inplace and "" in selection.layers:
@@ -158,13 +173,13 @@ def sparsify(
             f"{where}: a model that is one layer cannot be replaced in place; use inplace=False"
         )
     options, fixed = layer_options(where, model, selection, default, overrides)
+    check_importance(where, default.importance, selection.layers)
     budget, default, options = budgeted(
         where, target, model, selection, default, options, fixed, "sparsity" in settings
     )
     for name, layer in selection.layers.items():
         check_hooks(where, name, layer)
         check_weight(f"{where}: layer {name!r}", layer.weight)
-    check_importance(where, default.importance, selection.layers)
     prepare_importance(model, selection.layers, options)
 
     def saliency_by(first: str) -> Tensor:
@@ -243,7 +258,35 @@ def sparsify(
         )
     if not return_report:
         return result
-    return result, SparsifyReport(tuple(reports[n] for n in order), selection.skipped)
+    plan = None if budget is None else budget.latency
+    if plan is not None and isinstance(target, Latency):
+        plan = replace(plan, measured_ms=target.measure(result))
+    return result, SparsifyReport(tuple(reports[n] for n in order), selection.skipped, plan)
+
+
+def _latency_target(
+    where: str,
+    latency: float | str | None,
+    example_inputs: Any,
+    target: Target | None,
+    settings: LayerOverride,
+) -> Target | None:
+    """The target that ``latency=`` and ``block="auto"`` stand for; auto is out of settings then."""
+    if latency is None:
+        if example_inputs is not None:
+            raise ValueError(
+                f"{where}: example_inputs= goes with latency=; other targets take their own, such "
+                "as target=tetris.prune.Flops(0.25, x) (got no latency)"
+            )
+        return target
+    if target is not None:
+        raise ValueError(
+            f"{where}: pass latency= or target=, not both (got {latency!r} and {target!r})"
+        )
+    auto = settings.get("block") == "auto"
+    if auto:
+        del settings["block"]
+    return Latency.asked(where, latency, example_inputs, BLOCKS if auto else None)
 
 
 def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:

@@ -19,7 +19,7 @@ from ..nn.base import make_sparse
 from ..nn.kinds import DenseLayer, sparse_type
 from ..timing import rotate
 from .features import Point
-from .model import weights_stay_in_memory
+from .model import come_from_memory
 from .problem import Problem, Stored
 
 BLOCKS = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1), (4, 4), (8, 8), (16, 16), (32, 32))
@@ -61,7 +61,7 @@ class Sample:
         problem = Problem.of(self.layer, self.input_shape, output.shape)
         stored = None if self.block is None else Stored.of(problem, self.block, self.sparsity)
         size = 4 * problem.weights if stored is None else stored.bytes
-        return Point(problem, stored, self.cold or weights_stay_in_memory(size))
+        return Point(problem, stored, self.cold or come_from_memory(size))
 
 
 class Draw:
@@ -180,25 +180,30 @@ def measure(sample: Sample, seed: int = 0) -> float:
     return seconds_of_call(rotate([lambda layer=layer: layer(x) for layer in layers]), len(layers))
 
 
-def seconds_of_call(call: Callable[[], object], once: int = 1) -> float:
-    """Lower quartile of the seconds of a call; ``once`` calls come first, untimed.
+def clock() -> Callable[[], float]:
+    """What to measure with on torch's current number of threads.
 
     On one thread it is the thread's own time that counts: while the system runs something else, it
     stands still. Several threads wait for each other, and only the clock on the wall counts that.
     """
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def seconds_of_call(call: Callable[[], object], once: int = 1) -> float:
+    """Lower quartile of the seconds of a call; ``once`` calls come first, untimed."""
+    now = clock()
     for _ in range(once):
         call()
-    started = clock()
+    started = now()
     call()
-    repeats = max(1, math.ceil(_TIMED_S / max(clock() - started, 1e-6)))
+    repeats = max(1, math.ceil(_TIMED_S / max(now() - started, 1e-6)))
     taken: list[float] = []
     begun = time.perf_counter()
     while len(taken) < _LEAST or sum(taken) * repeats < 20 * _TIMED_S:
-        started = clock()
+        started = now()
         for _ in range(repeats):
             call()
-        taken.append((clock() - started) / repeats)
+        taken.append((now() - started) / repeats)
         if time.perf_counter() - begun > _PATIENCE_S:
             break
     return float(np.percentile(taken, 25))

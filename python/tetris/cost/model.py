@@ -166,7 +166,7 @@ def relative_error(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
     return np.exp(np.abs(np.log(predicted) - np.log(measured))) - 1.0
 
 
-def weights_stay_in_memory(weight_bytes: int) -> bool:
+def come_from_memory(weight_bytes: int) -> bool:
     """Weights of this size, used once in turn, come from memory each time: they exceed the cache.
 
     Half the last-level cache: activations and other programs want the rest.

@@ -19,6 +19,9 @@ from .gan import GANPruner as GANPruner
 from .gan import GANTask as GANTask
 from .gan import ImageToImageGAN as ImageToImageGAN
 from .gan import UnconditionalGAN as UnconditionalGAN
+from .latency import BLOCKS as BLOCKS
+from .latency import Latency as Latency
+from .latency import LatencyPlan as LatencyPlan
 from .masks import BlockMask as BlockMask
 from .options import LayerOptions as LayerOptions
 from .options import LayerOverride as LayerOverride
@@ -44,6 +47,7 @@ from .vrpge import VRPGEPruner as VRPGEPruner
 
 # The modules of this package are not for ``import *``: one is called tetris.
 __all__ = [
+    "BLOCKS",
     "ActivationNorm",
     "BlockMask",
     "BlockPruner",
@@ -59,6 +63,8 @@ __all__ = [
     "GANPruner",
     "GANTask",
     "ImageToImageGAN",
+    "Latency",
+    "LatencyPlan",
     "LayerOptions",
     "LayerOverride",
     "LayerReport",

@@ -27,7 +27,7 @@ class LayerOverride(SearchOptions, total=False):
     """Settings that each layer may have its own of; see :func:`tetris.sparsify`."""
 
     sparsity: float
-    block: tuple[int, int]
+    block: tuple[int, int] | Literal["auto"]
     importance: LayerImportance
     min_sparsity: float
     max_sparsity: float
@@ -64,6 +64,12 @@ class LayerOptions:
             raise ValueError(
                 f"{where}: min_sparsity must not be above max_sparsity (got {low:g} and {high:g})"
             )
+        if self.block == "auto":
+            raise ValueError(
+                f'{where}: block="auto" is for tetris.sparsify(model, latency=..., '
+                "example_inputs=...); elsewhere name the shapes to choose from, "
+                "target=tetris.prune.Latency(0.5, x, blocks=[(4, 1), (16, 16)]) (got no latency)"
+            )
         object.__setattr__(self, "block", check_block(where, self.block))
         if isinstance(self.importance, type):
             raise TypeError(
@@ -81,7 +87,7 @@ class LayerOptions:
         parameters = inspect.signature(function).parameters.values()
         known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
         check_keywords(where, settings, dict.fromkeys([*known, *(f.name for f in fields(cls))]))
-        return cls(**settings, where=where)
+        return cls(**settings, where=where)  # type: ignore[arg-type]  # it refuses "auto"
 
     @property
     def bounded(self) -> bool:

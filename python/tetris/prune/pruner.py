@@ -133,6 +133,7 @@ class Pruner:
                 )
         self.layers = selection.layers
         self._skipped = selection.skipped
+        check_importance(where, asked.importance, self.layers)
         own, self._fixed = layer_options(where, model, selection, asked, overrides)
         self._budget, self.options, self.layer_options = budgeted(
             where,
@@ -144,7 +145,6 @@ class Pruner:
             self._fixed,
             "sparsity" in settings or options is not None,
         )
-        check_importance(where, asked.importance, self.layers)
         check_bounds(where, scope, self.layer_options, self._fixed)
         self._check_execution()
         whole = {name: self._whole(name) for name in self.layers}
@@ -336,7 +336,8 @@ class Pruner:
             LayerReport.of(name, layout.to("cpu"), *_seen(self._plans.get(name)))
             for name, layout in self.layouts().items()
         ]
-        return SparsifyReport(tuple(layers), self._skipped)
+        latency = None if self._budget is None else self._budget.latency
+        return SparsifyReport(tuple(layers), self._skipped, latency)
 
     # -- the end ------------------------------------------------------------------------------
 

@@ -6,12 +6,15 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from ..layout import BlockLayout
 from ..reorder import SearchResult
+
+if TYPE_CHECKING:
+    from .latency import LatencyPlan
 
 
 @dataclass(frozen=True)
@@ -101,10 +104,12 @@ class SparsifyReport:
     Attributes:
         layers: One entry per sparse layer, in the model's order.
         skipped: Linear layers and convolutions that stay dense, with the reason.
+        latency: What a :class:`tetris.prune.Latency` target chose; None with other targets.
     """
 
     layers: tuple[LayerReport, ...]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    latency: LatencyPlan | None = None
 
     @property
     def sparsity(self) -> float:
@@ -119,6 +124,7 @@ class SparsifyReport:
             "layers": [asdict(layer) for layer in self.layers],
             "skipped": dict(self.skipped),
             "sparsity": self.sparsity,
+            **({} if self.latency is None else {"latency": asdict(self.latency)}),
         }
 
     def __str__(self) -> str:
@@ -143,6 +149,8 @@ class SparsifyReport:
                 lines.append(f"{'':{width}}  {r.empty_rows} block rows are empty")
         lines.append(f"{'all':{width}}  {self.sparsity:.1%} of these weights removed")
         lines += [f"dense: {name or '(root)'}: {reason}" for name, reason in self.skipped.items()]
+        if self.latency is not None:
+            lines.append(str(self.latency))
         return "\n".join(lines)
 
 

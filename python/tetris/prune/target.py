@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from .batches import Batch, undisturbed
 from .options import LayerOptions
 from .tree import Selection
 
+if TYPE_CHECKING:
+    from .latency import LatencyPlan
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -26,10 +29,12 @@ class Budget:
     Attributes:
         kept: Share of the layers' cost that is left, in (0, 1].
         costs: name -> cost of one weight, in the target's unit.
+        latency: What a :class:`tetris.prune.Latency` chose, None with other targets.
     """
 
     kept: float
     costs: Mapping[str, float]
+    latency: LatencyPlan | None = None
 
 
 class Target(ABC):
@@ -59,6 +64,21 @@ class Target(ABC):
     @abstractmethod
     def costs(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> dict[str, float]:
         """Name -> cost of one weight of each layer."""
+
+    def resolve(
+        self,
+        where: str,
+        model: nn.Module,
+        selection: Selection,
+        asked: LayerOptions,
+        options: Mapping[str, LayerOptions],
+        fixed: set[str],
+    ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]] | None:
+        """Settings that the target chooses by itself, as :func:`budgeted` returns them.
+
+        A target that does, changes ``selection`` and ``fixed``, too. None: :meth:`costs` say it.
+        """
+        return None
 
 
 @dataclass(frozen=True)
@@ -185,14 +205,16 @@ def budgeted(
         return None, asked, dict(options)
     if not isinstance(target, Target):
         raise TypeError(
-            f"{where}: target must be tetris.prune.Parameters(kept) or Flops(kept, example_inputs) "
-            f"(got {describe(target)})"
+            f"{where}: target must be tetris.prune.Parameters(kept), Flops(kept, example_inputs) "
+            f"or Latency(kept, example_inputs) (got {describe(target)})"
         )
     if has_sparsity:
         raise ValueError(f"{where}: target= says how much is left; leave sparsity= out")
     layers = {n: layer for n, layer in selection.layers.items() if n not in fixed}
     if not layers:
         raise ValueError(f"{where}: overrides set the sparsity of all layers, target= has none")
+    if decided := target.resolve(where, model, selection, asked, options, fixed):
+        return decided
     costs = target.costs(model, layers)
     units = {n: _units(where, n, layer, options[n], costs[n]) for n, layer in layers.items()}
     total = sum(count * cost for count, cost in units.values())

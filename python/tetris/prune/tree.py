@@ -171,7 +171,7 @@ def layer_options(
             if "sparsity" in changes:
                 fixed.add(name)
     for name, layer in selection.layers.items():
-        options[name] = replace(options[name], block=_fitting(layer, options[name].block))
+        options[name] = replace(options[name], block=fitting_block(layer, options[name].block))
     for first, group in selection.tied.items():
         for other in group[1:]:
             if options[other] != options[first]:
@@ -181,7 +181,7 @@ def layer_options(
     return options, fixed
 
 
-def _fitting(layer: DenseLayer, block: tuple[int, int]) -> tuple[int, int]:
+def fitting_block(layer: DenseLayer, block: tuple[int, int]) -> tuple[int, int]:
     """The block, or half of the layer if that is one block at each kernel position of a group."""
     out, in_ = oriented(layer, layer.weight.detach()).shape[:2]
     out //= groups_of(layer)

@@ -1,0 +1,130 @@
+"""What the layers of a model compute on an example, and how long they take in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..nn.kinds import DenseLayer
+from ..prune.batches import undisturbed
+from .measure import clock, seconds_of_call
+from .problem import Problem
+
+_ROUNDS = 7
+
+
+@torch.no_grad()
+def problems_of(
+    where: str, model: nn.Module, layers: Mapping[str, DenseLayer], example_inputs: Any
+) -> dict[str, list[Problem]]:
+    """Name -> one problem for each call of the layer, when the model runs on an example.
+
+    The model stays as it was.
+
+    Args:
+        where: Function named in messages.
+        model: The model.
+        layers: name -> dense layer of it.
+        example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of
+            them by name.
+
+    Raises:
+        ValueError: a layer is not called for the example.
+    """
+    found: dict[str, list[Problem]] = {name: [] for name in layers}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
+            x = args[0] if args else kwargs["input"]
+            found[name].append(Problem.of(layer, x.shape, output.shape))
+
+        return hook
+
+    with _hooks(
+        layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()
+    ):
+        with undisturbed(model):
+            _call(model, example_inputs)
+    if unused := [name for name, problems in found.items() if not problems]:
+        raise ValueError(
+            f"{where}: the example does not go through {', '.join(map(repr, unused))}; exclude "
+            "them, or give other example_inputs"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class ModelTimes:
+    """Measured seconds of one call of a model.
+
+    Attributes:
+        total: Of the model.
+        layers: name -> of a layer, all its calls together.
+    """
+
+    total: float
+    layers: Mapping[str, float]
+
+
+@torch.no_grad()
+def measured_times(
+    model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any
+) -> ModelTimes:
+    """Measure a model on an example, in eval mode and without gradients, and layers within it.
+
+    Lower quartiles of several runs on torch's current number of threads; see
+    :func:`tetris.cost.measure.clock`.
+    """
+    now = clock()
+    begun: dict[str, float] = {}
+    taken: dict[str, float] = {}
+
+    def before(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            begun[name] = now()
+
+        return hook
+
+    def after(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            taken[name] = taken.get(name, 0.0) + now() - begun[name]
+
+        return hook
+
+    rounds: list[dict[str, float]] = []
+    with undisturbed(model):
+        total = seconds_of_call(lambda: _call(model, example_inputs), once=2)
+        handles = [layer.register_forward_pre_hook(before(n)) for n, layer in layers.items()]
+        handles += [layer.register_forward_hook(after(n)) for n, layer in layers.items()]
+        with _hooks(iter(handles)):
+            for _ in range(_ROUNDS):
+                taken = {}
+                _call(model, example_inputs)
+                rounds.append(taken)
+    own = {n: float(np.percentile([r.get(n, 0.0) for r in rounds], 25)) for n in layers}
+    return ModelTimes(max(total, sum(own.values())), own)
+
+
+def _call(model: nn.Module, example_inputs: Any) -> None:
+    if isinstance(example_inputs, Mapping):
+        model(**example_inputs)
+    elif isinstance(example_inputs, (tuple, list)):
+        model(*example_inputs)
+    else:
+        model(example_inputs)
+
+
+@contextmanager
+def _hooks(handles: Iterator[Any]) -> Iterator[None]:
+    made = list(handles)
+    try:
+        yield
+    finally:
+        for handle in made:
+            handle.remove()

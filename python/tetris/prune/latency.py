@@ -1,0 +1,337 @@
+"""Time as a target: which layers become sparse, in which blocks, and how sparse."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import check_block, describe
+from ..cost import store
+from ..cost.calls import ModelTimes, measured_times, problems_of
+from ..cost.features import Point
+from ..cost.model import CostModel, come_from_memory
+from ..cost.problem import Problem, Stored
+from ..nn.kinds import DenseLayer, groups_of, oriented
+from .curves import Candidate, choose, retained_at
+from .options import LayerOptions
+from .saliency import layer_saliency, prepare_importance
+from .target import Budget, Target
+from .tree import Selection, fitting_block
+
+BLOCKS = ((4, 1), (8, 1), (16, 1), (8, 8), (16, 16), (32, 32))
+"""Block shapes that ``block="auto"`` chooses from."""
+DENSITIES = tuple(0.9**i for i in range(3, 38))
+"""Shares of the blocks that are tried, from 0.73 to 0.02."""
+
+
+@dataclass(frozen=True)
+class LatencyPlan:
+    """What a latency target chose, in milliseconds of the whole model for the example.
+
+    Attributes:
+        dense_ms: Of the dense model, measured.
+        budget_ms: That were asked for.
+        other_ms: Of everything but the layers that could be pruned, measured: it stays.
+        predicted_ms: Of the sparse model.
+        measured_ms: Of the sparse model, if it was measured.
+        threads: That all this is for.
+        source: Where the figures of the cost model come from.
+    """
+
+    dense_ms: float
+    budget_ms: float
+    other_ms: float
+    predicted_ms: float
+    threads: int
+    source: str
+    measured_ms: float | None = None
+
+    def __str__(self) -> str:
+        measured = "" if self.measured_ms is None else f", measured {self.measured_ms:.3g} ms"
+        return (
+            f"latency: asked for {self.budget_ms:.3g} ms, predicted {self.predicted_ms:.3g} ms"
+            f"{measured}; dense {self.dense_ms:.3g} ms, of which {self.other_ms:.3g} ms stay as "
+            f"they are ({self.threads} thread{'s' * (self.threads > 1)}; cost model "
+            f"{self.source})"
+        )
+
+
+@dataclass(frozen=True)
+class Latency(Target):
+    """Time of the *whole* model for given inputs: ``Latency(0.5, x)`` or ``Latency(ms=3, ...)``.
+
+    The dense model is measured on the example, with torch's current number of threads, and so are
+    the layers within it; what the others take stays. For each layer that may be pruned a curve of
+    predicted time against retained saliency is made (:mod:`tetris.cost`), over sparsities and, if
+    ``blocks`` names several, over block shapes. Predictions are scaled by one factor, such that
+    those of the dense layers add up to what was measured. Then each layer gets the block and
+    sparsity with which all together retain the most saliency in the time that there is. A layer
+    stays dense where no sparse one would be faster, or where the time suffices. Saliency of
+    different layers is compared number by number, as with ``scope="global"``, which has no other
+    effect here.
+
+    Settings that overrides fix (``sparsity``) are kept; such layers count by their predicted time.
+    Retained saliency is estimated in the order that sorting by norm gives: a search for each
+    candidate would take minutes.
+
+    Attributes:
+        kept: Share of the dense model's time, a float in (0, 1); or None.
+        example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of
+            them by name. The whole batch counts.
+        ms: Milliseconds, in place of a share.
+        blocks: Block shapes to choose from for each layer, :data:`BLOCKS` for example; None: each
+            has that of its settings.
+        cost: Cost model; by default that of this machine (see :func:`tetris.calibrate`), or the
+            library's own if nothing was calibrated.
+
+    Raises:
+        ValueError: neither or both of ``kept`` and ``ms``; when the target is used: the dense
+            model is fast enough, or no choice is (the message says what can be reached).
+
+    Example:
+        >>> target = tetris.prune.Latency(0.5, torch.randn(32, 512))
+        >>> pruner = tetris.prune.TetrisPruner(model, target=target, exclude="classifier")
+    """
+
+    kept: float | None = None  # type: ignore[assignment]
+    example_inputs: Any = field(default=None, repr=False)
+    ms: float | None = None
+    blocks: Sequence[tuple[int, int]] | None = None
+    cost: CostModel | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        where = "tetris.prune.Latency"
+        if (self.kept is None) == (self.ms is None):
+            raise ValueError(
+                f"{where}: pass either a share of the dense model's time, such as 0.5, or ms= "
+                f"(got {'neither' if self.ms is None else 'both'})"
+            )
+        if self.kept is not None and not (_is_number(self.kept) and 0.0 < self.kept < 1.0):
+            raise ValueError(
+                f"{where}: kept must be a share of the dense model's time between 0 and 1; for "
+                f"milliseconds pass ms= (got {describe(self.kept)})"
+            )
+        if self.ms is not None and not (_is_number(self.ms) and 0.0 < self.ms < math.inf):
+            raise ValueError(
+                f"{where}: ms must be a positive number of milliseconds (got {describe(self.ms)})"
+            )
+        if self.example_inputs is None:
+            raise ValueError(
+                f"{where}: example_inputs must be what the model is called with, a tensor, a tuple "
+                "or a dict: time depends on their size (got None)"
+            )
+        if self.cost is not None and not isinstance(self.cost, CostModel):
+            raise TypeError(
+                f"{where}: cost must be a tetris.cost.CostModel (got {describe(self.cost)})"
+            )
+        if self.blocks is not None:
+            if not self.blocks:
+                raise ValueError(f"{where}: blocks must name a block shape (got none)")
+            blocks = tuple(check_block(f"{where}: blocks", block) for block in self.blocks)
+            object.__setattr__(self, "blocks", blocks)
+
+    @classmethod
+    def asked(
+        cls,
+        where: str,
+        latency: float | str,
+        example_inputs: Any,
+        blocks: Sequence[tuple[int, int]] | None,
+    ) -> Latency:
+        """The target that ``latency=0.5`` or ``latency="3 ms"`` stands for."""
+        if example_inputs is None:
+            raise ValueError(
+                f"{where}: latency= needs example_inputs=, what the model is called with: time "
+                "depends on their size (got None)"
+            )
+        if isinstance(latency, str):
+            found = re.fullmatch(r"\s*([0-9.]+(?:e-?\d+)?)\s*(s|ms|us)\s*", latency)
+            if found is None or not _is_float(found[1]):
+                raise ValueError(
+                    f"{where}: latency must be a share of the dense model's time, such as 0.5, or "
+                    f"a time such as '3 ms', in s, ms or us (got {latency!r})"
+                )
+            ms = float(found[1]) * {"s": 1e3, "ms": 1.0, "us": 1e-3}[found[2]]
+            return cls(None, example_inputs, ms, blocks)
+        return cls(latency, example_inputs, None, blocks)
+
+    def costs(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> dict[str, float]:
+        """Predicted seconds of each dense layer for one of its weights."""
+        calls = problems_of("tetris.prune.Latency", model, layers, self.example_inputs)
+        cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
+        return {n: _seconds(cost, own, None, cold) / own[0].weights for n, own in calls.items()}
+
+    def resolve(
+        self,
+        where: str,
+        model: nn.Module,
+        selection: Selection,
+        asked: LayerOptions,
+        options: Mapping[str, LayerOptions],
+        fixed: set[str],
+    ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]]:
+        """Choose for every layer; those that stay dense leave the selection."""
+        layers, threads = selection.layers, torch.get_num_threads()
+        calls = problems_of(where, model, layers, self.example_inputs)
+        times = measured_times(model, layers, self.example_inputs)
+        cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
+        scale = _scale(cost, calls, times, cold)
+        saliency = _saliency(where, model, selection, options)
+        candidates: dict[str, list[Candidate]] = {}
+        for first, group in selection.tied.items():
+            own = [problem for name in group for problem in calls[name]]
+            candidates[first] = self._candidates(
+                where, layers[first], own, options[first], first in fixed, saliency[first],
+                lambda stored, own=own: scale * _seconds(cost, own, stored, cold),
+            )  # fmt: skip
+        other = times.total - sum(times.layers.values())
+        if self.kept is not None:
+            budget = self.kept * times.total
+        else:
+            assert self.ms is not None
+            budget = 1e-3 * self.ms
+        if budget >= times.total:
+            raise ValueError(
+                f"{where}: the dense model takes {1e3 * times.total:.3g} ms, within the "
+                f"{1e3 * budget:.3g} ms of target={self!r}: there is nothing to prune"
+            )
+        chosen = choose(candidates, budget - other)
+        if chosen is None:
+            least = other + sum(min(c.seconds for c in own) for own in candidates.values())
+            raise ValueError(
+                f"{where}: target={self!r} asks for {1e3 * budget:.3g} ms, and the least that can "
+                f"be reached is {1e3 * least:.3g} ms ({least / times.total:.0%} of the dense "
+                f"model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the layers "
+                "to prune); ask for more time, allow other blocks, or exclude fewer layers"
+            )
+        result = dict(options)
+        for first, candidate in chosen.items():
+            for name in selection.tied[first]:
+                if candidate.block is None:
+                    result.pop(name)
+                else:
+                    result[name] = replace(
+                        options[name], block=candidate.block, sparsity=candidate.sparsity
+                    )
+        _leave_dense(selection, candidates, chosen)
+        if not selection.layers:
+            raise ValueError(
+                f"{where}: no sparse layer would be faster than the dense one here: "
+                + "; ".join(f"{n!r}: {selection.skipped[n]}" for n in chosen)
+            )
+        fixed.update(selection.layers)  # their sparsity is decided
+        plan = LatencyPlan(
+            1e3 * times.total,
+            1e3 * budget,
+            1e3 * other,
+            1e3 * (other + sum(c.seconds for c in chosen.values())),
+            threads,
+            cost.source,
+        )
+        return Budget(budget / times.total, {}, plan), asked, result
+
+    def measure(self, model: nn.Module) -> float:
+        """Milliseconds of a model for the example, on torch's current number of threads."""
+        return 1e3 * measured_times(model, {}, self.example_inputs).total
+
+    def _candidates(
+        self,
+        where: str,
+        layer: DenseLayer,
+        own: list[Problem],
+        options: LayerOptions,
+        fixed: bool,
+        saliency: Tensor,
+        seconds: Any,
+    ) -> list[Candidate]:
+        """The dense layer, and the sparse ones that are faster; or the one that is fixed."""
+        problem = own[0]
+        dense = Candidate(seconds(None), float(saliency.double().sum()))
+        result = [] if fixed else [dense]
+        shapes = self.blocks if self.blocks is not None and not fixed else [options.block]
+        groups = groups_of(layer)
+        for block in dict.fromkeys(fitting_block(layer, b) for b in shapes):
+            blocked = replace(options, block=block)
+            sparsities = [options.sparsity] if fixed else [1.0 - d for d in DENSITIES]
+            stored = dict.fromkeys(Stored.of(problem, block, s) for s in sparsities)
+            total = math.prod(problem.blocking(block).grid)
+            kept = retained_at(where, saliency, blocked, groups, [s.blocks for s in stored])
+            for what, retained in zip(stored, kept, strict=True):
+                # Half a block more, and floor() finds the number of removed ones again.
+                sparsity = min(1.0, (total - what.blocks + 0.5) / total)
+                if fixed:
+                    sparsity = options.sparsity
+                candidate = Candidate(seconds(what), retained, block, sparsity)
+                if fixed or candidate.seconds < dense.seconds:
+                    result.append(candidate)
+        return result
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return float(text) > 0.0
+    except ValueError:
+        return False
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _weights_come_from_memory(model: nn.Module) -> bool:
+    return come_from_memory(sum(p.numel() * p.element_size() for p in model.parameters()))
+
+
+def _seconds(cost: CostModel, own: list[Problem], stored: Stored | None, cold: bool) -> float:
+    """All calls of a layer; a weight used again at once is in cache."""
+    return sum(cost.seconds(Point(p, stored, cold and i == 0)) for i, p in enumerate(own))
+
+
+def _scale(
+    cost: CostModel, calls: Mapping[str, list[Problem]], times: ModelTimes, cold: bool
+) -> float:
+    predicted = sum(_seconds(cost, own, None, cold) for own in calls.values())
+    return sum(times.layers.values()) / predicted
+
+
+def _saliency(
+    where: str, model: nn.Module, selection: Selection, options: Mapping[str, LayerOptions]
+) -> dict[str, Tensor]:
+    """Name of the first of each group of tied layers -> [out, in / groups, ...]."""
+    prepare_importance(model, selection.layers, options)
+    result = {}
+    for first, group in selection.tied.items():
+        parts = [
+            layer_saliency(where, n, selection.layers[n], options[n].importance) for n in group
+        ]
+        result[first] = oriented(selection.layers[first], sum(parts[1:], start=parts[0]))
+    return result
+
+
+def _leave_dense(
+    selection: Selection,
+    candidates: Mapping[str, Sequence[Candidate]],
+    chosen: Mapping[str, Candidate],
+) -> None:
+    """Take layers out of a selection whose dense candidate was chosen, and say why."""
+    for first, candidate in chosen.items():
+        if candidate.block is not None:
+            continue
+        sparse = [c.seconds for c in candidates[first] if c.block is not None]
+        reason = (
+            f"the time suffices: dense {1e3 * candidate.seconds:.3g} ms, sparse from "
+            f"{1e3 * min(sparse):.3g} ms (predicted)"
+            if sparse
+            else f"no sparse one is predicted to be faster than the dense layer's "
+            f"{1e3 * candidate.seconds:.3g} ms"
+        )
+        for name in selection.tied.pop(first):
+            del selection.layers[name]
+            selection.skipped[name] = reason

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ..blocking import Blocking, removed_count
-from ..nn.kinds import DenseLayer
+from ..nn.kinds import DenseLayer, LinearLayer, features_of
 
 
 @dataclass(frozen=True)
@@ -115,9 +115,9 @@ class Problem:
         cls, layer: DenseLayer, input_shape: Sequence[int], output_shape: Sequence[int]
     ) -> Problem:
         """A layer of a model on an input of this shape."""
-        if isinstance(layer, nn.Linear):
-            tokens = math.prod(input_shape[:-1])
-            return cls.linear(tokens, layer.in_features, layer.out_features)
+        if isinstance(layer, LinearLayer):
+            outputs, inputs = features_of(layer)
+            return cls.linear(math.prod(input_shape[:-1]), inputs, outputs)
         axes = len(layer.kernel_size)
         padding = layer.padding
         if isinstance(padding, str):

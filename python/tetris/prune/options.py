@@ -64,7 +64,7 @@ class LayerOptions:
             raise ValueError(
                 f"{where}: min_sparsity must not be above max_sparsity (got {low:g} and {high:g})"
             )
-        if self.block == "auto":
+        if isinstance(self.block, str) and self.block == "auto":
             raise ValueError(
                 f'{where}: block="auto" is for tetris.sparsify(model, latency=..., '
                 "example_inputs=...); elsewhere name the shapes to choose from, "

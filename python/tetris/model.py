@@ -20,7 +20,7 @@ from .prune.plan import Scope, plan_layers
 from .prune.report import LayerReport, SparsifyReport, warn_of_shortfall
 from .prune.saliency import check_importance, layer_saliency, prepare_importance
 from .prune.target import Target, budgeted
-from .prune.tree import Selector, check_hooks, layer_options, select_layers
+from .prune.tree import Selection, Selector, check_hooks, layer_options, select_layers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -182,52 +182,17 @@ def sparsify(
         check_weight(f"{where}: layer {name!r}", layer.weight)
     prepare_importance(model, selection.layers, options)
 
-    def saliency_by(first: str) -> Tensor:
-        """Worth of the weights of a layer and of those that share its weight, oriented."""
-        parts = [
-            layer_saliency(where, n, selection.layers[n], options[n].importance)
-            for n in selection.tied[first]
-        ]
-        return oriented(selection.layers[first], sum(parts[1:], start=parts[0]))
-
-    # One layer's saliency at a time, where layers do not compete and nothing but the weight is
-    # asked: it takes as much memory as the weight. All are computed once before, for the checks.
-    alone = (
-        scope == "layer"
-        and not share
-        and all(isinstance(o.importance, str) for o in options.values())
+    layouts, reports = _search(
+        where,
+        selection,
+        options,
+        fixed,
+        scope,
+        default.sparsity,
+        progress,
+        {} if budget is None else budget.costs,
+        share,
     )
-    saliency: dict[str, Tensor] = {}
-    for first in selection.tied:
-        own = saliency_by(first)
-        if not alone:
-            saliency[first] = own
-        del own
-    layouts: dict[str, BlockLayout] = {}
-    reports: dict[str, LayerReport] = {}
-
-    def search(part: list[str]) -> None:
-        worth = {first: saliency_by(first) for first in part} if alone else saliency
-        found = plan_layers(
-            where,
-            worth,
-            {n: options[n] for n in part},
-            fixed,
-            scope,
-            default.sparsity,
-            progress,
-            {n: groups_of(selection.layers[n]) for n in part},
-            {} if budget is None else budget.costs,
-            share,
-        )
-        for first, plan in found.items():
-            layouts[first] = plan.layout
-            report = LayerReport.of(first, plan.layout, worth[first], plan.search)
-            reports.update({n: replace(report, name=n) for n in selection.tied[first]})
-
-    for part in [[first] for first in selection.tied] if alone else [[*selection.tied]]:
-        search(part)
-    saliency.clear()
 
     # A copy has no use for the weights that are pruned; in place, each goes with its layer.
     dense = selection.layers
@@ -264,6 +229,67 @@ def sparsify(
     return result, SparsifyReport(tuple(reports[n] for n in order), selection.skipped, plan)
 
 
+def _search(
+    where: str,
+    selection: Selection,
+    options: Mapping[str, LayerOptions],
+    fixed: set[str],
+    scope: Scope,
+    sparsity: float,
+    progress: bool,
+    costs: Mapping[str, float],
+    share: Share,
+) -> tuple[dict[str, BlockLayout], dict[str, LayerReport]]:
+    """A layout for each weight, by its first layer, and a report for each layer."""
+
+    def worth_of(first: str) -> Tensor:
+        """Of the weights of a layer and of those that share its weight, oriented."""
+        parts = [
+            layer_saliency(where, n, selection.layers[n], options[n].importance)
+            for n in selection.tied[first]
+        ]
+        return oriented(selection.layers[first], sum(parts[1:], start=parts[0]))
+
+    # One layer's saliency at a time, where layers do not compete and nothing but the weight is
+    # asked: it takes as much memory as the weight. All are computed once before, for the checks.
+    alone = (
+        scope == "layer"
+        and not share
+        and all(isinstance(o.importance, str) for o in options.values())
+    )
+    saliency: dict[str, Tensor] = {}
+    for first in selection.tied:
+        own = worth_of(first)
+        if not alone:
+            saliency[first] = own
+        del own
+    layouts: dict[str, BlockLayout] = {}
+    reports: dict[str, LayerReport] = {}
+
+    def search(part: list[str]) -> None:  # whose variables, as large as weights, end with it
+        worth = {first: worth_of(first) for first in part} if alone else saliency
+        plans = plan_layers(
+            where,
+            worth,
+            {n: options[n] for n in part},
+            fixed,
+            scope,
+            sparsity,
+            progress,
+            {n: groups_of(selection.layers[n]) for n in part},
+            costs,
+            share,
+        )
+        for first, plan in plans.items():
+            layouts[first] = plan.layout
+            report = LayerReport.of(first, plan.layout, worth[first], plan.search)
+            reports.update({n: replace(report, name=n) for n in selection.tied[first]})
+
+    for part in [[first] for first in selection.tied] if alone else [[*selection.tied]]:
+        search(part)
+    return layouts, reports
+
+
 def _latency_target(
     where: str,
     latency: float | str | None,
@@ -283,7 +309,8 @@ def _latency_target(
         raise ValueError(
             f"{where}: pass latency= or target=, not both (got {latency!r} and {target!r})"
         )
-    auto = settings.get("block") == "auto"
+    block = settings.get("block")
+    auto = isinstance(block, str) and block == "auto"
     if auto:
         del settings["block"]
     return Latency.asked(where, latency, example_inputs, BLOCKS if auto else None)

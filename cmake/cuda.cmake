@@ -17,6 +17,9 @@ file(GLOB TETRIS_CUDA_HOST_SOURCES CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/csrc/
 set(TETRIS_CUDA_SM90_SOURCES ${TETRIS_CUDA_SOURCES})
 list(FILTER TETRIS_CUDA_SM90_SOURCES INCLUDE REGEX "/hopper[^/]*$")
 list(FILTER TETRIS_CUDA_SOURCES EXCLUDE REGEX "/hopper[^/]*$")
+if("90" IN_LIST TETRIS_CUDA_TARGETS)
+  list(FILTER TETRIS_CUDA_HOST_SOURCES EXCLUDE REGEX "/no_hopper[.]cpp$")
+endif()
 
 # TETRIS_NVCC_WHY: empty where CUDA is a language of this project from here on.
 macro(tetris_find_nvcc)

@@ -112,6 +112,25 @@ def test_residual_and_activation_are_fused(case, activation, dtype, family):
     assert_near(y, want, 1.2 * scale + 64 * want.abs() + 1e-3, terms=case.terms + 1)
 
 
+def test_padding_times_an_infinite_weight_is_nan(family):
+    """As where a dense convolution pads with zeros; pixels that see no padding are infinite."""
+    case = ConvCase(
+        64, 64, (6, 7), padding=(1, 1), block=(64, 16), perm="none", bias=False, density=1.0,
+        channels_last=True,
+    )  # fmt: skip
+    layer, x = make_conv(case, torch.bfloat16, padding=0.0), maps(case, torch.bfloat16)
+    layer.values[0, 0, 0] = torch.inf  # of the first output, at the first position of the kernel
+    moved = on_device(layer)
+    with refusals_skip():
+        y = moved.conv(to_device(x)).cpu()
+    padded = torch.nn.functional.pad(x.double(), (1, 1, 1, 1))
+    want = torch.nn.functional.conv2d(padded, layer.dense(layer.values).double())
+    assert want[:, 0].isnan().any()
+    assert want[:, 0].isinf().any()
+    assert torch.equal(y.isnan(), want.isnan())
+    assert torch.equal(y.isinf(), want.isinf())
+
+
 @pytest.mark.parametrize("case", TILES[::5], ids=str)
 def test_tf32_where_torch_allows_it(case):
     torch.backends.cudnn.allow_tf32 = True

@@ -16,6 +16,7 @@ at once, one family of kernels each, and go on behind a test that hangs, crashes
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import os
 import shutil
@@ -203,6 +204,7 @@ def main() -> int:
     def finish(part: Part, tail: int = 15) -> bool:
         done.append(part)
         passed = part.wait(tail)
+        until_stopped(args.out, part)
         write_summary(args.out, done)
         if args.archive:
             archive(args.archive, args.out, args.results)
@@ -267,6 +269,18 @@ def archive(path: Path, out: Path, results: Path) -> None:
         fresh.replace(path)
     except OSError as error:  # parts that still run write files, and may remove one
         print(f"-- {path} stays as it was: {error}", flush=True)
+
+
+def until_stopped(out: Path, part: Part) -> None:
+    """What tests had come to that were stopped before they could say so."""
+    path = out / part.name / "outcomes.txt"
+    if not part.status.startswith("stopped") or not path.exists():
+        return
+    outcomes = path.read_text().splitlines()
+    counts = collections.Counter(line.split(" ", 1)[0] for line in outcomes)
+    print("   until then", ", ".join(f"{n} {outcome}" for outcome, n in counts.items()), flush=True)
+    bad = [line for line in outcomes if not line.startswith(("passed ", "skipped "))]
+    print("\n".join("   " + line for line in bad[:20]), flush=True)
 
 
 def measured(out: Path, part: Part) -> bool:

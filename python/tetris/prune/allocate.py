@@ -57,6 +57,20 @@ class Scored:
         best[torch.arange(self.sums.shape[0]), self.sums.argmax(1)] = True
         return best
 
+    def bound(self, score: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
+        """Which blocks are kept, and which removed, whatever those of other layers are worth.
+
+        Args:
+            score: [n], worth of each rated block.
+            best: bool[n], those that the floor keeps.
+        """
+        never = torch.zeros_like(best)
+        if self.min_sparsity == 0.0 and self.max_sparsity == 1.0:
+            return best, never
+        rank = torch.where(best, torch.inf, score).argsort(descending=True, stable=True)
+        never = never.index_fill_(0, rank[self.most :], True) & ~best
+        return best.index_fill(0, rank[: self.least], True), never
+
 
 def scored(
     saliency: Tensor,
@@ -81,17 +95,17 @@ def scored(
 def check_reach(where: str, layers: Mapping[str, Scored], sparsity: float) -> None:
     """Raise ValueError if the bounds of the layers leave no way to this sparsity of all."""
     total = sum(layer.cost * layer.blocks for layer in layers.values())
-    for name, count, wrong in (
-        ("max_sparsity", "least", lambda share, slack: share < sparsity - slack),
-        ("min_sparsity", "most", lambda share, slack: share > sparsity + slack),
+    slack = sum(layer.cost for layer in layers.values()) / total + 1e-9  # whole blocks of each
+    most = 1.0 - sum(layer.cost * layer.least for layer in layers.values()) / total
+    least = 1.0 - sum(layer.cost * layer.most for layer in layers.values()) / total
+    for name, share, beyond in (
+        ("max_sparsity", most, sparsity - most),
+        ("min_sparsity", least, least - sparsity),
     ):
-        kept = sum(layer.cost * getattr(layer, count) for layer in layers.values())
-        # Whole blocks of every layer may be in the way.
-        slack = sum(layer.cost for layer in layers.values()) / total + 1e-9
-        if wrong(1.0 - kept / total, slack):
+        if beyond > slack:
             raise ValueError(
-                f"{where}: {name} of the layers comes to {1.0 - kept / total:.1%} of all, which "
-                f"cannot be reconciled with removing {sparsity:.1%}; change one of them"
+                f"{where}: {name} of the layers comes to {share:.1%} of all, which cannot be "
+                f"reconciled with removing {sparsity:.1%}; change one of them"
             )
 
 
@@ -118,25 +132,25 @@ def allocate(layers: Mapping[str, Scored], sparsity: float) -> dict[str, float]:
     Returns:
         name -> sparsity such that ``floor(sparsity * blocks)`` is the number of removed blocks.
     """
-    scores, costs, floor, ceiling = [], [], [], []
+    scores: list[Tensor] = []
+    costs, floor, ceiling = [], [], []
     for layer in layers.values():
         score = (layer.sums.double() / layer.cost).flatten()
         best = layer.best() if layer.keep_rows else torch.zeros_like(score, dtype=torch.bool)
-        best = best.flatten()
-        rank = torch.where(best, torch.inf, score).argsort(descending=True, stable=True)
-        above = torch.zeros_like(best).index_fill_(0, rank[layer.most :], True) & ~best
+        first, last = layer.bound(score, best.flatten())
         scores.append(score)
-        floor.append(best.index_fill(0, rank[: layer.least], True))
-        ceiling.append(above)
+        floor.append(first)
+        ceiling.append(last)
         costs.append(torch.full((score.numel(),), layer.cost, dtype=torch.float64))
-    score, cost, first = torch.cat(scores), torch.cat(costs), torch.cat(floor)
-    score = torch.where(first, torch.inf, score).masked_fill(torch.cat(ceiling), -torch.inf)
+    score, cost = torch.cat(scores), torch.cat(costs)
+    first, last = torch.cat(floor), torch.cat(ceiling)
+    score = torch.where(first, torch.inf, score).masked_fill(last, -torch.inf)
     order = score.argsort(descending=True, stable=True)
     total = sum(layer.cost * layer.blocks for layer in layers.values())
     budget = (1.0 - sparsity) * total * (1.0 + 1e-12)
     keep = torch.zeros_like(first)
     keep[order] = cost[order].cumsum(0) <= budget
-    keep = (keep & ~torch.cat(ceiling)) | first
+    keep = (keep & ~last) | first
     result = {}
     for (name, layer), kept in zip(
         layers.items(), keep.split([s.numel() for s in scores]), strict=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -147,6 +147,10 @@ class DSMPruner(Pruner):
                     f"{self.name}: granularity='input' keeps whole inputs, whatever their order; "
                     f"layer {name!r} asks for reorder={own.reorder!r}, leave it out"
                 )
+
+    def arguments(self) -> dict[str, Any]:
+        """Also what stays or goes together."""
+        return {**super().arguments(), "granularity": self.granularity}
 
     def scores(self) -> dict[str, Tensor]:
         """Name -> worth of weights [out, in]; that of blocks or inputs is spread over theirs."""

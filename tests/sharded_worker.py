@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 import tetris
 from tetris.prune import (
@@ -50,6 +50,7 @@ CASES = {
     "by-norm": {"schedule": CUBIC, "importance": "norm"},
 }
 RESUMED = ("sparse", "searched", "regrown")
+CPU = torch.device("cpu")
 FULL = StateDictOptions(full_state_dict=True)
 
 
@@ -147,6 +148,7 @@ def errors(folder, rank, world):
     for model in methods:
         shard(model, world)
     tries = {
+        "fsdp1": lambda: TetrisPruner(FullyShardedDataParallel(network(), device_id=CPU), **FAST),
         "synaptic": lambda: synaptic.step(0.1),
         "vrpge": lambda: vrpge.backward(lambda: methods[1](batch(0)[0]).sum()),
         "pruner": lambda: TetrisPruner(late, **FAST),

@@ -7,6 +7,7 @@ from torch import nn
 from tetris import SparseLinear, sparsify
 from tetris.nn.base import SparseLayer
 from tetris.prune import Cubic, Parameters, Regrow, TetrisPruner, VRPGEPruner
+from tetris.prune.allocate import Scored, allocate
 
 FAST = {"sweeps": 1, "block": (4, 3), "exclude": "4"}
 
@@ -192,6 +193,32 @@ def test_bounds_that_nothing_can_reach(arguments, message):
         VRPGEPruner(mlp(), scope="global", min_sparsity=0.2, **FAST)
 
 
+def test_bounds_hold_for_any_worth_and_the_rest_goes_by_worth():
+    """Against one choice at a time: the best block that may still be kept."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(50):
+        layers = {}
+        for name in "abc":
+            rows, columns = torch.randint(1, 6, (2,), generator=generator).tolist()
+            low, high = torch.rand(2, generator=generator).sort().values.tolist()
+            sums = torch.rand(rows, columns, generator=generator)
+            layers[name] = Scored(sums, 1.0, False, None, low, high)
+        total = sum(layer.blocks for layer in layers.values())
+        least = sum(layer.least for layer in layers.values())
+        most = sum(layer.most for layer in layers.values())
+        budget = int(torch.randint(least, most + 1, (), generator=generator))
+        kept = {name: layer.least for name, layer in layers.items()}
+        sums = {
+            n: x.sums.flatten().sort(descending=True).values.tolist() for n, x in layers.items()
+        }
+        while sum(kept.values()) < budget:
+            free = [n for n in layers if kept[n] < layers[n].most]
+            kept[max(free, key=lambda n: sums[n][kept[n]])] += 1
+        found = allocate(layers, 1 - budget / total)
+        for name, layer in layers.items():
+            assert layer.blocks - int(found[name] * layer.blocks) == kept[name]
+
+
 # -- optimizers ---------------------------------------------------------------------------------
 
 
@@ -303,6 +330,31 @@ def test_a_step_that_a_scaler_skips_counts_for_nothing(execution, regrow):
     assert same == layouts
     for a, b in zip(others, parameters, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)  # scales are powers of two
+
+
+def test_sampled_blocks_go_back_when_a_step_is_skipped():
+    """VR-PGE: neither weights nor gates learn, and the next step is as if there had been none."""
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    pruner = VRPGEPruner(
+        model, sparsity=0.5, block=(4, 4), reorder="identity", sweeps=1, exclude="2",
+        optimizers=optimizer,
+    )  # fmt: skip
+    x = torch.randn(8, 16)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    gates = pruner.gates.s.clone()
+    optimizer.zero_grad()
+    pruner.backward(lambda: model(x).square().mean())
+    pruner.step(skipped=True)
+    assert pruner.steps == 0
+    assert torch.equal(pruner.gates.s, gates)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    optimizer.zero_grad()
+    pruner.backward(lambda: model(x).square().mean())
+    optimizer.step()
+    pruner.step()
+    assert pruner.steps == 1
+    assert not torch.equal(pruner.gates.s, gates)
 
 
 def test_bfloat16_autocast_trains_masks_and_stored_blocks():

@@ -87,6 +87,7 @@ def test_the_state_of_shards_ends_in_a_file_of_sparse_layers(results, tmp_path):
         ("finalize", "TetrisPruner.finalize: .*load the full state dict"),
         ("remove", "TetrisPruner.remove: .*load the full state dict"),
         ("stored", "TetrisPruner: layer '0': .*use execution='masked'"),
+        ("fsdp1", r"TetrisPruner: FullyShardedDataParallel \(FSDP1\) flattens"),
         ("synaptic", r"SynapticPruner.step: .*after prune\(\)"),
         ("vrpge", r"VRPGEPruner.backward: .*after prune\(\)"),
         ("relayout", "tetris.relayout: .*change blocks before fully_shard"),

@@ -32,6 +32,16 @@ def check_whole(where: str, tensors: Iterable[object], hint: str) -> None:
         )
 
 
+def check_unwrapped(where: str, model: nn.Module) -> None:
+    """Raise TypeError if FSDP1 has flattened parameters of a model, whose layers have none then."""
+    kind = _fsdp("FullyShardedDataParallel")
+    if any(isinstance(module, kind) for module in model.modules()):
+        raise TypeError(
+            f"{where}: FullyShardedDataParallel (FSDP1) flattens parameters, so layers have no "
+            "weights of their own; use FSDP2, torch.distributed.fsdp.fully_shard, after this call"
+        )
+
+
 @torch.no_grad()
 def fill(tensor: Tensor, where: Tensor, value: float) -> None:
     """``tensor.masked_fill_(where, value)``, of the part that this process holds if it is sharded.
@@ -50,7 +60,7 @@ def fill(tensor: Tensor, where: Tensor, value: float) -> None:
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
     """Whole parameters in the place of the sharded ones of a model meanwhile, to read."""
-    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    kind = _fsdp("FSDPModule")
     sharded: list[Any] = [module for module in model.modules() if isinstance(module, kind)]
     try:
         for module in sharded:
@@ -59,6 +69,11 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for module in sharded:
             module.reshard()
+
+
+def _fsdp(name: str) -> Any:
+    """A class of FSDP for ``isinstance``; none where FSDP has not been imported."""
+    return getattr(sys.modules.get("torch.distributed.fsdp"), name, ())
 
 
 def _own(whole: Tensor, like: Any) -> Tensor:

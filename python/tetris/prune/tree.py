@@ -22,7 +22,7 @@ from ..nn.kinds import (
     oriented,
     sparse_type,
 )
-from ..sharding import check_whole
+from ..sharding import check_unwrapped, check_whole
 from .masks import BEFORE, BlockMask
 from .options import LayerOptions, LayerOverride
 
@@ -69,6 +69,7 @@ def select_layers(
         TypeError: an entry is of no known kind.
     """
     check_model(where, model)
+    check_unwrapped(where, model)
     check_whole(where, model.parameters(), BEFORE)
     if not isinstance(types, (tuple, list)) or not all(isinstance(t, type) for t in types):
         raise TypeError(

@@ -380,3 +380,41 @@ def test_importance_and_targets_with_conv1d():
     layers = [m for m in sparse.modules() if isinstance(m, tetris.nn.SparseLayer)]
     dense = sum(m.in_features * m.out_features for m in layers)
     assert sum(m.values.numel() for m in layers) <= 0.25 * dense
+
+
+# -- compilers --------------------------------------------------------------------------------
+
+
+class Logits(nn.Module):
+    """Logits alone, without a cache of keys and values."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        cached = isinstance(
+            self.model, (transformers.GPT2LMHeadModel, transformers.LlamaForCausalLM)
+        )
+        return self.model(x, **({"use_cache": False} if cached else {})).logits
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_any_batch_compiles_and_exports_once(name):
+    torch.compiler.reset()
+    model = Logits(tetris.sparsify(build(name), **SETTINGS, **MODELS[name][1])).eval()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (TOKENS,), dynamic_shapes=({0: batch},)).module()
+    with torch.no_grad():
+        for copies in (1, 2, 3):
+            x = TOKENS.repeat(copies, 1)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(program(x), model(x), rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1

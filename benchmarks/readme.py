@@ -1,10 +1,10 @@
-"""Fills the results of README.md and docs/results.md from benchmarks/results.
+"""Fills the results of README.md, docs/results.md and docs/models.md from benchmarks/results.
 
 Linear layers come from gemm.json, convolutions and networks from conv.json, training steps from
 training.json, and the accuracy table is demo.md as ``tetris demo --full --out benchmarks/results``
-writes it.
+writes it. Transformers come from transformer.json.
 
-    python -m benchmarks.readme [--check]
+    python -m benchmarks.readme [--check] [--readme PAGE ...]
 
 Text between ``<!-- NAME -->`` and ``<!-- /NAME -->`` is replaced. ``--check`` changes nothing
 and fails if the file would change, or if a section is empty.
@@ -16,14 +16,14 @@ import re
 import sys
 from pathlib import Path
 
-from . import training
+from . import training, transformer
 from .conv_report import network_table, summary_table
 from .machine import sentence
 from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
 from .targets import Verdict, against_conv2d, geometric_mean, judge, judge_convolutions
 
-PAGES = [Path("README.md"), Path("docs/results.md")]
+PAGES = [Path("README.md"), Path("docs/results.md"), Path("docs/models.md")]
 FEW_BLOCKS = ("1x1", "4x1", "16x1", "16x16")  # shown in the table of few tokens
 
 
@@ -127,6 +127,15 @@ def conv_fragments(result: dict) -> dict[str, str]:
     return made
 
 
+def transformer_fragments(result: dict) -> dict[str, str]:
+    """The pieces about transformers."""
+    rows, threads = result["rows"], result["threads"]
+    return {
+        "transformer": f"{transformer.speed_table(rows)}\n\n{transformer.losses(rows)}",
+        "transformer-machine": measured_on(result, f"{threads} thread{'s' * (threads > 1)}"),
+    }
+
+
 def fragments(result: dict) -> dict[str, str]:
     """Every generated piece by name."""
     threads = sorted({r["threads"] for r in result["rows"]})
@@ -183,6 +192,8 @@ def main(argv: list[str] | None = None) -> int:
         pieces |= conv_fragments(json.loads((folder / "conv.json").read_text()))
     if (folder / "training.json").exists():
         pieces |= steps_fragments(json.loads((folder / "training.json").read_text()))
+    if (folder / "transformer.json").exists():
+        pieces |= transformer_fragments(json.loads((folder / "transformer.json").read_text()))
     curves = folder / f"speedup-{result['native_isa']}-1t.png"
     if curves.exists():
         pieces["curves"] = f"![speed-up against sparsity, per shape and block]({curves.as_posix()})"

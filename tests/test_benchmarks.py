@@ -5,16 +5,37 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import tetris
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks import conv, conv_report, conv_sweep, gemm, readme, report, targets, training
+from benchmarks import (
+    conv,
+    conv_report,
+    conv_sweep,
+    gemm,
+    readme,
+    report,
+    targets,
+    training,
+    transformer,
+)
 from benchmarks.convolutions import ConvShape, SparseConv, dense_convolutions, layers_of
 from benchmarks.layers import Shape, SparseLayer, dense_candidates, parse_block
 from benchmarks.models import MODELS
 from benchmarks.networks import random_sparse, ways
+from benchmarks.transformer_blocks import (
+    PARTS,
+    Attention,
+    BertLayer,
+    GatedMlp,
+    LlamaLayer,
+    Model,
+    part_of,
+    rotated,
+)
 from tetris.timing import Plan, interleave, rotate, unpacked_product
 
 
@@ -377,3 +398,54 @@ def test_empty_sections_fail_the_check(small_run, tmp_path, capsys):
     page.write_text(page.read_text() + "<!-- steps -->\n<!-- /steps -->\n")
     assert readme.main([*words, "--check"]) == 1
     assert "nothing measured for steps" in capsys.readouterr().out
+
+
+class SmallLlamaLayer(LlamaLayer):
+    """A layer of Llama of a size for tests."""
+
+    def __init__(self):
+        nn.Module.__init__(self)
+        self.attention, self.mlp = Attention(64, 4, causal=True), GatedMlp(64, 96)
+        self.norms = nn.ModuleList(nn.RMSNorm(64) for _ in range(2))
+
+
+@pytest.mark.parametrize(("layer", "hidden"), [(BertLayer, 768), (SmallLlamaLayer, 64)])
+def test_a_sparse_transformer_is_the_masked_dense_one(layer, hidden):
+    """Also with the activations that the benchmark fuses, and with earlier tokens."""
+    dense = Model(layer, 2, hidden, ()).build()
+    sparse = transformer.pruned(dense, (4, 1), 0.5)
+    for name, module in sparse.named_modules():
+        if isinstance(module, tetris.SparseLinear):
+            dense.get_submodule(name).weight.data.mul_(module.layout.mask())
+    x = torch.randn(1, 1, hidden, generator=torch.Generator().manual_seed(0))
+    for one, other in zip(dense, sparse, strict=True):
+        one.attention.remember(1, 5)
+        other.attention.past = one.attention.past
+    for part in PARTS:
+        got, want = part_of(sparse, part)(x), part_of(dense, part)(x)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_token_behind_earlier_ones_sees_them():
+    """A prompt's keys and values, then the last token: as the whole sequence."""
+    torch.manual_seed(0)
+    layer = Attention(16, 2, causal=True).requires_grad_(False)
+    x = torch.randn(1, 6, 16)
+    want = layer(x)
+    k, v = (p(x[:, :-1]).unflatten(-1, (2, -1)).transpose(1, 2) for p in (layer.key, layer.value))
+    layer.past = (rotated(k, 0), v)
+    torch.testing.assert_close(layer(x[:, -1:]), want[:, -1:])
+
+
+def test_a_small_transformer_run_says_where_sparse_loses():
+    model = Model(BertLayer, 1, 768, ((1, 4, 0),))
+    plan = Plan(sample_s=0.0, budget_s=0.0, min_rounds=3, max_rounds=3)
+    rows = list(transformer.measure("BERT", model, [((16, 16), 0.9)], plan, compiled=False))
+    assert [r["part"] for r in rows] == ["attention", "mlp", "whole"]
+    assert {r["rounds"] for r in rows} == {3}
+    slow = [{**rows[0], "speedup": 0.5}, {**rows[1], "speedup": 2.0}]
+    assert transformer.losses(slow) == (
+        "Slower than dense: BERT, 1 x 4 tokens, attention, 16x16 at 90% (0.50x)."
+    )
+    assert "faster everywhere, least so at 90%" in transformer.losses(slow[1:])
+    assert "(2.00x) |" in transformer.speed_table(slow)

@@ -117,7 +117,9 @@ def sparsify(
         example_inputs: With ``latency``: what the model is called with, a tensor, a tuple of
             arguments, or a dict of them by name.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.
-        inplace: Change the model itself; otherwise a deep copy.
+        inplace: Change the model itself, whose dense weights are freed one by one; otherwise a deep
+            copy, without these weights. Either way the peak is about the largest layer above the
+            model (``docs/models.md``), except where layers compete or importance needs data.
         progress: Show a progress bar per layer.
         return_report: Return ``(model, report)``; ``print(report)`` shows the layers, what they
             retain, and which layers stay dense and why.

@@ -21,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import Progress
-from torch import nn
+from torch import Tensor, nn
 
 import tetris
 from tetris.modules import replace_modules
-from tetris.timing import Candidate, Plan, interleave, quartiles
+from tetris.timing import Candidate, Plan, interleave, prepacked_linear, quartiles
 
 from . import machine
 from .layers import frozen
@@ -34,6 +34,7 @@ from .report import table
 from .transformer_blocks import MODELS, PARTS, Attention, Model, part_of
 
 BLOCKS = ((4, 1), (16, 16))
+DENSE = ("eager", "oneDNN", "compile")
 SPARSITIES = (0.5, 0.8, 0.9, 0.95)
 
 
@@ -52,6 +53,33 @@ def pruned(model: nn.Sequential, block: tuple[int, int], sparsity: float) -> nn.
     return result.requires_grad_(False)
 
 
+class Prepacked(nn.Module):
+    """A linear layer by oneDNN with its weight packed ahead of time.
+
+    Args:
+        layer: The layer.
+        tokens: That the weight is packed for.
+    """
+
+    def __init__(self, layer: nn.Linear, tokens: int) -> None:
+        super().__init__()
+        self.call = prepacked_linear(layer.weight.detach(), layer.bias, tokens)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        assert self.call is not None
+        return self.call(x)
+
+
+def prepacked(model: nn.Module, tokens: int) -> nn.Module | None:
+    """A copy of a model with such layers; None where this torch has no oneDNN."""
+    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    new: dict[str, nn.Module] = {n: Prepacked(m, tokens) for n, m in linear.items()}
+    if any(m.call is None for m in new.values()):
+        return None
+    return replace_modules(copy.deepcopy(model, {id(m): m for m in linear.values()}), new)
+
+
 def measure(
     name: str, model: Model, grid: list[tuple[tuple[int, int], float]], plan: Plan, compiled: bool
 ):
@@ -67,6 +95,8 @@ def measure(
                     layer.remember(batch, before)
         own = part_of(dense, part)
         candidates: dict[str, Candidate] = {"eager": lambda own=own, x=x: own(x)}
+        if (packed := prepacked(own, batch * tokens)) is not None:
+            candidates["oneDNN"] = lambda packed=packed, x=x: packed(x)
         if compiled:
             torch._dynamo.reset()
             candidates["compile"] = frozen(own, x)
@@ -74,9 +104,7 @@ def measure(
             sub = part_of(module, part)
             candidates[f"{block[0]}x{block[1]} {sparsity}"] = lambda sub=sub, x=x: sub(x)
         times = {n: 1e3 * t / model.depth for n, t in interleave(candidates, plan).items()}
-        best = min(
-            (n for n in ("eager", "compile") if n in times), key=lambda n: np.median(times[n])
-        )
+        best = min((n for n in DENSE if n in times), key=lambda n: np.median(times[n]))
         for block, sparsity in sparse:
             key = f"{block[0]}x{block[1]}"
             own_times = times[f"{key} {sparsity}"]
@@ -90,14 +118,13 @@ def measure(
                 "block": key,
                 "sparsity": sparsity,
                 "rounds": len(own_times),
-                "eager_ms": float(np.median(times["eager"])),
-                "compile_ms": float(np.median(times["compile"])) if compiled else None,
+                "dense_ms": {n: float(np.median(times[n])) for n in DENSE if n in times},
                 "sparse_ms": float(np.median(own_times)),
                 "dense": best,
                 "speedup": middle,
                 "speedup_iqr": [low, high],
             }
-        del candidates
+        del candidates, packed
         gc.collect()
 
 
@@ -108,28 +135,27 @@ def case_name(row: dict) -> str:
 
 
 def speed_table(rows: list[dict]) -> str:
-    """Speed-up over the faster of eager and compiled, by case, part and block."""
+    """Speed-up over the fastest dense one, by case, part and block."""
     sparsities = sorted({r["sparsity"] for r in rows})
     keys = dict.fromkeys((case_name(r), r["part"], r["block"]) for r in rows)
     lines = []
     for key in keys:
         own = {r["sparsity"]: r for r in rows if (case_name(r), r["part"], r["block"]) == key}
         first = next(iter(own.values()))
-        compiled = "" if first["compile_ms"] is None else f"{first['compile_ms']:.2f}"
+        dense = [first["dense_ms"].get(n) for n in DENSE]
         lines.append(
             [
                 *key,
-                f"{first['eager_ms']:.2f}",
-                compiled,
+                *("" if t is None else f"{t:.2f}" for t in dense),
                 *(f"{own[s]['sparse_ms']:.2f} ({own[s]['speedup']:.2f}x)" for s in sparsities),
             ]
         )
-    head = ["case", "part", "block", "eager ms", "compile ms"]
+    head = ["case", "part", "block", *(f"{n} ms" for n in DENSE)]
     return table([*head, *(f"{s:.0%} ms" for s in sparsities)], lines)
 
 
 def losses(rows: list[dict]) -> str:
-    """Where sparse is slower than the faster dense one, in a sentence."""
+    """Where sparse is slower than the fastest dense one, in a sentence."""
     lost = [r for r in rows if r["speedup"] < 1]
     if not lost:
         least = min(rows, key=lambda r: r["speedup"])
@@ -155,8 +181,9 @@ def markdown(result: dict) -> str:
             f"{result['threads']} thread(s), {result['seconds']:.0f} s.",
             "",
             "Milliseconds per layer, float32, medians of candidates that take turns; in brackets "
-            "the median of the ratios to the faster of eager and compiled (torch.compile with "
-            "frozen weights) in the same round. Spread and rounds: transformer.json.",
+            "the median of the ratios to the fastest dense one in the same round: eager, oneDNN "
+            "with weights packed ahead of time, torch.compile with frozen weights. Spread and "
+            "rounds: transformer.json.",
             "",
             speed_table(result["rows"]),
             "",

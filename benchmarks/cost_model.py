@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 import tetris
-from tetris.cost.calibrate import measure_all
+from tetris.cost.calibration import measure_all
 from tetris.cost.features import FAMILIES, Point
 from tetris.cost.measure import Draw
 from tetris.cost.model import CostModel, relative_error

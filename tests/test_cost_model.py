@@ -8,7 +8,7 @@ from torch import nn
 
 import tetris
 from tetris.cost import CostModel, Point, Problem, Stored, store
-from tetris.cost.calibrate import measure_all
+from tetris.cost.calibration import measure_all
 from tetris.cost.features import COEFFICIENTS, FAMILIES, features, seconds
 from tetris.cost.fit import fit
 from tetris.cost.measure import Draw, Sample, measure, random_layout

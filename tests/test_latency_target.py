@@ -8,7 +8,7 @@ from torch import nn
 
 import tetris
 from tetris.cost import CostModel, store
-from tetris.cost.calls import measured_times, problems_of
+from tetris.cost.calls import calls_of, measured_times
 from tetris.nn import SparseLayer
 from tetris.prune.curves import Candidate, _hull, choose, retained_at
 from tetris.prune.latency import BLOCKS
@@ -43,7 +43,7 @@ def exact(monkeypatch):
 
     def times(model, layers, example_inputs):
         cost = store.default()
-        calls = problems_of("test", model, layers, example_inputs)
+        calls = calls_of("test", model, layers, example_inputs)
         own = {n: latency._seconds(cost, c, None, False) for n, c in calls.items()}
         return latency.ModelTimes(1e-5 + sum(own.values()), own)
 

@@ -13,6 +13,8 @@ from . import ops as ops
 from . import prune as prune
 from . import reorder as reorder
 from . import tuning as tuning
+from .analysis import AnalysisReport as AnalysisReport
+from .analysis import analyze as analyze
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .cost import calibrate as calibrate

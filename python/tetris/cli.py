@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import _C
-from .commands import bench, compare
+from .commands import analyze, bench, calibrate, compare
 
 DEMO = """\
 Trains a small network, prunes it at 90, 95 and 98 % (the convolutional one: at
@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--training", action="store_true", help="the gradients, too")
     tune.set_defaults(run=_tune)
-    for command in (bench, compare):
+    for command in (analyze, bench, calibrate, compare):
         command.add_parser(commands)
     made.add_argument("--version", action="version", version=f"tetris {_C.version}")
     return made

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
+    from .analysis.report import AnalysisReport
     from .layout import BlockLayout
 
 _MAX_PIXELS = 1024  # larger matrices are averaged down: a screen shows no more
@@ -142,6 +143,42 @@ def plot_images(rows: Mapping[str, Tensor], path: str | PathLike[str]) -> None:
         line[0].text(
             -0.1, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=8
         )
+    figure.savefig(path)
+
+
+def plot_analysis(report: AnalysisReport, path: str | PathLike[str]) -> None:
+    """Save predicted speed-up and retained saliency of each layer's choices.
+
+    Args:
+        report: What :func:`tetris.analyze` returned.
+        path: File to write; the ending chooses the format.
+    """
+    figure_class = matplotlib_figure("AnalysisReport.plot")
+    names = [layer.name or "(root)" for layer in report.layers]
+    figure = figure_class(figsize=(10.0, 1.6 + 0.32 * len(names)), dpi=150)
+    figure.set_layout_engine("constrained")
+    speed, kept = figure.subplots(1, 2, sharey=True)
+    kinds = sorted({(c.block, round(c.sparsity, 2)) for r in report.layers for c in r.choices})
+    blocks = sorted({block for block, _ in kinds})
+    for row, layer in enumerate(report.layers):
+        for choice in layer.choices:
+            colour = f"C{blocks.index(choice.block) % 10}"
+            marker = dict(color=colour, alpha=0.35 + 0.65 * choice.sparsity**4, s=26)
+            star = "*" if choice is layer.best else "o"
+            if choice.speedup == choice.speedup:  # not NaN
+                speed.scatter(choice.speedup, row, marker=star, **marker)
+            kept.scatter(100 * choice.retained, row, marker=star, **marker)
+    for block in blocks:
+        kept.scatter([], [], color=f"C{blocks.index(block) % 10}", label=f"{block[0]}x{block[1]}")
+    speed.axvline(1.0, color="black", linewidth=0.8)
+    speed.set_xlabel("predicted speed-up (left of the line sparse loses)", fontsize=8)
+    kept.set_xlabel("retained saliency, %", fontsize=8)
+    speed.set_yticks(range(len(names)), names)
+    speed.invert_yaxis()
+    kept.legend(title="block; paler: less sparse; star: recommended", fontsize=7, title_fontsize=7)
+    for axes in (speed, kept):
+        axes.tick_params(labelsize=7)
+        axes.grid(axis="x", linewidth=0.3)
     figure.savefig(path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,7 +21,12 @@ def steps(show: bool, name: str, total: int) -> Iterator[Callable[[], None]]:
     """A call that says that one step is done, of so many; it shows a bar if asked to."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
-        *columns, TimeElapsedColumn(), TimeRemainingColumn(), transient=True, disable=not show
+        *columns,
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        transient=True,
+        disable=not show,
+        console=Console(stderr=True),  # results go to standard output
     ) as bar:
         task = bar.add_task(name, total=total)
         yield lambda: bar.update(task, advance=1)

@@ -3,7 +3,7 @@
 :mod:`tetris.cost.features` explains the model, :func:`tetris.calibrate` fits it to this machine.
 """
 
-from .calibrate import calibrate as calibrate
+from .calibration import calibrate as calibrate
 from .features import Point as Point
 from .model import CostModel as CostModel
 from .problem import Problem as Problem

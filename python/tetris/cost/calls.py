@@ -19,11 +19,24 @@ from .problem import Problem
 _ROUNDS = 7
 
 
+@dataclass(frozen=True)
+class Call:
+    """One call of a layer.
+
+    Attributes:
+        problem: What it computes.
+        input_shape: Of its input.
+    """
+
+    problem: Problem
+    input_shape: tuple[int, ...]
+
+
 @torch.no_grad()
-def problems_of(
+def calls_of(
     where: str, model: nn.Module, layers: Mapping[str, DenseLayer], example_inputs: Any
-) -> dict[str, list[Problem]]:
-    """Name -> one problem for each call of the layer, when the model runs on an example.
+) -> dict[str, list[Call]]:
+    """Name -> the calls of each layer, when the model runs on an example.
 
     The model stays as it was.
 
@@ -37,12 +50,12 @@ def problems_of(
     Raises:
         ValueError: a layer is not called for the example.
     """
-    found: dict[str, list[Problem]] = {name: [] for name in layers}
+    found: dict[str, list[Call]] = {name: [] for name in layers}
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
             x = args[0] if args else kwargs["input"]
-            found[name].append(Problem.of(layer, x.shape, output.shape))
+            found[name].append(Call(Problem.of(layer, x.shape, output.shape), tuple(x.shape)))
 
         return hook
 
@@ -51,7 +64,7 @@ def problems_of(
     ):
         with undisturbed(model):
             _call(model, example_inputs)
-    if unused := [name for name, problems in found.items() if not problems]:
+    if unused := [name for name, calls in found.items() if not calls]:
         raise ValueError(
             f"{where}: the example does not go through {', '.join(map(repr, unused))}; exclude "
             "them, or give other example_inputs"

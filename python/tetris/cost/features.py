@@ -125,6 +125,15 @@ def seconds(f: NDArray[np.float64], coefficients: NDArray[np.float64]) -> NDArra
     return 1e-9 * (call * f[:, 0] + parallel * f[:, 1] + work + moved)
 
 
+def parts(f: NDArray[np.float64], coefficients: NDArray[np.float64]) -> dict[str, float]:
+    """Seconds of one point, ``f`` [10], by what they are spent on: call, weights, activations."""
+    calls, moving = coefficients.copy(), coefficients.copy()
+    calls[2:] = 0.0
+    moving[:8] = 0.0
+    every, call, moved = (float(seconds(f[None], c)[0]) for c in (coefficients, calls, moving))
+    return {"call": call, "weights": every - call - moved, "activations": moved}
+
+
 def _norm(*parts: NDArray[np.float64]) -> NDArray[np.float64]:
     return sum(part**_POWER for part in parts) ** (1 / _POWER)
 

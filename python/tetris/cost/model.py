@@ -14,7 +14,7 @@ import torch
 from .. import _C
 from ..checks import describe
 from ..machine import cpu_model, last_level_bytes
-from .features import COEFFICIENTS, FAMILIES, TILES, Point, features, seconds
+from .features import COEFFICIENTS, FAMILIES, TILES, Point, features, parts, seconds
 from .fit import fit
 
 FORMAT = 1
@@ -58,11 +58,23 @@ class CostModel:
             threads: By default torch's. Of a count that was not calibrated, the next smaller one
                 that was gives the coefficients.
         """
+        return float(seconds(*self._terms(point, threads, batch=True))[0])
+
+    def parts(self, point: Point, threads: int | None = None) -> dict[str, float]:
+        """The same seconds by what they go into: ``call``, ``weights`` and ``activations``.
+
+        A call's overhead and the copies of activations stay, however few weights are left.
+        """
+        return parts(*self._terms(point, threads))
+
+    def _terms(
+        self, point: Point, threads: int | None, batch: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         if threads is None:
             threads = torch.get_num_threads()
         known = max((t for t in self.threads if t <= threads), default=min(self.threads))
-        own = np.asarray(self.threads[known][point.family])
-        return float(seconds(features(point, threads, self.isa)[None], own)[0])
+        f = features(point, threads, self.isa)
+        return f[None] if batch else f, np.asarray(self.threads[known][point.family])
 
     def is_of_this_machine(self) -> bool:
         """It was calibrated on this processor, with the instruction set that is in use."""

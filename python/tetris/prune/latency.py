@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..checks import check_block, describe
 from ..cost import store
-from ..cost.calls import ModelTimes, measured_times, problems_of
+from ..cost.calls import Call, ModelTimes, calls_of, measured_times
 from ..cost.features import Point
 from ..cost.model import CostModel, come_from_memory
-from ..cost.problem import Problem, Stored
+from ..cost.problem import Stored
 from ..nn.kinds import DenseLayer, groups_of, oriented
 from .curves import Candidate, choose, retained_at
 from .options import LayerOptions
@@ -164,9 +164,11 @@ class Latency(Target):
 
     def costs(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> dict[str, float]:
         """Predicted seconds of each dense layer for one of its weights."""
-        calls = problems_of("tetris.prune.Latency", model, layers, self.example_inputs)
+        calls = calls_of("tetris.prune.Latency", model, layers, self.example_inputs)
         cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
-        return {n: _seconds(cost, own, None, cold) / own[0].weights for n, own in calls.items()}
+        return {
+            n: _seconds(cost, own, None, cold) / own[0].problem.weights for n, own in calls.items()
+        }
 
     def resolve(
         self,
@@ -179,14 +181,14 @@ class Latency(Target):
     ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]]:
         """Choose for every layer; those that stay dense leave the selection."""
         layers, threads = selection.layers, torch.get_num_threads()
-        calls = problems_of(where, model, layers, self.example_inputs)
+        calls = calls_of(where, model, layers, self.example_inputs)
         times = measured_times(model, layers, self.example_inputs)
         cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
         scale = _scale(cost, calls, times, cold)
         saliency = _saliency(where, model, selection, options)
         candidates: dict[str, list[Candidate]] = {}
         for first, group in selection.tied.items():
-            own = [problem for name in group for problem in calls[name]]
+            own = [call for name in group for call in calls[name]]
             candidates[first] = self._candidates(
                 where, layers[first], own, options[first], first in fixed, saliency[first],
                 lambda stored, own=own: scale * _seconds(cost, own, stored, cold),
@@ -245,14 +247,14 @@ class Latency(Target):
         self,
         where: str,
         layer: DenseLayer,
-        own: list[Problem],
+        own: list[Call],
         options: LayerOptions,
         fixed: bool,
         saliency: Tensor,
         seconds: Any,
     ) -> list[Candidate]:
         """The dense layer, and the sparse ones that are faster; or the one that is fixed."""
-        problem = own[0]
+        problem = own[0].problem
         dense = Candidate(seconds(None), float(saliency.double().sum()))
         result = [] if fixed else [dense]
         shapes = self.blocks if self.blocks is not None and not fixed else [options.block]
@@ -289,13 +291,13 @@ def _weights_come_from_memory(model: nn.Module) -> bool:
     return come_from_memory(sum(p.numel() * p.element_size() for p in model.parameters()))
 
 
-def _seconds(cost: CostModel, own: list[Problem], stored: Stored | None, cold: bool) -> float:
+def _seconds(cost: CostModel, own: list[Call], stored: Stored | None, cold: bool) -> float:
     """All calls of a layer; a weight used again at once is in cache."""
-    return sum(cost.seconds(Point(p, stored, cold and i == 0)) for i, p in enumerate(own))
+    return sum(cost.seconds(Point(c.problem, stored, cold and i == 0)) for i, c in enumerate(own))
 
 
 def _scale(
-    cost: CostModel, calls: Mapping[str, list[Problem]], times: ModelTimes, cold: bool
+    cost: CostModel, calls: Mapping[str, list[Call]], times: ModelTimes, cold: bool
 ) -> float:
     predicted = sum(_seconds(cost, own, None, cold) for own in calls.values())
     return sum(times.layers.values()) / predicted

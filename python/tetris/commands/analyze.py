@@ -1,0 +1,125 @@
+"""``tetris analyze``: which layers of a file would gain by becoming sparse, and at which blocks."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .arguments import checked, number, sparsity_share
+
+DESCRIPTION = """\
+Reads the weights of a safetensors file, and says for each how much saliency
+blocks would retain with and without reordering, how fast they are predicted to
+be on this machine's CPU, and which of them to use, if any. No model code is
+needed, so sizes of inputs come from options: every linear layer gets as many
+tokens, every convolution a map of one size, stride 1 and one group.
+
+  tetris analyze model.safetensors --tokens 128
+  tetris analyze resnet.safetensors --map 28x28 --include 'layer2.*'
+  tetris analyze model.safetensors --exclude '*embed*' --json > analysis.json
+
+Times are predicted; `tetris calibrate` makes them those of this machine. With
+the model's code, tetris.analyze(model, example_inputs) sees the real sizes, and
+measures as well.
+"""
+
+BLOCKS = "4x1 16x1 16x16"
+SPARSITY = "75 90"
+
+
+def add_parser(commands: Any) -> None:
+    """Adds ``analyze`` to the subcommands of argparse."""
+    made = commands.add_parser(
+        "analyze",
+        help="which layers of a file would gain by becoming sparse",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = made.add_argument
+    add("file", type=Path, metavar="FILE.safetensors", help="weights of a model")
+    add(
+        "--tokens",
+        type=checked(_positive),
+        default=512,
+        metavar="N",
+        help="tokens that every linear layer gets: batch times sequence length (default: 512)",
+    )
+    add(
+        "--map",
+        type=checked(_pair("HxW, such as 14x14")),
+        default=(14, 14),
+        metavar="HxW",
+        help="input of every convolution (default: 14x14)",
+    )
+    add("--batch", type=checked(_positive), default=1, metavar="N", help="images (default: 1)")
+    add(
+        "--blocks",
+        nargs="+",
+        type=checked(_pair("HEIGHTxWIDTH, such as 4x1")),
+        default=[_pair("")(text) for text in BLOCKS.split()],
+        metavar="HxW",
+        help=f"height along outputs x width along inputs (default: {BLOCKS})",
+    )
+    add(
+        "--sparsity",
+        nargs="+",
+        type=checked(sparsity_share),
+        default=[sparsity_share(text) for text in SPARSITY.split()],
+        metavar="PERCENT",
+        help=f"shares of the blocks to remove (default: {SPARSITY})",
+    )
+    add("--include", nargs="+", default=["*"], metavar="PATTERN", help="names, such as 'layer2.*'")
+    add("--exclude", nargs="+", default=[], metavar="PATTERN", help="the same; wins")
+    add(
+        "--threads",
+        type=checked(_positive),
+        metavar="N",
+        help="threads to predict for (default: torch's choice)",
+    )
+    add(
+        "--seconds",
+        type=checked(number),
+        default=0.5,
+        metavar="S",
+        help="of the search for each layer, block and sparsity (default: 0.5)",
+    )
+    add("--json", action="store_true", help="write JSON to standard output instead of the table")
+    made.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Analyzes the file and prints what was found."""
+    from ..analysis.weights import analyze_file
+
+    report = analyze_file(
+        args.file,
+        tokens=args.tokens,
+        size=args.map,
+        batch=args.batch,
+        blocks=args.blocks,
+        sparsities=args.sparsity,
+        include=args.include,
+        exclude=args.exclude,
+        threads=args.threads,
+        progress=sys.stderr.isatty() and not args.json,
+        budget=args.seconds,
+    )
+    print(json.dumps(report.to_dict(), indent=1) if args.json else report)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"expected a number from 1 (got {text!r})")
+    return int(text)
+
+
+def _pair(form: str) -> Callable[[str], tuple[int, int]]:
+    def parse(text: str) -> tuple[int, int]:
+        parts = text.lower().split("x")
+        if len(parts) != 2 or not all(p.isdigit() and int(p) >= 1 for p in parts):
+            raise ValueError(f"expected {form}, numbers from 1 (got {text!r})")
+        return int(parts[0]), int(parts[1])
+
+    return parse

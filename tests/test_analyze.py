@@ -1,0 +1,349 @@
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import tetris
+from tetris import cli
+from tetris.analysis.report import LEAST_GAIN
+from tetris.analysis.weights import analyze_file
+from tetris.cost import CostModel, store
+from tetris.nn import SparseLayer
+
+QUICK = {"sweeps": 1, "blocks": [(4, 1), (16, 16)], "sparsities": [0.75]}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    threads(1)
+    torch.manual_seed(0)
+
+
+def mlp():
+    return nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 256))
+
+
+def cnn():
+    return nn.Sequential(
+        nn.Conv2d(3, 32, 3, padding=1),
+        nn.Conv2d(32, 64, 3, padding=1, stride=2),
+        nn.Conv2d(64, 64, 1, groups=2),
+        nn.Flatten(),
+        nn.Linear(64 * 49, 10),
+    )
+
+
+def test_every_layer_block_and_sparsity_is_reported():
+    model = mlp()
+    weights = [p.clone() for p in model.parameters()]
+    report = tetris.analyze(model, torch.randn(3, 5, 256), **QUICK)
+    assert [r.name for r in report.layers] == ["0", "2"]
+    assert [r.tokens for r in report.layers] == [15, 15]
+    assert [r.shape for r in report.layers] == [(512, 256), (256, 512)]
+    for layer in report.layers:
+        assert [c.block for c in layer.choices] == [(4, 1), (16, 16)]
+        assert layer.dense_ms > 0
+        for c in layer.choices:
+            assert c.identity_retained <= c.retained <= c.unstructured_retained
+            assert c.l1_sort_retained <= c.retained
+            assert c.speedup == pytest.approx(layer.dense_ms / c.predicted_ms)
+            assert c.sparsity == pytest.approx(0.75)
+            assert c.measured_ms is None
+    for parameter, before in zip(model.parameters(), weights, strict=True):
+        assert torch.equal(parameter, before)
+    assert report.source.startswith("not calibrated here")
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_retained_saliency_is_what_sparsify_reports():
+    model = mlp()
+    report = tetris.analyze(model, **QUICK)
+    _, made = tetris.sparsify(model, sparsity=0.75, block=(4, 1), sweeps=1, return_report=True)
+    for seen, layer in zip(report.layers, made.layers, strict=True):
+        choice = seen.choices[0]
+        assert choice.retained == pytest.approx(layer.retained, rel=1e-5)
+        assert choice.identity_retained == pytest.approx(layer.identity_retained)
+        assert choice.l1_sort_retained == pytest.approx(layer.l1_sort_retained)
+        assert choice.unstructured_retained == pytest.approx(layer.unstructured_retained)
+
+
+def test_convolutions_count_their_output_positions():
+    report = tetris.analyze(cnn(), torch.randn(2, 3, 14, 14), **QUICK)
+    layers = {r.name: r for r in report.layers}
+    assert layers["1"].tokens == layers["2"].tokens == 2 * 49
+    assert layers["4"].tokens == 2
+    assert "3 input channels" in report.skipped["0"]
+    # a block that covers a layer is made smaller, as sparsify does it
+    small = tetris.analyze(nn.Linear(16, 8), sweeps=1, blocks=[(32, 32)], sparsities=[0.5])
+    assert small.layers[0].choices[0].block == (8, 8)
+
+
+def test_calls_add_up():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 64)
+
+        def forward(self, x):
+            return self.layer(self.layer(x))
+
+    once = tetris.analyze(nn.Linear(64, 64), torch.randn(9, 64), **QUICK).layers[0]
+    twice = tetris.analyze(Twice(), torch.randn(9, 64), **QUICK).layers[0]
+    assert (twice.calls, twice.tokens) == (2, 18)
+    assert twice.dense_ms == pytest.approx(2 * once.dense_ms)
+    tied = mlp()
+    tied[0] = nn.Linear(256, 256)
+    tied[2] = nn.Linear(256, 256)
+    tied[2].weight = tied[0].weight
+    report = tetris.analyze(tied, torch.randn(9, 256), **QUICK)
+    assert [(r.name, r.calls) for r in report.layers] == [("0", 2)]
+
+
+def test_recommendations_are_what_sparsify_takes():
+    model = mlp()
+    x = torch.randn(256, 256)
+    report = tetris.analyze(model, x, **QUICK)
+    assert report.dense == ()
+    for layer in report.layers:
+        assert layer.best is not None
+        assert layer.best.speedup >= LEAST_GAIN
+        assert "predicted to be" in layer.reason
+    sparse, made = tetris.sparsify(
+        model,
+        overrides=report.overrides(),
+        exclude=report.dense,
+        reorder=False,
+        return_report=True,
+    )
+    assert all(isinstance(sparse[i], SparseLayer) for i in (0, 2))
+    for layer, seen in zip(made.layers, report.layers, strict=True):
+        assert layer.block == seen.best.block
+        assert layer.block_sparsity == pytest.approx(seen.best.sparsity)
+
+
+def with_sparse(**changes):
+    """The shipped model, with these coefficients of sparse kernels."""
+    from tetris.cost.features import COEFFICIENTS
+
+    shipped = store.default()
+    sets = {
+        family: tuple(changes.get(name, c) for name, c in zip(COEFFICIENTS, own, strict=True))
+        if "sparse" in family
+        else own
+        for family, own in shipped.threads[1].items()
+    }
+    return CostModel(shipped.cpu, shipped.isa, shipped.version, {1: sets}, {}, "made up")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"call": 1e9}, "it is too small: a call of a sparse layer takes"),
+        ({"read": 1e3}, "packing its inputs and storing its outputs takes"),
+        ({"fma": 1e3}, "too much is stored"),
+    ],
+)
+def test_where_sparse_would_lose_it_says_so_and_why(changes, why):
+    report = tetris.analyze(mlp(), torch.randn(64, 256), cost=with_sparse(**changes), **QUICK)
+    assert report.dense == ("0", "2")
+    assert report.overrides() == {}
+    for layer in report.layers:
+        assert layer.best is None
+        assert layer.reason.startswith("leave it dense: ")
+        assert why in layer.reason
+        assert all(c.speedup < LEAST_GAIN for c in layer.choices)
+    assert "made up" in str(report)
+
+
+def test_without_an_example_there_are_no_times():
+    report = tetris.analyze(mlp(), **QUICK)
+    assert all(math.isnan(layer.dense_ms) and layer.best is None for layer in report.layers)
+    assert "pass example_inputs" in str(report)
+    assert "speed-up" not in str(report)
+    assert report.to_dict()["layers"][0]["dense_ms"] is None
+
+
+def test_measured_times_on_request():
+    report = tetris.analyze(mlp(), torch.randn(16, 256), measure=True, **QUICK)
+    for layer in report.layers:
+        assert layer.dense_measured_ms > 0
+        assert all(c.measured_ms > 0 for c in layer.choices)
+    assert "measured: dense" in str(report)
+
+
+def test_prints_converts_and_draws(tmp_path):
+    report = tetris.analyze(cnn(), torch.randn(1, 3, 14, 14), **QUICK)
+    text = str(report)
+    for word in ("64x32x3x3", "speed-up", "16x16", "stays dense: 3 input channels", "1 thread"):
+        assert word in text
+    table = report.to_markdown()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert len(rows) == 2 + sum(len(layer.choices) for layer in report.layers)
+    assert len({row.count("|") for row in rows}) == 1
+    content = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert content["layers"][0]["choices"][0]["block"] == [4, 1]
+    pytest.importorskip("matplotlib")
+    report.plot(tmp_path / "analysis.png")
+    assert (tmp_path / "analysis.png").stat().st_size > 1000
+    tetris.analyze(mlp(), **QUICK).plot(tmp_path / "untimed.svg")
+
+
+def test_threads_are_predicted_for():
+    model, x = mlp(), torch.randn(512, 256)
+    one, two = (tetris.analyze(model, x, threads=t, **QUICK) for t in (1, 2))
+    assert two.layers[0].dense_ms < one.layers[0].dense_ms
+    assert (one.threads, two.threads) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"blocks": []}, ValueError, "blocks and sparsities must each name one"),
+        ({"blocks": (4, 1)}, ValueError, "blocks: block must be two ints"),
+        ({"sparsities": 0.9}, TypeError, r"sparsities must be several, such as \[0.75, 0.9\]"),
+        ({"sparsities": [90]}, ValueError, "for 90 % pass 0.9"),
+        ({"threads": 0}, ValueError, "threads must be at least 1"),
+        ({"measure": True}, ValueError, "measure=True needs example_inputs"),
+        ({"cost": 3}, TypeError, "cost must be a tetris.cost.CostModel"),
+        ({"speed": 3}, TypeError, "speed"),
+        ({"include": "none"}, ValueError, "matches no module"),
+        ({"importance": {"9": torch.ones(1)}}, ValueError, "not pruned: '9'"),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match="tetris.analyze: .*" + message):
+        tetris.analyze(mlp(), **arguments)
+
+
+def test_measuring_needs_torchs_number_of_threads():
+    with pytest.raises(ValueError, match="torch.set_num_threads first"):
+        tetris.analyze(mlp(), torch.randn(4, 256), measure=True, threads=7)
+
+
+# -- the command ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def weights(tmp_path):
+    tensors = {
+        "fc.weight": torch.randn(128, 96).to(torch.bfloat16),
+        "fc.bias": torch.randn(128),
+        "conv.weight": torch.randn(64, 32, 3, 3),
+        "stem.weight": torch.randn(64, 3, 7, 7),
+        "head.weight": torch.randn(4, 96),
+        "table": torch.randn(100, 100),
+    }
+    path = tmp_path / "model.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+FAST = ["--seconds", "0", "--blocks", "4x1", "--sparsity", "75"]
+
+
+def test_a_file_is_analyzed_without_code(weights, capsys):
+    assert cli.main(["analyze", str(weights), *FAST, "--tokens", "64", "--map", "28x20"]) == 0
+    text = capsys.readouterr().out
+    assert "fc.weight" in text
+    assert "128x96" in text
+    assert "stem.weight: stays dense: 3 input channels per group" in text
+    assert "head.weight: stays dense: 4x96" in text
+    assert "table" not in text
+    assert "560" in text  # 28 * 20 positions
+
+
+def test_json_for_programs(weights, capsys):
+    arguments = [*FAST, "--json", "--batch", "2", "--threads", "1", "--include", "*.weight"]
+    assert cli.main(["analyze", str(weights), *arguments, "--exclude", "fc.*"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    [layer] = content["layers"]
+    assert (layer["name"], layer["tokens"]) == ("conv.weight", 2 * 14 * 14)
+    assert layer["choices"][0]["speedup"] > 0
+    assert content["skipped"]["fc.weight"] == "excluded"
+
+
+def test_a_file_and_a_model_are_predicted_alike(weights):
+    [layer] = analyze_file(
+        weights, tokens=64, include=["fc.*"], blocks=[(4, 1)], sparsities=[0.75], sweeps=1
+    ).layers
+    model = nn.Linear(96, 128)
+    [same] = tetris.analyze(
+        model, torch.randn(64, 96), blocks=[(4, 1)], sparsities=[0.75], sweeps=1
+    ).layers
+    assert layer.dense_ms == pytest.approx(same.dense_ms)
+    assert layer.choices[0].predicted_ms == pytest.approx(same.choices[0].predicted_ms)
+
+
+def test_wrong_files_are_one_line(tmp_path, weights, capsys):
+    torch.save({"a": torch.ones(3)}, tmp_path / "model.pt")
+    save_file({"bias": torch.ones(3)}, tmp_path / "bias.safetensors")
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(weights.read_bytes()[:-100])
+    for arguments, message in (
+        (["missing.safetensors"], "there is no file 'missing.safetensors'"),
+        ([str(tmp_path)], "is a folder"),
+        ([str(tmp_path / "model.pt")], "is no safetensors file"),
+        ([str(cut)], "is no safetensors file, or not a whole one"),
+        ([str(tmp_path / "bias.safetensors")], "holds no weight of a linear layer"),
+        ([str(weights), "--include", "x.*"], "no tensor matches 'x.*' (the first: conv.weight"),
+        ([str(weights), "--blocks", "200x1"], "each from 1 to 128"),
+    ):
+        assert cli.main(["analyze", *arguments]) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("tetris analyze: ")
+        assert message in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--map", "14"], "expected HxW, such as 14x14"),
+        (["--tokens", "0"], "expected a number from 1"),
+        (["--sparsity", "0.9"], "sparsity is a percentage"),
+        (["--blocks", "4"], "expected HEIGHTxWIDTH"),
+    ],
+)
+def test_bad_options(arguments, message, weights, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["analyze", str(weights), *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def no_measuring(monkeypatch):
+    """Layers take what the shipped model says, twice over; nothing is measured."""
+
+    def measured(samples, threads, passes, advance):
+        shipped = store.default()
+        return torch.tensor([2 * shipped.seconds(s.point, threads) for s in samples]).numpy()
+
+    monkeypatch.setattr("tetris.cost.calibration.measure_all", measured)
+
+
+def test_calibrate_writes_what_analyze_reads(no_measuring, weights, capsys):
+    assert cli.main(["calibrate", "--quick", "--threads", "1,2"]) == 0
+    text = capsys.readouterr().out
+    assert "sparse convolution" in text
+    assert f"written: {store.path()}" in text
+    assert sorted(tetris.cost.load().threads) == [1, 2]
+    assert cli.main(["analyze", str(weights), *FAST]) == 0
+    assert "calibrated on this machine" in capsys.readouterr().out
+    assert cli.main(["calibrate", "--quick", "--threads", "1", "--json"]) == 0
+    kept = CostModel.from_json(capsys.readouterr().out, "test")
+    assert sorted(kept.threads) == [1]
+
+
+def test_help_teaches(capsys):
+    for command, expected in (("analyze", "--map 28x28"), ("calibrate", "--threads 1,4")):
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([command, "--help"])
+        assert expected in capsys.readouterr().out

@@ -21,7 +21,7 @@ CPP_BUILD := build/cpp-test
 CPP_FLAGS := -DTETRIS_BUILD_TESTS=ON -DTETRIS_BUILD_EXTENSION=OFF
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench bench-conv build docs lint format cpp-test kernel-bench gpu-check clean
+.PHONY: help demo test wheel bench bench-conv build docs lint format cpp-test kernel-bench gpu-check clean
 
 help: ## Show this list
 	@echo 'usage: make TARGET [ARGS="..."]'
@@ -43,6 +43,10 @@ bench-conv: $(VENV)/.with-bench ## The same for convolutions and networks (ARGS=
 	$(BIN)/python -m benchmarks.conv $(ARGS)
 
 build: $(VENV)/.built ## Build the extension into the virtual environment
+
+wheel: $(VENV)/.built ## Build a wheel in dist, for this Python and this torch: installs without a compiler
+	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps -w dist .
+	@ls dist/tetris-*.whl
 
 docs: $(VENV)/.with-docs ## Build the documentation into build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -201,16 +201,16 @@ class Latency(Target):
             budget = 1e-3 * self.ms
         if budget >= times.total:
             raise ValueError(
-                f"{where}: the dense model takes {1e3 * times.total:.3g} ms, within the "
-                f"{1e3 * budget:.3g} ms of target={self!r}: there is nothing to prune"
+                f"{where}: the dense model takes {1e3 * times.total:.3g} ms, within the latency "
+                f"target of {1e3 * budget:.3g} ms: there is nothing to prune"
             )
         chosen = choose(candidates, budget - other)
         if chosen is None:
             least = other + sum(min(c.seconds for c in own) for own in candidates.values())
             raise ValueError(
-                f"{where}: target={self!r} asks for {1e3 * budget:.3g} ms, and the least that can "
-                f"be reached is {1e3 * least:.3g} ms ({least / times.total:.0%} of the dense "
-                f"model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the layers "
+                f"{where}: the latency target of {1e3 * budget:.3g} ms is out of reach: the least "
+                f"that can be reached is {1e3 * least:.3g} ms ({least / times.total:.0%} of the "
+                f"dense model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the layers "
                 "to prune); ask for more time, allow other blocks, or exclude fewer layers"
             )
         result = dict(options)

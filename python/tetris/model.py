@@ -86,7 +86,9 @@ def sparsify(
     transformers that include and exclude select is replaced by its sparse counterpart, such as
     :class:`tetris.SparseConv2d`.
     Convolutions with fewer than 16 input channels per group (the first layer of a network,
-    depthwise ones) have nothing to win and stay dense unless include names them. The layer that
+    depthwise ones) have nothing to win and stay dense unless include names them; other layers that
+    would be slower than dense ones, :func:`tetris.analyze` finds, and a ``latency`` target leaves
+    dense. The layer that
     produces the logits loses accuracy out of proportion to the time it takes: exclude it. To
     fine-tune afterwards, train the result as it is (only stored values learn), or use
     :class:`tetris.prune.TetrisPruner`.

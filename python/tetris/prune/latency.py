@@ -210,8 +210,8 @@ class Latency(Target):
             raise ValueError(
                 f"{where}: the latency target of {1e3 * budget:.3g} ms is out of reach: the least "
                 f"that can be reached is {1e3 * least:.3g} ms ({least / times.total:.0%} of the "
-                f"dense model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the layers "
-                "to prune); ask for more time, allow other blocks, or exclude fewer layers"
+                f"dense model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the "
+                "layers to prune); ask for more time, allow other blocks, or exclude fewer layers"
             )
         result = dict(options)
         for first, candidate in chosen.items():

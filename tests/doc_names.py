@@ -7,6 +7,7 @@ that all examples together take seconds.
 
 import itertools
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -214,6 +215,18 @@ def convolution(conv, *sizes):
     return made
 
 
+def gpt2():
+    from transformers.pytorch_utils import Conv1D
+
+    block = SimpleNamespace(mlp=SimpleNamespace(c_fc=Conv1D(128, 64)))
+    return {"gpt2": SimpleNamespace(h=[block])}
+
+
+def slow_enough():
+    layers = OrderedDict(fc=nn.Linear(512, 512), relu=nn.ReLU(), classifier=nn.Linear(512, 10))
+    return {"model": nn.Sequential(layers)}
+
+
 def linear():
     return {"linear": nn.Linear(64, 64)}
 
@@ -302,6 +315,7 @@ SETUPS = {
         nn.ConvTranspose2d(16, 32, 3, stride=2, padding=1), 2, 16, 16, 16
     ),
     "tetris.nn.linear.SparseLinear": linear,
+    "tetris.nn.transposed.SparseTransposedLinear": gpt2,
     "tetris.ops_conv.bsconv2d": convolved,
     "tetris.plotting.plot_images": pictures,
     "tetris.prune.dcp.channels.shrink_channels": channels,
@@ -309,6 +323,7 @@ SETUPS = {
     "tetris.prune.dsm.DSMPruner": chain,
     "tetris.prune.gan.pruner.GANPruner": gan,
     "tetris.prune.gan.tasks.ImageToImageGAN": images_to_images,
+    "tetris.prune.latency.Latency": slow_enough,
     "tetris.prune.orders.SharedOrder": residual,
     "tetris.prune.synaptic.pruner.SynapticPruner": synaptic,
     "tetris.prune.synaptic.pruner.SynapticPruner.parameter_groups": parameter_groups,

@@ -227,6 +227,12 @@ def slow_enough():
     return {"model": nn.Sequential(layers)}
 
 
+def analyzed():
+    """Layers of 256 inputs, wide enough to gain, and a classifier."""
+    layers = OrderedDict(fc=nn.Linear(256, 512), relu=nn.ReLU(), classifier=nn.Linear(512, 10))
+    return {"model": nn.Sequential(layers), "x": torch.randn(256, 256)}
+
+
 def linear():
     return {"linear": nn.Linear(64, 64)}
 
@@ -297,6 +303,8 @@ def wide():
 
 
 SETUPS = {
+    "tetris.analysis.model.analyze": analyzed,
+    "tetris.analysis.report.AnalysisReport.overrides": analyzed,
     "tetris.bayes.ensemble.Ensemble": ensemble,
     "tetris.bayes.map.MAP": classes,
     "tetris.bayes.network.BayesianMLP": network,

@@ -9,10 +9,6 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 LEAST_GAIN = 1.1
 """A sparse layer is recommended from this predicted speed-up on: below it, the prediction's own
 error decides."""
@@ -136,6 +132,11 @@ class AnalysisReport:
         plot_analysis(self, path)
 
     def __str__(self) -> str:
+        # Here, not above: on a machine that only computes, the rest of the library does without.
+        from rich import box
+        from rich.console import Console
+        from rich.table import Table
+
         head, rows = self._rows()
         table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 1))
         for i, name in enumerate(head):

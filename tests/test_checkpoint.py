@@ -227,6 +227,119 @@ def test_other_files(tmp_path):
     refused(path, convolutional(), "not a whole safetensors file")
 
 
+def forged(path: Path, change) -> None:
+    """Rewrite a file with a digest that fits, as a faulty or hostile writer may."""
+
+    def and_sign(about, tensors):
+        change(about, tensors)
+        about.pop("digest")
+        about["digest"] = tetris.checkpoint._digest(about, tensors)
+
+    rewritten(path, and_sign)
+
+
+@pytest.mark.parametrize("to", [convolutional, lambda: sparse(convolutional(), sparsity=0.5)])
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda _, t: t.update({"3.more": torch.zeros(2)}), r"have 3\.more more"),
+        (lambda _, t: t.pop("3.values"), r"lack 3\.values"),
+        (lambda _, t: t.pop("3._extra_state"), r"lack 3\._extra_state"),
+        (lambda _, t: t.update({"3._extra_state": torch.ones(2)}), "'3' does not fit"),
+        (lambda _, t: t.update({"3.values": torch.zeros(3, 2)}), "'3' does not fit"),
+        (lambda _, t: t.update({"3.values": t["3.values"].int()}), "values must be a floating"),
+        (lambda _, t: t["3.col_idx"].add_(1000), "'3' does not fit.*col_idx"),
+        (lambda _, t: t.update({"6.bias": torch.zeros(3)}), r"bias must be \[10\]"),
+        (lambda about, _: about["layers"]["3"].update(activation="evil"), "fuses 'evil'"),
+        (lambda about, _: about["layers"]["3"].update(sizes=[1, 2]), "'3' does not fit"),
+        (lambda about, _: about["layers"]["3"].update(type="Module"), "is a Module"),
+        (lambda about, _: about["aliases"].update(a="absent"), "was altered"),
+        (lambda about, _: about.update(layers=[]), "was altered"),
+        (lambda about, _: about.pop("version"), "was altered"),
+        (lambda about, _: about.update(format="1"), "format '1'"),
+    ],
+)
+def test_forged_contents(saved, change, match, to):
+    _, path = saved
+    forged(path, change)
+    refused(path, to(), match)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "[" * 100_000, "{}"])
+def test_metadata_that_is_none(tmp_path, text):
+    save_file({"a": torch.zeros(1)}, tmp_path / "m", {"tetris": text})
+    refused(tmp_path / "m", convolutional(), "was altered")
+
+
+class Refuses(nn.Linear):
+    """Has a state of its own, which it does not take."""
+
+    def get_extra_state(self):
+        return torch.ones(1)
+
+    def set_extra_state(self, state):
+        raise RuntimeError("not today")
+
+
+def test_a_model_that_refuses_is_as_before(tmp_path):
+    def build():
+        return nn.Sequential(
+            nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), Refuses(16, 2)
+        )
+
+    tetris.save(sparse(build(), include=["0", "2"]), tmp_path / "m")
+    refused(tmp_path / "m", build(), "the model refuses what the file holds: not today")
+    other = sparse(build(), include=["0", "2"], sparsity=0.3)
+    other(torch.randn(4, 16)).sum().backward()
+    values, gradient = other[0].values, other[0].values.grad
+    refused(tmp_path / "m", other, "not today")
+    assert other[0].values is values
+    assert values.grad is gradient
+
+
+def test_tensors_of_another_kind(tmp_path):
+    class Counts(nn.Module):
+        def __init__(self, dtype):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+            self.register_buffer("count", torch.tensor([1.5, 2.5]).to(dtype))
+
+    path = tmp_path / "m"
+    tetris.save(sparse(Counts(torch.float32)), path)
+    for dtype in (torch.int64, torch.bool, torch.complex64):
+        refused(path, Counts(dtype), f"'count' must be {dtype} as in the model .got torch.float32")
+    assert tetris.load(path, Counts(torch.bfloat16)).count.dtype == torch.bfloat16
+    for kind in (torch.complex64, torch.float8_e4m3fn):
+        model = sparse(Counts(kind))
+        tetris.save(model, path)
+        loaded = tetris.load(path, Counts(kind))
+        assert torch.equal(loaded.count.to(torch.complex64), model.count.to(torch.complex64))
+
+
+def test_weights_that_are_tied_here_but_not_there(tmp_path):
+    model = Tied()
+    model.b = nn.Linear(32, 32)
+    tetris.save(sparse(model, include="c"), tmp_path / "m")
+    refused(tmp_path / "m", Tied(), "'a.weight' and 'b.weight' are one tensor in the model")
+    tetris.save(sparse(Tied(), include="c"), tmp_path / "m")
+    assert torch.equal(tetris.load(tmp_path / "m", model).b.weight, model.a.weight)
+
+
+def test_models_that_cannot_hold_it(saved, tmp_path):
+    _, path = saved
+    with pytest.raises(ValueError, match=r"'3': the weight must be float32.*got torch\.bfloat16"):
+        tetris.load(path, convolutional().bfloat16())
+    with pytest.raises(ValueError, match="'3': the weight is on the meta device"):
+        tetris.load(path, convolutional().to("meta"))
+    tetris.save(nn.Linear(4, 4), path)
+    with pytest.raises(ValueError, match="'weight' is on the meta device in the model"):
+        tetris.load(path, nn.Linear(4, 4, device="meta"))
+    odd = nn.Linear(4, 4)
+    odd.register_buffer("odd", torch.eye(3).to_sparse())
+    with pytest.raises(ValueError, match="'odd' must be a strided tensor"):
+        tetris.save(odd, path)
+
+
 def other_architectures():
     def changed(index: int, layer: nn.Module) -> nn.Module:
         model = convolutional()

@@ -15,25 +15,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from . import _C
-from .checks import check_model, kind
+from .checks import check_model, check_weight, kind
 from .layout import BlockLayout
 from .modules import hooks_of, replace_modules
 from .nn.base import INDEX, SparseLayer, make_sparse
 from .nn.kinds import SPARSE_TYPES
+from .ops import Activation
 from .sharding import check_whole
+from .undo import all_or_nothing
 
 FORMAT = 1
 """Version of the metadata. A reader refuses versions that it does not know."""
 
 _KEY = "tetris"
 _TYPES = {t.__name__: t for t in SPARSE_TYPES}
+_NEEDED = ("values", "row_ptr", "col_idx", "_extra_state")  # of every sparse layer
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,9 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
 
     The model may be dense, as its own code builds it: layers that are sparse in the file are
     replaced by sparse ones. It may also be sparse already, with any sparsity. No code that pruned
-    it is needed. Everything is checked first; if anything does not fit, nothing changes.
+    it is needed. Everything is checked first; if anything does not fit, nothing changes. Tensors go
+    to the model's devices and floating types; meanwhile the CPU's memory holds the file and the
+    model once more.
 
     Args:
         path: The file.
@@ -145,7 +150,8 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     Raises:
         TypeError: not a module.
         ValueError: the file is cut or altered, not of this library, of a newer format, or of
-            another architecture; a layer that would be replaced has hooks.
+            another architecture; a layer that would be replaced has hooks, or a weight that no
+            kernel computes with (half precision on the CPU); tensors on the meta device.
         OSError: there is no such file.
 
     Example:
@@ -158,12 +164,16 @@ def load(path: str | PathLike[str], model: nn.Module) -> nn.Module:
     file = read(where, path)
     dense = {name: _find(where, model, name, layer) for name, layer in file.layers.items()}
     _check_names(where, model, file, dense)
-    _check_shapes(where, model, file)
+    _check_tensors(where, model, file)
     new = _sparse_layers(where, file, dense)
-    result = replace_modules(model, new)
-    for name, layer in file.layers.items():
-        cast(SparseLayer, result.get_submodule(name)).activation = cast(Any, layer.activation)
-    result.load_state_dict(file.tensors)
+    with all_or_nothing(model):
+        result = replace_modules(model, new)
+        for name, layer in file.layers.items():
+            cast(SparseLayer, result.get_submodule(name)).activation = cast(Any, layer.activation)
+        try:
+            result.load_state_dict(file.tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{where}: the model refuses what the file holds: {error}") from error
     return result
 
 
@@ -190,26 +200,24 @@ def read(where: str, path: str | PathLike[str]) -> Checkpoint:
         )
     try:
         about: dict[str, Any] = json.loads(metadata[_KEY])
-        format, digest = about["format"], about.pop("digest")
-        if format != FORMAT:
-            raise ValueError(
-                f"{where}: {os.fspath(path)!r} is of format {format}, this version of tetris "
-                f"reads format {FORMAT}; "
-                f"it was written by tetris {about.get('version', '?')}"
-            )
+        format, version, digest = about["format"], about["version"], about.pop("digest")
         intact = digest == _digest(about, tensors)
         layers = {name: StoredLayer(**layer) for name, layer in about["layers"].items()}
-        aliases: dict[str, str] = about["aliases"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):
-        intact, layers, aliases, about = False, {}, {}, {}
+        aliases = dict(about["aliases"])
+        tensors.update({name: tensors[first] for name, first in aliases.items()})
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError):
+        format, version, intact, layers, aliases = FORMAT, "?", False, {}, {}
+    if format != FORMAT:
+        raise ValueError(
+            f"{where}: {os.fspath(path)!r} is of format {format!r}, this version of tetris reads "
+            f"format {FORMAT}; it was written by tetris {version}"
+        )
     if not intact:
         raise ValueError(
             f"{where}: {os.fspath(path)!r} was altered after it was written: its digest does not "
             "match its contents"
         )
-    for name, first in aliases.items():
-        tensors[name] = tensors[first]
-    return Checkpoint(layers, tensors, aliases, about["version"])
+    return Checkpoint(layers, tensors, aliases, version)
 
 
 def _stored(layer: SparseLayer) -> StoredLayer:
@@ -232,7 +240,9 @@ def _distinct(where: str, state: Mapping[str, Any]) -> tuple[dict[str, Tensor], 
             )
         if tensor.is_meta:
             raise ValueError(f"{where}: {name!r} is on the meta device, which holds no numbers")
-        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{where}: {name!r} must be a strided tensor (got {tensor.layout})")
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if tensor.numel() and key in first:
             aliases[name] = first[key]
             continue
@@ -295,6 +305,12 @@ def _find(where: str, model: nn.Module, name: str, stored: StoredLayer) -> nn.Mo
             f"{where}: {_shown(name)} is a {stored.type} in the file and must be that or an "
             f"{cls.dense_name()} in the model (got {kind(layer)})"
         )
+    if stored.activation not in get_args(Activation):
+        raise ValueError(
+            f"{where}: {_shown(name)} fuses {stored.activation!r}, which this version has not"
+        )
+    if not isinstance(layer, SparseLayer):
+        check_weight(f"{where}: {_shown(name)}", cast(Tensor, layer.weight))
     if not isinstance(layer, SparseLayer) and hooks_of(layer):
         raise ValueError(
             f"{where}: {_shown(name)} has {hooks_of(layer)}, which would be lost when the layer is "
@@ -308,6 +324,14 @@ def _check_names(
 ) -> None:
     """Raise unless model and file have the same tensors outside of what a sparse layer replaces."""
     own = {_prefix(name) for name in layers}
+    of_layers = {n for n in file.tensors if _owner(n) in own}
+    known = {prefix + n for prefix in own for n in (*_NEEDED, *INDEX, "bias")}
+    needed = {prefix + n for prefix in own for n in _NEEDED}
+    if needed - of_layers or of_layers - known:
+        raise ValueError(
+            f"{where}: the file's sparse layers lack {_some(sorted(needed - of_layers))} and have "
+            f"{_some(sorted(of_layers - known))} more"
+        )
     theirs = {n for n in file.tensors if _owner(n) not in own}
     ours = {n for n in model.state_dict() if _owner(n) not in own}
     for name, layer in layers.items():
@@ -328,17 +352,35 @@ def _check_names(
         )
 
 
-def _check_shapes(where: str, model: nn.Module, file: Checkpoint) -> None:
-    """Raise unless tensors that both have are of one shape."""
+def _check_tensors(where: str, model: nn.Module, file: Checkpoint) -> None:
+    """Raise unless tensors that both have are of one shape and kind, and shared alike."""
     sparse = {_prefix(name) for name in file.layers}
-    for name, tensor in model.state_dict().items():
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
         new = file.tensors.get(name)
         if new is None or _owner(name) in sparse or not isinstance(tensor, Tensor):
             continue
+        if tensor.is_meta:
+            raise ValueError(
+                f"{where}: {name!r} is on the meta device in the model, which holds no numbers; "
+                "give it some first (model.to_empty(device='cpu'))"
+            )
         if new.shape != tensor.shape:
             raise ValueError(
                 f"{where}: {name!r} must be {list(tensor.shape)} as in the model "
                 f"(got {list(new.shape)})"
+            )
+        if new.dtype != tensor.dtype and not (
+            new.dtype.is_floating_point and tensor.is_floating_point()
+        ):
+            raise ValueError(
+                f"{where}: {name!r} must be {tensor.dtype} as in the model (got {new.dtype})"
+            )
+        other = first.setdefault(id(tensor), name)
+        if other != name and not _same(new, file.tensors[other]):
+            raise ValueError(
+                f"{where}: {other!r} and {name!r} are one tensor in the model and must be equal in "
+                "the file (got two different ones)"
             )
 
 
@@ -356,9 +398,6 @@ def _sparse_layers(
         stored, prefix = file.layers[name], _prefix(name)
         try:
             layout = file.layout(name)
-            found = file.tensors[f"{prefix}values"].shape[0]
-            if found != layout.nnz_blocks:
-                raise ValueError(f"{found} blocks of values for {layout.nnz_blocks} in the layout")
             if isinstance(layer, SparseLayer):
                 sparse = layer
             else:
@@ -378,9 +417,23 @@ def _sparse_layers(
                 )
             if sparse.sizes != stored.sizes:
                 raise ValueError(f"the file's sizes are {stored.sizes} (got {sparse.sizes})")
-        except (ValueError, TypeError, KeyError) as error:
+            sparse._check_sizes(file.tensors[f"{prefix}_extra_state"])
+            sparse._check_state(
+                {
+                    n: file.tensors[prefix + n]
+                    for n in ("values", *INDEX, "bias")
+                    if prefix + n in file.tensors
+                }
+            )
+        except (ValueError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{where}: {_shown(name)} does not fit: {error}") from error
     return new
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are equal in every bit."""
+    a, b = (t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(a, b)
 
 
 def _prefix(name: str) -> str:

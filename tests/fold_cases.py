@@ -205,6 +205,75 @@ class Recurrent(nn.Module):
         return self.d(torch.relu(self.c(x)))
 
 
+class Single(nn.Module):
+    """Convolutions of one image, without an axis of images."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 12, 1)
+        self.depthwise, self.head = nn.Conv2d(12, 12, 3, groups=12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.depthwise(self.b(F.relu(self.a(x))))
+        return self.head(F.relu(x).mean((1, 2)))
+
+
+class RawValues(nn.Module):
+    """Attention to the input itself, and by the input itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 16)
+        self.a, self.b = nn.Linear(6, 4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        a = self.a(F.scaled_dot_product_attention(self.q(x), self.k(x), x))
+        return a + self.b(F.scaled_dot_product_attention(x, x, self.v(x)))
+
+
+class ShuffledSum(nn.Module):
+    """Channels added to a shuffle of themselves: 1, 2, 4 and 3, 5, 6 go round in circles."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(6, 8, 1), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = x.view(x.size(0), 2, 4, -1).transpose(1, 2).flatten(1, 2)
+        return self.b(torch.relu(x + y))
+
+
+class Biased(nn.Module):
+    """Attention with a bias for each head and distance, as in T5 and Swin, and a gated layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 32), nn.Linear(20, 3)
+        self.qkv, self.o, self.glu = nn.Linear(32, 96), nn.Linear(32, 32), nn.Linear(32, 40)
+        self.table = nn.Embedding(9, 4)
+
+    def forward(self, x):
+        x = self.embed(x)
+        q, k, v = self.qkv(x).view(-1, 5, 3, 4, 8).permute(2, 0, 3, 1, 4).unbind()
+        place = torch.arange(5)
+        bias = self.table(place[:, None] - place + 4).permute(2, 0, 1)
+        y = (q @ k.transpose(-1, -2) + bias).softmax(-1) @ v
+        x = x + self.o(y.transpose(1, 2).flatten(2))
+        return self.head(torch.maximum(F.glu(self.glu(x)), x.new_zeros(1)))
+
+
+class AcrossTokens(nn.Module):
+    """A layer norm over tokens, for each channel alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Linear(6, 16), nn.LayerNorm(5), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.b(self.norm(self.a(x).transpose(1, 2)).transpose(1, 2))
+
+
 def mlp():
     """Three linear layers, batch norm and dropout between them."""
     return nn.Sequential(
@@ -255,6 +324,11 @@ ZOO = {
     "rotary": (Rotary, (2, 5, 6), [16, 8, 8]),
     "recurrent": (Recurrent, (2, 5, 8), [8, 8]),
     "flat": (flat, IMAGE, [8]),
+    "single": (Single, IMAGE[1:], [16, 12]),
+    "raw values": (RawValues, (2, 5, 6), [8, 16]),
+    "shuffled sum": (ShuffledSum, (2, 6, 3), [2]),
+    "biased": (Biased, (2, 5, 6), [32, 20] + [8] * 8),
+    "across tokens": (AcrossTokens, (2, 5, 6), [16]),
     "scaled": (scaled, (2, 6, 5), [8]),
 }
 

@@ -11,6 +11,7 @@ from fold_cases import ZOO, Lambda, Residual, make
 from tetris.fold.apply import apply
 from tetris.fold.channels import Axis, Channels, Reason
 from tetris.fold.find import find_orders
+from tetris.fold.shared import _cycle
 from tetris.fold.values import Labelled, common_groups
 from tetris.prune import Part, SharedOrder, SharedOrders
 
@@ -31,7 +32,7 @@ def test_all_orders_may_be_shuffled_and_none_is_missed(name):
     before = {n: t.clone() for n, t in model.state_dict().items()}
     generator = np.random.default_rng(0)
     for order in found.orders:  # each by itself, then all together
-        apply(model, [order], [generator.permutation(order.size)])
+        apply(model, [order], [_cycle(generator, order.size)])
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
     moved = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
     assert moved == {m.axis.tensor for o in found.orders for m in o.members}
@@ -109,11 +110,20 @@ def test_sparse_layers_have_the_same_orders():
     assert set(tetris.shared_orders(sparse, x)) == set(tetris.shared_orders(model, x))
 
 
+class AllButTheLast(nn.Sequential):
+    """Leaves its last module out."""
+
+    def forward(self, x):
+        for module in self[:-1]:
+            x = module(x)
+        return x
+
+
 def test_layers_that_are_not_called_and_computed_weights():
     model, x = make("mlp")
+    model = AllButTheLast(*model).eval()
     nn.utils.parametrizations.weight_norm(model[4])
     model.extra = nn.Linear(3, 3)
-    model.forward = lambda x: nn.Sequential.forward(model[:-1], x)
     free = tetris.shared_orders(model, x).free
     assert free["extra", "rows"] == "the model does not call it with these inputs"
     assert free["4", "columns"].startswith("its weight is computed")
@@ -264,6 +274,16 @@ def test_places_tell_elements_of_a_channel_apart():
 )
 def test_axes_that_hold_the_same_elements(old, new, groups):
     assert common_groups(old, new) == groups
+
+
+@pytest.mark.parametrize("size", [2, 3, 17])
+def test_shuffles_move_every_channel(size):
+    """Of two channels every second permutation is none, and would prove nothing."""
+    generator = np.random.default_rng(0)
+    for _ in range(10):
+        perm = _cycle(generator, size)
+        assert sorted(perm) == list(range(size))
+        assert (perm != np.arange(size)).all()
 
 
 def test_axes_are_forgotten_that_tell_no_channels_apart():

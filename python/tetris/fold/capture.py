@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import logging
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from ..checks import describe
 from .channels import Reason
@@ -65,91 +69,163 @@ def as_inputs(where: str, example_inputs: object) -> Inputs:
     )
 
 
-def capture(where: str, model: nn.Module, inputs: Inputs) -> Capture:
-    """Trace a model, in eval mode; whatever part of it can be traced.
+def twin(where: str, model: nn.Module) -> nn.Module:
+    """A copy in eval mode to trace and to run, so that the model's own state stays as it is.
+
+    Parameters are shared; buffers, caches and modes are its own.
 
     Raises:
-        ValueError: the model cannot be called with these inputs.
+        ValueError: the model cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model, {id(p): p for p in model.parameters()}).eval()
+    except Exception as error:  # an attribute that refuses
+        raise ValueError(
+            f"{where}: {type(model).__name__} cannot be copied ({one_line(error)}); results that "
+            "modules keep as attributes must be detached or removed first"
+        ) from error
+
+
+def fresh(inputs: Inputs) -> Inputs:
+    """The same arguments anew, for a model that writes into what it is given."""
+
+    def leaf(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.detach().requires_grad_(value.requires_grad)  # results cannot be copied
+
+    return copy.deepcopy(pytree.tree_map(leaf, inputs))
+
+
+def capture(where: str, model: nn.Module, inputs: Inputs) -> Capture:
+    """Trace a model; whatever part of it can be traced.
+
+    Raises:
+        ValueError: the model cannot be copied, or not be called with these inputs.
     """
     result = Capture()
     try:
-        result.regions.append(Region("", _export(model, inputs)))
+        result.regions.append(Region("", _export(where, model, inputs)))
         return result
     except Exception as error:  # the model's own code runs here
         result.error = f"{type(model).__name__} cannot be traced: {one_line(error)}"
         if "Cache'" in str(error):
             result.error += " (of transformers; leave it out: use_cache=False in example_inputs)"
-    calls, counts = _record(where, model, inputs)
-    _inside(model, "", result.error, calls, counts, result)
+    model = twin(where, model)
+    _inside(where, model, "", result.error, _record(where, model, inputs), result)
     return result
 
 
+@dataclass
+class _Calls:
+    """Calls of a model's modules, by the id of the module.
+
+    Attributes:
+        arguments: Of the last call.
+        count: How many.
+        within: (a module, one inside) -> calls of the second while the first was running.
+    """
+
+    arguments: dict[int, Inputs] = field(default_factory=dict)
+    count: Counter[int] = field(default_factory=Counter)
+    within: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+
 def _inside(
-    module: nn.Module,
-    name: str,
-    error: str,
-    calls: Mapping[int, Inputs],
-    counts: Mapping[int, int],
-    result: Capture,
+    where: str, module: nn.Module, name: str, error: str, calls: _Calls, result: Capture
 ) -> None:
     """Trace what is inside a module that cannot be traced."""
     for child_name, child in module.named_children():
         path = f"{name}.{child_name}" if name else child_name
-        count = counts.get(id(child), 0)
+        count = calls.count[id(child)]
         if any(True for _ in child.children()):
             if count == 1:
                 try:
-                    program = _export(child, calls[id(child)])
+                    _check_entered(child, path, calls)
+                    program = _export(where, child, calls.arguments[id(child)])
                 except Exception as failed:  # as above
                     error_here = f"{path!r} cannot be traced: {one_line(failed)}"
-                    _inside(child, path, error_here, calls, counts, result)
+                    _inside(where, child, path, error_here, calls, result)
                 else:
                     boundary = Reason(f"the surroundings of {path!r}: {error}", held=False)
                     result.regions.append(Region(path, program, boundary))
                 continue
             if count == 0:  # a list of modules, perhaps
-                _inside(child, path, error, calls, counts, result)
+                _inside(where, child, path, error, calls, result)
                 continue
             error = f"{path!r} is called {count} times from where nothing can be traced: {error}"
         for inner, _ in child.named_modules():
             result.left[f"{path}.{inner}" if inner else path] = error
 
 
-def _export(module: nn.Module, inputs: Inputs) -> ExportedProgram:
-    args, kwargs = inputs
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+def _check_entered(module: nn.Module, path: str, calls: _Calls) -> None:
+    """Raise if a part of a module is called from elsewhere, too: its graph is not all then."""
+    for name, part in module.named_modules():
+        if part is not module and calls.within[id(module), id(part)] < calls.count[id(part)]:
+            raise RuntimeError(f"'{path}.{name}' is called from elsewhere, too")
+
+
+def _export(where: str, module: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The graph of a module.
+
+    Raises:
+        Exception: of any kind, from torch or the module; RuntimeError if shapes depend on numbers.
+    """
+    args, kwargs = fresh(inputs)
+    with _quiet():
         # Without decompositions of its own, the second step leaves whole layers and attention, and
         # replaces operations in place by ones that return their result.
-        return torch.export.export(module, args, kwargs, strict=False).run_decompositions({})
+        program = torch.export.export(twin(where, module), args, kwargs, strict=False)
+        program = program.run_decompositions({})
+    if program.range_constraints:
+        raise RuntimeError("the shape of a result depends on numbers, not on shapes alone")
+    return program
 
 
-def _record(where: str, model: nn.Module, inputs: Inputs) -> tuple[dict[int, Inputs], Counter[int]]:
-    """What each module is called with, and how often."""
-    calls: dict[int, Inputs] = {}
-    counts: Counter[int] = Counter()
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No word from torch: where it cannot trace, it prints the graph as far as it got."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        counts[id(module)] += 1
-        calls[id(module)] = args, kwargs
 
-    handles = [
-        m.register_forward_pre_hook(hook, with_kwargs=True)
-        for m in model.modules()
-        if m is not model
-    ]
-    try:
-        run(where, model, inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls, counts
+def _record(where: str, model: nn.Module, inputs: Inputs) -> _Calls:
+    """What the modules inside are called with, how often, and while which others run."""
+    calls = _Calls()
+    running: list[int] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        own = id(module)
+        calls.count[own] += 1
+        calls.within.update((outer, own) for outer in {*running})
+        if any(True for _ in module.children()):
+            calls.arguments[own] = fresh((args, kwargs))
+        running.append(own)
+
+    def leave(*_: object) -> None:
+        running.pop()
+
+    handles = []
+    for module in model.modules():
+        if module is not model:
+            handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(leave))
+    run(where, model, inputs)
+    for handle in handles:  # the modules are traced next
+        handle.remove()
+    return calls
 
 
 @torch.no_grad()
 def run(where: str, model: nn.Module, inputs: Inputs) -> Any:
     """What a model returns; a ValueError if it cannot be called so."""
-    args, kwargs = inputs
+    args, kwargs = fresh(inputs)
     try:
         return model(*args, **kwargs)
     except Exception as error:  # as above
@@ -157,17 +233,6 @@ def run(where: str, model: nn.Module, inputs: Inputs) -> Any:
             f"{where}: {type(model).__name__} cannot be called with example_inputs "
             f"({one_line(error)}); pass what forward takes: a tensor, a tuple, or a dict"
         ) from error
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode; every module is as before afterwards."""
-    before = {module: module.training for module in model.modules()}
-    try:
-        yield model.eval() and None
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def one_line(error: BaseException) -> str:

@@ -8,7 +8,8 @@ Every channel of every axis of a parameter has a number. Reading a graph says tw
 
 Channels that meet are a class. Two classes may trade places if their members are in the same axes
 and carry the same marks; they then form an :class:`Order`. Marks are sums of 64-bit hashes, so that
-neither the number of operations nor their sequence matters.
+neither the number of operations nor their sequence matters. They also say with what a channel
+meets: classes of the same marks hang together in the same way.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Channels:
         self._marks = np.zeros(0, np.uint64)
         self._why = np.zeros(0, np.int32)  # why a channel stays, 0 if it need not
         self._note = np.zeros(0, np.int32)  # why it may be alone
-        self._ties: list[tuple[Ids, Ids]] = []
+        self._ties: list[tuple[Ids, Ids]] = []  # what meets, each time two arrays
         self._events = 0
 
     # -- what an operation says ---------------------------------------------------------------
@@ -130,6 +131,10 @@ class Channels:
     def freeze(self, ids: Ids, reason: Reason) -> None:
         """Channels stay where they are."""
         self._set(self._why, ids, reason)
+
+    def frozen(self, ids: Ids) -> bool:
+        """Whether it is known already that all of these stay."""
+        return bool((self._why[ids.ravel()] > 0).all())
 
     def freeze_tensor(self, name: str, reason: Reason) -> None:
         """All axes of a tensor stay as they are."""
@@ -166,21 +171,28 @@ class Channels:
     def result(self) -> tuple[list[Order], list[Stay]]:
         """What may be reordered, and what stays."""
         root = self._classes()
+        marks = self._refined()
         axis_of = np.zeros(self._count, np.int64)
         for number, (axis, first) in enumerate(self._axes):
             size = 0 if axis is None else axis.size
             axis_of[first : first + size] = number
         # Members of a class, in a sequence that is the same for classes that may trade places.
-        by_class = np.lexsort((np.arange(self._count), self._marks, axis_of, root))
+        by_class = np.lexsort((np.arange(self._count), marks, axis_of, root))
         roots, first, sizes = np.unique(root[by_class], return_index=True, return_counts=True)
         rank = np.arange(self._count) - np.repeat(first, sizes)
-        own = _mix(self._marks[by_class] ^ _mix(axis_of[by_class].astype(np.uint64)))
+        own = _mix(marks[by_class] ^ _mix(axis_of[by_class].astype(np.uint64)))
         own = _mix(own + rank.astype(np.uint64))
         key = np.add.reduceat(own, first) if self._count else own
         why, note = (_first_of(numbers[by_class], first) for numbers in (self._why, self._note))
         orders, reason = [], np.where(why > 0, why, note)
-        kinds = np.stack([key, sizes.astype(np.uint64)], 1)[why == 0]
-        free = np.flatnonzero(why == 0)
+        # Two members of a class in one axis with the same marks, as when channels are added to a
+        # shuffle of themselves: nothing tells which of the two is which one of another class.
+        doubles = (np.diff(root[by_class]) == 0) & (np.diff(axis_of[by_class]) == 0)
+        doubles &= marks[by_class][1:] == marks[by_class][:-1]
+        sure = np.ones(len(roots), bool)
+        sure[np.searchsorted(roots, root[by_class][1:][doubles])] = False
+        free = np.flatnonzero((why == 0) & sure)
+        kinds = np.stack([key, sizes.astype(np.uint64)], 1)[free]
         _, kind = np.unique(kinds, axis=0, return_inverse=True)
         alone = why == 0
         for classes in _by_value(kind.ravel()):
@@ -233,6 +245,25 @@ class Channels:
                 root = root[root]
             if np.array_equal(root, before):
                 return root
+
+    def _refined(self) -> NDArray[np.uint64]:
+        """Marks that also say with what a channel meets, and with what that meets, and so on.
+
+        Classes whose members carry the same marks then hang together in the same way. This is
+        colour refinement (Weisfeiler and Leman, 1968).
+        """
+        marks, distinct = self._marks, len(np.unique(self._marks))
+        while True:
+            finer = _mix(marks)
+            for number, (a, b) in enumerate(self._ties):
+                event = _mix(np.array([number], np.uint64))
+                from_b, from_a = _mix(marks[b] ^ event), _mix(marks[a] + event)
+                np.add.at(finer, a, from_b)
+                np.add.at(finer, b, from_a)
+            before, distinct = distinct, len(np.unique(finer))
+            if distinct == before:
+                return marks
+            marks = finer
 
     def _order(self, members: Ids) -> Order:
         """An order, from channels [n, members]."""

@@ -45,6 +45,7 @@ class Flow:
         channels: Where to note what is found.
         graph: The graph.
         stored: Placeholder -> name of the parameter or buffer that it is.
+        constants: Placeholder -> name of the tensor that it is otherwise, an attribute perhaps.
         boundary: Of inputs and outputs: None if they are the model's, or why others stand here.
         prefix: Name of the module that was traced, for messages.
 
@@ -57,6 +58,7 @@ class Flow:
         channels: Channels,
         graph: fx.Graph,
         stored: Mapping[str, str],
+        constants: Mapping[str, str],
         boundary: Reason | None = None,
         prefix: str = "",
     ) -> None:
@@ -71,7 +73,7 @@ class Flow:
             self._node = node
             self.shape = _shape_of(node.meta.get("val"))
             if node.op == "placeholder":
-                self._values[node] = self._input(node, stored)
+                self._values[node] = self._input(node, stored, constants)
             elif node.op == "call_function":
                 self._values[node] = self._call(node)
             elif node.op == "output":
@@ -144,9 +146,17 @@ class Flow:
             elif isinstance(value, Stored):
                 self.channels.freeze_tensor(value.tensor, reason)
 
-    def alike(self, value: Labelled, among: Sequence[int] = ()) -> None:
+    def settled(self, value: Value, dim: int) -> Value:
+        """A value as one that stays the same, if all its channels do and none lie along an axis."""
+        if not isinstance(value, Labelled) or dim % len(value.shape) in value.dims:
+            return value
+        if not self.channels.frozen(value.ids):
+            return value
+        return Plain(value.shape, Reason(self.describe()))
+
+    def alike(self, value: Labelled, among: Sequence[int]) -> None:
         """An operation treats channels alike, as long as they trade places along some axes only."""
-        kept = [d for d in value.dims if d not in among]
+        kept = [d for d in value.dims if d not in among] if {*among} & {*value.dims} else []
         self.channels.meet([value.ids], [value.places, *coordinates(value.ids.shape, kept)])
 
     def contract(self, value: Value, dim: int, ids: Ids) -> None:
@@ -229,7 +239,12 @@ class Flow:
             return None
         return Labelled.along(stored.shape, meeting[0], self.of(stored, meeting[0])).padded(rank)
 
-    def _input(self, node: fx.Node, stored: Mapping[str, str]) -> Value:
+    def _input(
+        self, node: fx.Node, stored: Mapping[str, str], constants: Mapping[str, str]
+    ) -> Value:
+        if node.name in constants:
+            name = ".".join(part for part in (self.prefix, constants[node.name]) if part)
+            return Plain(self.shape or (), Reason(f"the constant {name}"))
         if (name := stored.get(node.name)) is None:
             return Plain(self.shape or (), self.boundary or Reason("an input of the model"))
         shape = self.shape
@@ -246,7 +261,9 @@ class Flow:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self._values.__getitem__)  # type: ignore[misc]
         bound = _bound(node.target, args, kwargs)
         tensors = _flat(bound)
-        if self.shape is None:  # an assertion
+        if self.shape is None:  # an assertion, or who knows
+            if not self.operation.lstrip("_").startswith(("assert", "sym_constrain")):
+                self.unknown(tensors)
             return None
         if not any(isinstance(v, (Labelled, Stored)) for v in tensors):
             origins = [v.origin for v in tensors if isinstance(v, Plain)]

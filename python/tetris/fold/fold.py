@@ -10,10 +10,11 @@ from torch import nn
 
 from ..checks import check_keywords, check_model
 from ..model import PruneArguments, sparsify
+from ..modules import replace_modules
 from ..nn.base import SparseLayer
 from ..prune.report import SparsifyReport
 from .apply import Perms, apply, choose
-from .capture import Inputs, as_inputs, evaluating
+from .capture import Inputs, as_inputs
 from .channels import Axis
 from .find import Found, find_orders, tensor_names
 from .layers import SIDES, layers_of
@@ -80,7 +81,8 @@ def fold(
         example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of
             keyword arguments. The model is traced on the path that it takes with them in eval mode,
             as :func:`shared_orders` says, and before it is returned compared on them.
-        inplace: Change the model itself; otherwise a deep copy.
+        inplace: Change the model itself; otherwise a deep copy. Parameters remain the same objects
+            with their elements in another order: make an optimizer that has stepped anew.
         return_report: Return ``(model, report)``; ``print(report)`` shows how many permutations
             were folded, and which are left and why.
         **settings: Prune first, with these arguments of :func:`tetris.sparsify`, all layers that
@@ -93,9 +95,10 @@ def fold(
     Raises:
         TypeError: no module, inputs of another kind, or an argument that sparsify has not.
         ValueError: the model has no sparse layers and there are no settings to prune it; it cannot
-            be called with these inputs; as :func:`tetris.sparsify`.
+            be copied, or not be called with these inputs; it returns nothing to compare; as
+            :func:`tetris.sparsify`.
         RuntimeError: the model does not return the same twice; the folded one differs, and no
-            single order is to blame. The model is not folded then.
+            single order is to blame. The model is as it was then.
 
     Example:
         >>> fast, report = tetris.fold(
@@ -109,30 +112,35 @@ def fold(
     """
     check_model(_WHERE, model)
     inputs = as_inputs(_WHERE, example_inputs)
-    pruning = None
     if settings:
         known = inspect.signature(sparsify).parameters
         check_keywords(_WHERE, settings, [n for n in known if n not in _OWN])
         orders = shared_orders(model, example_inputs)
+        before = dict(model.named_modules())
         model, pruning = sparsify(
             model, share=orders, inplace=inplace, return_report=True, **settings
         )
-        inplace = True  # it is a copy already, unless that was asked for
+        try:
+            result, report = _fold(model, inputs, True, pruning)
+        except BaseException:
+            if inplace:  # as it was, not half of what was asked for
+                replace_modules(model, {layer.name: before[layer.name] for layer in pruning.layers})
+            raise
+        return (result, report) if return_report else result
     if not any(isinstance(m, SparseLayer) for m in model.modules()):
         raise ValueError(
             f"{_WHERE}: {type(model).__name__} has no sparse layers; prune it first, with "
             "share=tetris.shared_orders(model, example_inputs), or pass what tetris.sparsify "
             "takes: fold(model, example_inputs, sparsity=0.9, block=(16, 16))"
         )
-    result, report = _fold(model, inputs, inplace, pruning)
+    result, report = _fold(model, inputs, inplace, None)
     return (result, report) if return_report else result
 
 
 def _fold(
     model: nn.Module, inputs: Inputs, inplace: bool, pruning: SparsifyReport | None
 ) -> tuple[nn.Module, FoldReport]:
-    with evaluating(model):
-        found = find_orders(_WHERE, model, inputs)
+    found = find_orders(_WHERE, model, inputs)
     perms = choose(model, found.orders)
     changed, perms, off, failed = checked(_WHERE, model, found.orders, perms, inputs)
     report = FoldReport(

@@ -35,7 +35,7 @@ class FoldReport:
         orders: Channels that were reordered.
         kept: (layer, ``"rows"`` or ``"columns"``) -> why it still applies a permutation.
         difference: Largest difference between the model's results before and after, on the example
-            inputs; relative to the largest result where that is above one.
+            inputs; of each tensor relative to its largest number.
         untraced: Why the model could not be traced as a whole; only its parts were then. None
             otherwise.
         pruning: What :func:`tetris.sparsify` reported, if the model was pruned in the same call.

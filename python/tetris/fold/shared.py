@@ -10,7 +10,7 @@ from torch import nn
 from ..checks import check_model
 from ..prune.orders import Part, SharedOrder, SharedOrders
 from .apply import Perms
-from .capture import as_inputs, evaluating
+from .capture import as_inputs
 from .channels import Axis, Ids
 from .find import Found, find_orders, tensor_names
 from .layers import SIDES, Layer, Side, layers_of
@@ -42,7 +42,8 @@ def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
 
     Raises:
         TypeError: no module, or inputs of another kind.
-        ValueError: the model cannot be called with these inputs.
+        ValueError: the model cannot be copied, or not be called with these inputs; it returns
+            nothing to compare.
         RuntimeError: the model does not return the same twice, or in other orders.
 
     Example:
@@ -54,11 +55,18 @@ def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
     where = "tetris.shared_orders"
     check_model(where, model)
     inputs = as_inputs(where, example_inputs)
-    with evaluating(model):
-        found = find_orders(where, model, inputs)
+    found = find_orders(where, model, inputs)
     generator = np.random.default_rng(0)
-    shuffled: Perms = [generator.permutation(order.size) for order in found.orders]
+    shuffled: Perms = [_cycle(generator, order.size) for order in found.orders]
     return _as_share(model, found, checked(where, model, found.orders, shuffled, inputs).failed)
+
+
+def _cycle(generator: np.random.Generator, size: int) -> Ids:
+    """A random permutation that leaves no channel where it is."""
+    sequence = generator.permutation(size)
+    result = np.empty(size, np.int64)
+    result[sequence] = np.roll(sequence, 1)
+    return result
 
 
 def _as_share(model: nn.Module, found: Found, failed: Iterable[int]) -> SharedOrders:

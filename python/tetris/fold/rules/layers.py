@@ -87,11 +87,11 @@ def convolution(flow: Flow, given: dict[str, Any]) -> Any:
         return NotImplemented
     if given.get("transposed", False):
         return transposed(flow, given)
-    groups = given["groups"]
+    groups, kernel = given["groups"], len(weight.shape) - 2
     rows = flow.of(weight, 0)
     size = weight.shape[1] * groups
     if groups == 1:
-        return _convolution(flow, x, rows, flow.of(weight, 1), 1, bias)
+        return _convolution(flow, x, kernel, rows, flow.of(weight, 1), 1, bias)
     entry = weight.dims[1]
     if entry is not None and len(entry[1]) != weight.whole[entry[0]]:
         return NotImplemented  # a part of a weight
@@ -99,7 +99,7 @@ def convolution(flow: Flow, given: dict[str, Any]) -> Any:
     if weight.shape[1] > 1:
         assert entry is not None
         cols = flow.channels.of(Axis(weight.tensor, entry[0], size, groups))
-    return _convolution(flow, x, rows, cols, groups, bias)
+    return _convolution(flow, x, kernel, rows, cols, groups, bias)
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -109,21 +109,32 @@ def transposed(flow: Flow, given: dict[str, Any]) -> Any:
     if given["groups"] != 1 or not isinstance(weight, Stored):
         return NotImplemented
     rows, cols = flow.of(weight, 1), flow.of(weight, 0)
-    return _convolution(flow, x, rows, cols, 1, given.get("bias"))
+    return _convolution(flow, x, len(weight.shape) - 2, rows, cols, 1, given.get("bias"))
 
 
 def _convolution(
     flow: Flow,
     x: Value,
+    kernel: int,
     rows: Ids,
     cols: Ids | None,
     groups: int,
     bias: Value | None,
     residual: Value | None = None,
 ) -> Any:
-    """A convolution by its channels; ``cols`` is None where each group has one input."""
-    kernel = len(flow.shape) - 2
-    dim = len(x.shape) - kernel - 1
+    """A convolution by its channels.
+
+    Args:
+        flow: The flow.
+        x: Its input.
+        kernel: Axes of the kernel.
+        rows: Channels of the outputs.
+        cols: Channels of the inputs, None where each group has one.
+        groups: How many.
+        bias: Added to each channel.
+        residual: Added to each element.
+    """
+    dim = len(x.shape) - kernel - 1  # 1, or 0 of a single image
     if isinstance(x, Stored) or (isinstance(x, Labelled) and x.dims != [dim]):
         return NotImplemented
     if isinstance(bias, Stored):
@@ -178,7 +189,7 @@ def bsconv(flow: Flow, given: dict[str, Any]) -> Any:
     rows, cols = _sparse_axes(flow, values, given["out_channels"], size, groups)
     inputs = None if groups == size > 1 else cols
     residual = given.get("residual")
-    return _convolution(flow, x, rows, inputs, groups, given["bias"], residual)
+    return _convolution(flow, x, 2, rows, inputs, groups, given["bias"], residual)
 
 
 def _sparse_axes(flow: Flow, values: Stored, out: int, in_: int, groups: int) -> tuple[Ids, Ids]:
@@ -213,9 +224,13 @@ def attention(flow: Flow, given: dict[str, Any]) -> Any:
 def _of_two(flow: Flow, a: Value, b: Value, shape: Shape) -> Any:
     """A product of two values, of at least two axes each; batches along the others."""
     rank = len(shape)
+    # Scores of heads to which a bias of their own was added: which head is which is settled then.
+    a, b = (flow.settled(v, d) for v, d in ((a, -1), (b, -2)))
     left, right = (v.padded(rank) if isinstance(v, Labelled) else v for v in (a, b))
     if isinstance(a, Stored) or isinstance(b, Stored):
         return NotImplemented
+    if isinstance(a, Plain) and isinstance(b, Plain):
+        return Plain(shape, a.origin)
     inner = (rank - 1, rank - 2)  # the axis that is summed over, of a and of b
     if isinstance(left, Labelled) and isinstance(right, Labelled):
         if inner[0] not in left.dims or inner[1] not in right.dims:

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..flow import Flow, rule
 from ..values import Labelled, Plain, Stored, Value
+from .shapes import taken
 
 _UNCHANGED = ("alias", "clone", "contiguous", "detach", "lift_fresh_copy", "to", "_to_copy")
 _UNCHANGED += ("type_as", "dropout", "feature_dropout", "alpha_dropout")  # there is none in eval
@@ -34,6 +35,16 @@ def elementwise(flow: Flow, given: dict[str, Any]) -> Value:
     return flow.elementwise([v for v in given.values() if isinstance(v, (Plain, Stored, Labelled))])
 
 
+@rule("glu")
+def gated(flow: Flow, given: dict[str, Any]) -> Any:
+    """One half times the sigmoid of the other."""
+    x = given["self"]
+    if not isinstance(x, Labelled):
+        return NotImplemented
+    dim = given["dim"] % len(x.shape)
+    return flow.elementwise([taken(flow, x, dim, h) for h in np.split(np.arange(x.shape[dim]), 2)])
+
+
 @rule(*_UNCHANGED)
 def unchanged(flow: Flow, given: dict[str, Any]) -> Value:
     """Copies and casts; a parameter stays one."""
@@ -41,8 +52,9 @@ def unchanged(flow: Flow, given: dict[str, Any]) -> Value:
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like")
+@rule("new_zeros", "new_ones", "new_full", "new_empty")
 def like(flow: Flow, given: dict[str, Any]) -> Value:
-    """Of another value's shape alone."""
+    """Of another value's shape or type alone."""
     return flow.plain()
 
 

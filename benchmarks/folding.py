@@ -57,13 +57,12 @@ def measure(args: argparse.Namespace, console: Console) -> list[dict]:
         for name in [n for n in names if n in NEEDS_TRANSFORMERS]:
             console.print(f"{name} is left out: it needs transformers (pip install transformers)")
         names = [n for n in names if n not in NEEDS_TRANSFORMERS]
-    quick = ["8x8"] if args.quick else BLOCKS
     rows = []
     for name in names:
         console.print(f"{name} ...")
-        trained = MODELS[name](args.steps or (30 if args.quick else 400))
+        trained = MODELS[name](args.steps)
         orders = tetris.shared_orders(trained.model, trained.example)
-        for block in args.blocks or map(parse_block, quick):
+        for block in args.blocks:
             rows.append({"model": name, **row(trained, orders, block, args)})
     return rows
 
@@ -76,7 +75,7 @@ def row(
         "sparsity": args.sparsity / 100,
         "block": block,
         "exclude": trained.exclude,
-        "sweeps": args.sweeps or (4 if args.quick else 60),
+        "sweeps": args.sweeps,
         "return_report": True,
     }
     found = {"block": f"{block[0]}x{block[1]}", "loss": trained.loss, "orders": len(orders)}
@@ -127,15 +126,21 @@ def summary(result: dict) -> str:
     rows = result["rows"]
     worst = max(r[way]["difference"] for r in rows for way in ("alone", "together"))
     return (
-        f"{rows[0]['sparsity']:.0%} of the blocks removed; `{result['command']}`, torch "
+        f"{rows[0]['sparsity']:.0%} of the blocks removed; {result['steps']} steps of training, "
+        f"{result['sweeps']} sweeps of each search: `{result['command']}`, torch "
         f"{result['machine']['versions']['torch']}. Results before and after folding differ by at "
-        f"most {worst:.0e}."
+        f"most {worst:.0e} of the largest."
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes JSON and markdown, prints the table."""
     args = parser().parse_args(argv)
+    part = args.quick or args.models or args.blocks or args.steps or args.sweeps
+    part = part or args.sparsity != parser().get_default("sparsity")
+    args.blocks = args.blocks or [parse_block(b) for b in (["8x8"] if args.quick else BLOCKS)]
+    args.steps = args.steps or (30 if args.quick else 400)
+    args.sweeps = args.sweeps or (4 if args.quick else 60)
     console = Console()
     rows = measure(args, console)
     words = sys.argv[1:] if argv is None else argv
@@ -143,8 +148,9 @@ def main(argv: list[str] | None = None) -> int:
         "rows": [{**r, "sparsity": args.sparsity / 100} for r in rows],
         "machine": machine.describe(),
         "command": " ".join(["python -m benchmarks.folding", *words]),
+        "steps": args.steps,
+        "sweeps": args.sweeps,
     }
-    part = args.quick or args.models or args.blocks or args.steps or args.sweeps
     out = args.out or Path("build/benchmarks" if part else "benchmarks/results")
     out.mkdir(parents=True, exist_ok=True)
     (out / "folding.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -54,6 +54,22 @@ def test_bad_thread_count(threads, capsys):
     assert "expected a number from 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["demo", "bench", "calibrate"])
+def test_more_threads_than_cores_are_refused(command, capsys):
+    """OpenMP ends the process where it cannot have its threads' stacks."""
+    with pytest.raises(SystemExit):
+        cli.main([command, "--threads", "100000"])
+    assert "(got 100000)" in capsys.readouterr().err
+
+
+def test_a_folder_for_a_file_and_too_much_memory_are_one_line(tmp_path, capsys):
+    assert cli.main(["compare", str(tmp_path), str(tmp_path)]) == 1
+    assert cli.main(["bench", "--shapes", "100000000000x1024x4096"]) == 1
+    folder, *_, memory = capsys.readouterr().err.strip().splitlines()
+    assert "irectory" in folder
+    assert "out of memory" in memory
+
+
 @pytest.mark.parametrize(("model", "features"), [("mlp", 64), ("cnn", 64)])
 def test_every_variant_stores_its_share(model, features):
     torch.manual_seed(0)

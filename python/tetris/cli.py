@@ -7,6 +7,8 @@ from pathlib import Path
 
 from . import _C
 from .commands import analyze, bench, calibrate, compare
+from .commands.arguments import checked
+from .machine import check_threads
 
 DEMO = """\
 Trains a small network, prunes it at 90, 95 and 98 % (the convolutional one: at
@@ -84,7 +86,10 @@ def parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
     demo.add_argument(
-        "--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)"
+        "--threads",
+        type=checked(_threads),
+        metavar="N",
+        help="CPU threads (default: torch's choice)",
     )
     demo.set_defaults(run=_demo)
     info = commands.add_parser(
@@ -134,11 +139,10 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _positive(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 (got {text!r})")
-    return number
+def _threads(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise ValueError(f"expected a number from 1 (got {text!r})")
+    return check_threads("threads", int(text))
 
 
 def _sizes(count: int, form: str) -> Callable[[str], tuple[int, ...]]:
@@ -210,8 +214,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     try:
         return args.run(args) or 0
-    except (FileNotFoundError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         print(f"tetris {args.command}: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:  # torch has no type of its own for it on the CPU
+        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
+            raise
+        print(f"tetris {args.command}: out of memory: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -13,6 +13,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def check_threads(where: str, count: int) -> int:
+    """A number of threads to compute on; OpenMP ends the process where it is absurd."""
+    most = os.cpu_count() or 1
+    if not 1 <= count <= most:
+        raise ValueError(f"{where} must be from 1 to this machine's {most} cores (got {count})")
+    return count
+
+
 def cache_bytes() -> dict[str, int]:
     """Sizes of the caches one core sees, as {"L1d": ..., "L2": ..., "L3": ...}; {} if unknown."""
     sizes = {}

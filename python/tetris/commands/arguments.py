@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..machine import check_threads
+
 T = TypeVar("T")
 
 
@@ -43,4 +45,4 @@ def thread_counts(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.isdigit() and int(part) >= 1 for part in parts):
         raise ValueError(f"thread counts are numbers from 1, as in 1,2 (got {text!r})")
-    return [int(part) for part in parts]
+    return [check_threads("thread counts", int(part)) for part in parts]

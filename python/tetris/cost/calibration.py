@@ -9,7 +9,7 @@ import torch
 
 from .. import _C
 from ..checks import check_search, describe
-from ..machine import cores, cpu_model
+from ..machine import check_threads, cores, cpu_model
 from ..progress import steps
 from . import store
 from .measure import Draw, Sample, measure
@@ -95,6 +95,7 @@ def _counts(where: str, threads: Iterable[int] | int) -> list[int]:
     counts = list(threads) if isinstance(threads, Iterable) else [threads]
     for count in counts:
         check_search(where, threads=count)
+        check_threads(f"{where}: threads", count)
     if not counts:
         raise ValueError(
             f"{where}: threads must name a number of threads (got {describe(threads)})"

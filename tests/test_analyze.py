@@ -171,6 +171,45 @@ def test_without_an_example_there_are_no_times():
     assert report.to_dict()["layers"][0]["dense_ms"] is None
 
 
+class Tied(nn.Module):
+    """Two layers with one weight, and one of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = (nn.Linear(256, 256) for _ in range(3))
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x)))
+
+
+@pytest.mark.parametrize("tokens", [1024, 1])
+def test_recommendations_for_layers_that_share_a_weight(tokens):
+    """They name all of them: sparsify takes no other setting for one of several."""
+    model = Tied()
+    cost = {"sparsities": [0.75], "blocks": [(16, 1)]} if tokens > 1 else {"sparsities": [0.0]}
+    report = tetris.analyze(model, torch.randn(tokens, 256), sweeps=1, exclude="last", **cost)
+    (layer,) = report.layers
+    assert (layer.name, layer.tied, layer.calls) == ("first", ("second",), 2)
+    if tokens > 1:
+        overrides = report.overrides()
+        assert set(overrides) == {"first", "second"}
+        assert report.dense == ()
+        sparse = tetris.sparsify(model, overrides=overrides, exclude="last", sweeps=1)
+        assert sparse.first.values is sparse.second.values
+    else:
+        assert report.dense == ("first", "second")
+        tetris.sparsify(model, exclude=report.dense, sweeps=1)
+    assert report.to_dict()["layers"][0]["tied"] == ["second"]
+
+
+def test_measuring_leaves_random_numbers_alone():
+    model, x = mlp(), torch.randn(16, 256)
+    state = torch.get_rng_state()
+    tetris.analyze(model, x, measure=True, **QUICK)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_measured_times_on_request():
     report = tetris.analyze(mlp(), torch.randn(16, 256), measure=True, **QUICK)
     for layer in report.layers:

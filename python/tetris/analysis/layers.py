@@ -36,6 +36,7 @@ class Subject:
         calls: What it computes; empty if nothing is known of its inputs.
         cold: Its weights come from memory.
         layer: The dense layer, to measure; None if there are only weights.
+        tied: Names of other layers that share the weight.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Subject:
     calls: Sequence[Call]
     cold: bool
     layer: DenseLayer | None = None
+    tied: tuple[str, ...] = ()
 
 
 def analyze_layer(
@@ -106,6 +108,7 @@ def analyze_layer(
         best,
         reason,
         dense_measured,
+        subject.tied,
     )
 
 
@@ -177,9 +180,10 @@ def _sparse(layer: DenseLayer, layout: BlockLayout) -> nn.Module:
 def _measured(layer: nn.Module, calls: Sequence[Call]) -> float:
     """Seconds of all calls on random numbers, weights in cache."""
     weight = next(layer.parameters())
+    generator = torch.Generator().manual_seed(0)
     taken: dict[tuple[int, ...], float] = {}
     for call in calls:
         if call.input_shape not in taken:
-            x = torch.randn(call.input_shape, dtype=weight.dtype)
+            x = torch.randn(call.input_shape, dtype=weight.dtype, generator=generator)
             taken[call.input_shape] = seconds_of_call(lambda x=x: layer(x))
     return sum(taken[call.input_shape] for call in calls)

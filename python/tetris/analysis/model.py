@@ -129,7 +129,9 @@ def analyze(
         layer = layers[first]
         saliency = oriented(layer, sum(parts[1:], start=parts[0]))
         own = [call for name in group for call in calls[name]]
-        subjects.append(Subject(first, saliency, groups_of(layer), own, cold, layer))
+        subjects.append(
+            Subject(first, saliency, groups_of(layer), own, cold, layer, tuple(group[1:]))
+        )
     how = search_of(options)
     found = []
     with steps(progress, "analyzing", len(subjects) * len(shapes) * len(shares)) as advance:

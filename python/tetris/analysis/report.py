@@ -56,6 +56,7 @@ class LayerAnalysis:
         best: The choice that is recommended; None: leave the layer dense.
         reason: Why.
         dense_measured_ms: Measured time of the dense layer; None if it was not asked for.
+        tied: Names of other layers that share the weight; what is said is of all together.
     """
 
     name: str
@@ -67,6 +68,12 @@ class LayerAnalysis:
     best: Choice | None
     reason: str
     dense_measured_ms: float | None = None
+    tied: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layer, and those that share its weight."""
+        return self.name, *self.tied
 
 
 @dataclass(frozen=True)
@@ -88,7 +95,7 @@ class AnalysisReport:
     @property
     def dense(self) -> tuple[str, ...]:
         """Names of the analyzed layers that are to stay dense, for ``exclude=``."""
-        return tuple(layer.name for layer in self.layers if layer.best is None)
+        return tuple(n for layer in self.layers if layer.best is None for n in layer.names)
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """What is recommended for each other layer, for ``overrides=``.
@@ -98,9 +105,10 @@ class AnalysisReport:
             >>> tetris.sparsify(model, overrides=report.overrides(), exclude=report.dense)
         """
         return {
-            layer.name: {"block": layer.best.block, "sparsity": layer.best.sparsity}
+            name: {"block": layer.best.block, "sparsity": layer.best.sparsity}
             for layer in self.layers
             if layer.best is not None
+            for name in layer.names
         }
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import tetris
-from tetris.cost import CostModel, store
+from tetris.cost import CostModel, Point, Stored, store
 from tetris.cost.calls import calls_of, measured_times
 from tetris.nn import SparseLayer
 from tetris.prune.curves import Candidate, _hull, choose, retained_at
@@ -224,6 +224,33 @@ def test_overrides_are_kept(exact):
     )
     first = next(r for r in report.layers if r.name == "0")
     assert (first.block, first.block_sparsity) == ((8, 8), 0.75)
+
+
+@pytest.mark.parametrize("block", [(2, 1), (4, 1)])
+def test_a_block_of_an_override_is_kept(exact, block):
+    """Also one that is the default; only the sparsity is chosen then."""
+    arguments = {"latency": 0.4, "example_inputs": rows(256), "block": "auto", "exclude": "4"}
+    _, report = tetris.sparsify(
+        mlp(), overrides={"0": {"block": block}}, return_report=True, sweeps=1, **arguments
+    )
+    assert {r.name: r.block == block for r in report.layers}["0"]
+
+
+def test_tied_kernels_are_predicted_as_they_are_stored(exact):
+    """Whole units of nine blocks, and one in each row: else more would be stored than predicted."""
+    model = nn.Sequential(nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3))
+    x = torch.randn(1, 32, 20, 20)
+    _, report = tetris.sparsify(
+        model, latency=0.25, example_inputs=x, tie_kernel=True, return_report=True, sweeps=1
+    )
+    cost, calls = store.default(), calls_of("test", model, dict(model.named_children()), x)
+    taken = 1e-5
+    for name, own in calls.items():
+        found = next(r for r in report.layers if r.name == name)
+        stored = Stored(found.block, found.shape[0] // found.block[0], found.stored_blocks)
+        taken += cost.seconds(Point(own[0].problem, stored))
+    assert report.latency.predicted_ms == pytest.approx(1e3 * taken, rel=1e-9)
+    assert 1e3 * taken <= report.latency.budget_ms
 
 
 def test_tied_layers_stay_tied(exact):

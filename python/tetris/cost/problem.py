@@ -172,10 +172,14 @@ class Stored:
     blocks: int
 
     @classmethod
-    def of(cls, problem: Problem, block: tuple[int, int], sparsity: float) -> Stored:
-        """That of a layer at a sparsity: a share of its blocks, but one in each block row."""
+    def of(cls, problem: Problem, block: tuple[int, int], sparsity: float, tied: int = 1) -> Stored:
+        """That of a layer at a sparsity: a share of its blocks, but one in each block row.
+
+        ``tied`` blocks stay or go together: with ``tie_kernel`` those of all kernel positions.
+        """
         rows, columns = problem.blocking(block).grid
-        return cls(block, rows, max(rows, rows * columns - removed_count(sparsity, rows * columns)))
+        units = rows * columns // tied
+        return cls(block, rows, tied * max(rows, units - removed_count(sparsity, units)))
 
     @property
     def values(self) -> int:

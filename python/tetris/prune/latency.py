@@ -77,7 +77,8 @@ class Latency(Target):
     different layers is compared number by number, as with ``scope="global"``, which has no other
     effect here.
 
-    Settings that overrides fix (``sparsity``) are kept; such layers count by their predicted time.
+    What overrides fix is kept: a layer with a ``sparsity`` of its own counts by its predicted time,
+    one with a ``block`` is tried with this block only.
     Retained saliency is estimated in the order that sorting by norm gives: a search for each
     candidate would take minutes.
 
@@ -190,7 +191,8 @@ class Latency(Target):
         for first, group in selection.tied.items():
             own = [call for name in group for call in calls[name]]
             candidates[first] = self._candidates(
-                where, layers[first], own, options[first], first in fixed, saliency[first],
+                where, layers[first], own, options[first], first in fixed,
+                first in selection.own_block, saliency[first],
                 lambda stored, own=own: scale * _seconds(cost, own, stored, cold),
             )  # fmt: skip
         other = times.total - sum(times.layers.values())
@@ -250,6 +252,7 @@ class Latency(Target):
         own: list[Call],
         options: LayerOptions,
         fixed: bool,
+        own_block: bool,
         saliency: Tensor,
         seconds: Any,
     ) -> list[Candidate]:
@@ -257,12 +260,14 @@ class Latency(Target):
         problem = own[0].problem
         dense = Candidate(seconds(None), float(saliency.double().sum()))
         result = [] if fixed else [dense]
-        shapes = self.blocks if self.blocks is not None and not fixed else [options.block]
+        free = self.blocks is not None and not fixed and not own_block
+        shapes = self.blocks if free else [options.block]
         groups = groups_of(layer)
         for block in dict.fromkeys(fitting_block(layer, b) for b in shapes):
             blocked = replace(options, block=block)
             sparsities = [options.sparsity] if fixed else [1.0 - d for d in DENSITIES]
-            stored = dict.fromkeys(Stored.of(problem, block, s) for s in sparsities)
+            tied = problem.taps if options.tie_kernel and problem.kernel else 1
+            stored = dict.fromkeys(Stored.of(problem, block, s, tied) for s in sparsities)
             total = math.prod(problem.blocking(block).grid)
             kept = retained_at(where, saliency, blocked, groups, [s.blocks for s in stored])
             for what, retained in zip(stored, kept, strict=True):

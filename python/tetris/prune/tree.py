@@ -47,11 +47,13 @@ class Selection:
         tied: name -> names of the selected layers that share its weight Parameter, itself first.
             Only the first of such a group is a key.
         skipped: name -> reason, for the linear layers and convolutions that stay dense.
+        own_block: Layers whose block an override sets, see :func:`layer_options`.
     """
 
     layers: dict[str, DenseLayer] = field(default_factory=dict)
     tied: dict[str, list[str]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    own_block: set[str] = field(default_factory=set)
 
 
 def select_layers(
@@ -151,7 +153,8 @@ def layer_options(
 ) -> tuple[dict[str, LayerOptions], set[str]]:
     """Settings of each selected layer, and the layers whose sparsity an override fixes.
 
-    Later overrides win over earlier ones. A block that covers a whole layer is made smaller, such
+    Later overrides win over earlier ones. Layers with a block of their own are noted in the
+    selection. A block that covers a whole layer is made smaller, such
     that there are two.
     """
     if overrides is not None and not isinstance(overrides, Mapping):
@@ -171,6 +174,8 @@ def layer_options(
             options[name] = options[name].override(f"{where}: overrides[{pattern!r}]", changes)
             if "sparsity" in changes:
                 fixed.add(name)
+            if "block" in changes:
+                selection.own_block.add(name)
     for name, layer in selection.layers.items():
         options[name] = replace(options[name], block=fitting_block(layer, options[name].block))
     for first, group in selection.tied.items():

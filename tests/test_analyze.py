@@ -203,6 +203,43 @@ def test_recommendations_for_layers_that_share_a_weight(tokens):
     assert report.to_dict()["layers"][0]["tied"] == ["second"]
 
 
+class Called(nn.Module):
+    """Calls a layer by keyword, as often as there are tensors."""
+
+    def __init__(self, layer, name):
+        super().__init__()
+        self.layer, self.name = layer, name
+
+    def forward(self, *inputs):
+        return [self.layer(**{self.name: x}) for x in inputs]
+
+
+def test_inputs_by_keyword_whatever_its_name():
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D(128, 256)
+    for layer, name in ((conv1d, "x"), (nn.Linear(256, 128), "input")):
+        report = tetris.analyze(Called(layer, name), torch.randn(32, 256), **QUICK)
+        assert report.layers[0].tokens == 32
+
+
+def test_calls_without_tokens():
+    """One of several takes no time; a layer that has only such ones cannot be timed."""
+    model, x = Called(nn.Linear(256, 128), "input"), torch.randn(32, 256)
+    assert tetris.analyze(model, (x, x[:0]), **QUICK).layers[0].calls == 1
+    with pytest.raises(
+        ValueError, match=r"tetris.analyze: the example does not go through 'layer'"
+    ):
+        tetris.analyze(model, x[:0], **QUICK)
+
+
+def test_an_example_that_does_not_fit():
+    with pytest.raises(
+        ValueError, match=r"tetris.analyze: the model does not take .* float32\[3, 7\]"
+    ):
+        tetris.analyze(mlp(), torch.randn(3, 7), **QUICK)
+    with pytest.raises(ValueError, match=r"tetris.sparsify: the model does not take"):
+        tetris.sparsify(mlp(), latency=0.5, example_inputs=torch.randn(3, 7))
+
+
 def test_measuring_leaves_random_numbers_alone():
     model, x = mlp(), torch.randn(16, 256)
     state = torch.get_rng_state()

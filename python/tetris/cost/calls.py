@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn.kinds import DenseLayer
-from ..prune.batches import undisturbed
+from ..prune.batches import Batch, undisturbed
 from .measure import clock, seconds_of_call
 from .problem import Problem
 
@@ -48,14 +48,16 @@ def calls_of(
             them by name.
 
     Raises:
-        ValueError: a layer is not called for the example.
+        ValueError: the model does not take the example, or a layer is not called for it, or only
+            with empty inputs.
     """
     found: dict[str, list[Call]] = {name: [] for name in layers}
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: Any, args: Any, kwargs: dict[str, Any], output: Tensor) -> None:
-            x = args[0] if args else kwargs["input"]
-            found[name].append(Call(Problem.of(layer, x.shape, output.shape), tuple(x.shape)))
+            x = args[0] if args else next(iter(kwargs.values()))  # called input, or x
+            if x.numel():  # an expert without tokens takes no time
+                found[name].append(Call(Problem.of(layer, x.shape, output.shape), tuple(x.shape)))
 
         return hook
 
@@ -63,7 +65,7 @@ def calls_of(
         layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()
     ):
         with undisturbed(model):
-            _call(model, example_inputs)
+            Batch(example_inputs).outputs(where, model)
     if unused := [name for name, calls in found.items() if not calls]:
         raise ValueError(
             f"{where}: the example does not go through {', '.join(map(repr, unused))}; exclude "
@@ -110,31 +112,23 @@ def measured_times(
 
         return hook
 
+    batch = Batch(example_inputs)
     rounds: list[dict[str, float]] = []
     others: list[float] = []
     with undisturbed(model):
-        seconds_of_call(lambda: _call(model, example_inputs))  # caches and clocks settle
+        seconds_of_call(lambda: batch.run(model))  # caches and clocks settle
         handles = [layer.register_forward_pre_hook(before(n)) for n, layer in layers.items()]
         handles += [layer.register_forward_hook(after(n)) for n, layer in layers.items()]
         with _hooks(iter(handles)):
             for _ in range(_ROUNDS):
                 taken = {}
                 started = now()
-                _call(model, example_inputs)
+                batch.run(model)
                 others.append(now() - started - sum(taken.values()))
                 rounds.append(taken)
     own = {n: float(np.percentile([r.get(n, 0.0) for r in rounds], 25)) for n in layers}
     # Of the same rounds as the layers: their difference to a total of other rounds is mostly noise.
     return ModelTimes(sum(own.values()) + float(np.percentile(others, 25)), own)
-
-
-def _call(model: nn.Module, example_inputs: Any) -> None:
-    if isinstance(example_inputs, Mapping):
-        model(**example_inputs)
-    elif isinstance(example_inputs, (tuple, list)):
-        model(*example_inputs)
-    else:
-        model(example_inputs)
 
 
 @contextmanager

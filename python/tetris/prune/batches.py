@@ -55,11 +55,15 @@ class Batch:
             ValueError: it cannot, for their shape or type.
         """
         with fitting(where, f"the model does not take the inputs, {_shapes(self.inputs)}"):
-            if isinstance(self.inputs, Mapping):
-                return model(**self.inputs)
-            if isinstance(self.inputs, (tuple, list)):
-                return model(*self.inputs)
-            return model(self.inputs)
+            return self.run(model)
+
+    def run(self, model: nn.Module) -> Any:
+        """The same, whatever it raises."""
+        if isinstance(self.inputs, Mapping):
+            return model(**self.inputs)
+        if isinstance(self.inputs, (tuple, list)):
+            return model(*self.inputs)
+        return model(self.inputs)
 
     def loss(self, where: str, loss: Callable[..., Tensor], outputs: Any) -> Tensor:
         """``loss(outputs, target)``, or ``loss(outputs)`` without a target; one number."""

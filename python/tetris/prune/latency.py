@@ -260,8 +260,8 @@ class Latency(Target):
         problem = own[0].problem
         dense = Candidate(seconds(None), float(saliency.double().sum()))
         result = [] if fixed else [dense]
-        free = self.blocks is not None and not fixed and not own_block
-        shapes = self.blocks if free else [options.block]
+        given = fixed or own_block or self.blocks is None
+        shapes = [options.block] if given else self.blocks or ()
         groups = groups_of(layer)
         for block in dict.fromkeys(fitting_block(layer, b) for b in shapes):
             blocked = replace(options, block=block)

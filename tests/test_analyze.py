@@ -418,6 +418,19 @@ def test_calibrate_writes_what_analyze_reads(no_measuring, weights, capsys):
     assert sorted(kept.threads) == [1]
 
 
+def test_calibrate_finds_out_first_that_it_cannot_write(monkeypatch, tmp_path, capsys):
+    def measured(*_):
+        raise AssertionError("measured for nothing")
+
+    monkeypatch.setattr("tetris.cost.calibration.measure_all", measured)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    assert cli.main(["calibrate", "--quick", "--threads", "1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tetris calibrate: ")
+    assert error.count("\n") == 1
+
+
 def test_help_teaches(capsys):
     for command, expected in (("analyze", "--map 28x28"), ("calibrate", "--threads 1,4")):
         with pytest.raises(SystemExit, match="0"):

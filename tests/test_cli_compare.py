@@ -1,6 +1,8 @@
 """``tetris compare``: verdicts that know the noise, and files that cannot be compared."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -165,3 +167,30 @@ def test_help_teaches(capsys):
     printed = capsys.readouterr().out
     for text in ("What the verdicts mean", "exit status", "--by speedup"):
         assert text in printed
+
+
+def test_files_that_cannot_be_read_or_written_are_one_line(files, tmp_path, capsys):
+    old, new = map(str, files([row()], [row()]))
+    for words in ([str(tmp_path), new], [old, new, "--json", str(tmp_path)]):
+        assert cli.main(["compare", *words]) == 1
+        printed = capsys.readouterr()
+        assert printed.err.startswith("tetris compare: ")
+        assert printed.err.count("\n") == 1
+        assert printed.out == ""
+
+
+def test_a_reader_that_has_enough(files):
+    """``tetris compare ... | head -1``: no traceback."""
+    old, new = files([row()], [row()])
+    code = "import sys; from tetris import cli; sys.stdin.read(); sys.exit(cli.main(sys.argv[1:]))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "compare", str(old), str(new)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()  # before it prints, for it waits for the end of its input
+        process.stdin.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1

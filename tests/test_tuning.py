@@ -120,3 +120,13 @@ def test_tune_command_checks_its_words(words, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tune", *words])
     assert message in capsys.readouterr().err
+
+
+def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(tuning.os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        tuning.write_whole(tmp_path / "a.json", "{}")
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """The ``tetris`` command; its subcommands are here and in :mod:`tetris.commands`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -213,7 +214,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tetris {args.command}: {error}", file=sys.stderr)
         return 1
     try:
-        return args.run(args) or 0
+        status = args.run(args) or 0
+        sys.stdout.flush()
+        return status
+    except (
+        BrokenPipeError
+    ):  # who reads, as in `| head`, has enough; nor is the rest flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (OSError, ValueError, ImportError) as error:
         print(f"tetris {args.command}: {error}", file=sys.stderr)
         return 1

@@ -69,14 +69,35 @@ def save(device: str, measured: dict[str, Measurement]) -> Path:
 
 
 def write_whole(path: Path, text: str) -> Path:
-    """Write a file, whole or not at all; its folder is made."""
+    """Write a file, whole or not at all; its folder is made.
+
+    Raises:
+        OSError: the folder cannot be made or written, or the disk is full; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=path.name, delete=False, encoding="utf-8"
     ) as file:
-        file.write(text + "\n")
-    os.replace(file.name, path)
+        try:
+            file.write(text + "\n")
+            file.flush()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
     return path
+
+
+def make_folder() -> None:
+    """Make the folder of the files, before what is to be written there takes minutes.
+
+    Raises:
+        OSError: it cannot be made, or not be written.
+    """
+    own = folder()
+    own.mkdir(parents=True, exist_ok=True)
+    if not os.access(own, os.W_OK):
+        raise PermissionError(f"tetris: {own} cannot be written; TETRIS_CACHE_DIR names another")
 
 
 def read(path: Path) -> tuple[str, dict[str, Measurement]] | None:

@@ -1,7 +1,9 @@
 """How commands read their arguments: parsers for argparse's ``type=``."""
 
 import argparse
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from ..machine import check_threads
@@ -46,3 +48,15 @@ def thread_counts(text: str) -> list[int]:
     if not all(part.isdigit() and int(part) >= 1 for part in parts):
         raise ValueError(f"thread counts are numbers from 1, as in 1,2 (got {text!r})")
     return [check_threads("thread counts", int(part)) for part in parts]
+
+
+def check_output(option: str, path: Path | None) -> None:
+    """Raises OSError unless a file can be written there: before the work, not after it."""
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"{option}: {path} is a folder; name a file in it")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise PermissionError(f"{option}: {path} cannot be written")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .arguments import checked, number, sparsity_share, thread_counts
+from .arguments import check_output, checked, number, sparsity_share, thread_counts
 
 DESCRIPTION = """\
 Times random block-sparse linear layers against the fastest dense library on
@@ -117,8 +117,7 @@ def run(args: argparse.Namespace) -> None:
     from ..bench import machine, sweep
     from ..timing import Plan
 
-    if args.json and not args.json.absolute().parent.is_dir():
-        raise FileNotFoundError(f"--json: there is no folder {args.json.parent}")
+    check_output("--json", args.json)
     plan = Plan(budget_s=args.seconds)
     grid = sweep.Grid(args.shapes, args.blocks, args.sparsity, args.threads, args.compile, plan)
     console = Console()

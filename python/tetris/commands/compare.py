@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .arguments import checked, number
+from .arguments import check_output, checked, number
 
 DESCRIPTION = """\
 Compares two results of `tetris bench --json FILE`, row by row: before and after
@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ..bench.compare import compare
 
+    check_output("--json", args.json)
     found = compare(args.old, args.new, args.by)
     console = Console(soft_wrap=True, highlight=False)
     if not console.is_terminal:

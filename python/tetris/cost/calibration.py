@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 
-from .. import _C
+from .. import _C, tuning
 from ..checks import check_search, describe
 from ..machine import check_threads, cores, cpu_model
 from ..progress import steps
@@ -42,6 +42,7 @@ def calibrate(
 
     Raises:
         ValueError: a number of threads that is none.
+        OSError: the folder cannot be written; found out before anything is measured.
 
     Example:
         >>> model = tetris.calibrate(quick=True)
@@ -50,6 +51,8 @@ def calibrate(
     where = "tetris.calibrate"
     check_search(where, seed=seed)
     counts = sorted({1, cores()}) if threads is None else _counts(where, threads)
+    if save:
+        tuning.make_folder()
     samples = list(Draw(seed).samples(8 if quick else 40))
     prior = store.default()
     model = CostModel(

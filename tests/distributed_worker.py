@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tetris.prune import Cubic, Regrow, TetrisPruner, VRPGEPruner, ranks
+from tetris.prune import Cubic, Latency, Regrow, TetrisPruner, VRPGEPruner, ranks
 
 BATCH, STEPS = 12, 10
 CUBIC = Cubic(begin=1, end=7, every=2)
@@ -162,6 +162,14 @@ def alone(rank):
     torch.manual_seed(0)
     pruner = TetrisPruner(nn.Sequential(nn.Linear(128, 128)), block=(4, 4), budget=0.2)
     found["timed"] = pruner.layouts()
+    # Choices by time: this process is told to measure in its own way.
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256))
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data, 0)
+    x = torch.randn(64 if rank == 0 else 2048, 256)
+    pruner = TetrisPruner(model, target=Latency(0.5, x, blocks=[(4, 1), (16, 1)]), sweeps=1)
+    found["latency"] = {n: (o.block, o.sparsity) for n, o in pruner.layer_options.items()}
+    found["latency layouts"] = pruner.layouts()
     torch.manual_seed(rank)
     for name, make in {
         "other weights": lambda: TetrisPruner(nn.Sequential(nn.Linear(32, 32)), sweeps=1),

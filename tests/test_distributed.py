@@ -73,6 +73,12 @@ def test_a_search_for_a_time_ends_alike(results):
     assert first["timed"] == second["timed"]
 
 
+def test_a_latency_target_chooses_alike(results):
+    _, first, second = results
+    assert first["latency"] == second["latency"]
+    assert first["latency layouts"] == second["latency layouts"]
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [

@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import numpy as np
@@ -303,6 +304,19 @@ def test_pruners_take_the_target(exact, execution):
     assert stored
     for layer, seen in zip(stored, report.layers, strict=True):
         assert layer.layout.sparsity == seen.block_sparsity
+
+
+def test_what_was_chosen_can_be_chosen_again(exact):
+    """For a program that resumes, where times are others: same layers, blocks and sparsities."""
+    _, report = tetris.sparsify(
+        mlp(), latency=0.4, example_inputs=rows(256), block="auto", return_report=True, sweeps=1
+    )
+    chosen = json.loads(json.dumps(report.overrides()))
+    again = tetris.prune.TetrisPruner(mlp(), include=[*chosen], overrides=chosen, sweeps=1)
+    assert list(again.layers) == [r.name for r in report.layers]
+    for found in report.layers:
+        layout = again.layouts()[found.name]
+        assert (layout.block, layout.nnz_blocks) == (found.block, found.stored_blocks)
 
 
 def test_importance_by_layer_may_name_layers_that_stay_dense(exact):

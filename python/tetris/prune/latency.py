@@ -19,6 +19,7 @@ from ..cost.features import Point
 from ..cost.model import CostModel, come_from_memory
 from ..cost.problem import Stored
 from ..nn.kinds import DenseLayer, groups_of, oriented
+from . import ranks
 from .curves import Candidate, choose, retained_at
 from .options import LayerOptions
 from .saliency import layer_saliency, prepare_importance
@@ -91,6 +92,10 @@ class Latency(Target):
             has that of its settings.
         cost: Cost model; by default that of this machine (see :func:`tetris.calibrate`), or the
             library's own if nothing was calibrated.
+
+    Times are measured anew whenever the target is used, so two uses may choose differently: a
+    program that resumes its training makes its pruner from what was chosen at first,
+    ``report.overrides()`` (see ``docs/training.md``). Processes that train together choose alike.
 
     Raises:
         ValueError: neither or both of ``kept`` and ``ms``; when the target is used: the dense
@@ -179,9 +184,43 @@ class Latency(Target):
         asked: LayerOptions,
         options: Mapping[str, LayerOptions],
         fixed: set[str],
+        together: bool,
     ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]]:
         """Choose for every layer; those that stay dense leave the selection."""
-        layers, threads = selection.layers, torch.get_num_threads()
+
+        def decide() -> tuple[LatencyPlan, dict[str, Candidate], dict[str, list[Candidate]]]:
+            return self._decide(where, model, selection, options, fixed)
+
+        # Each process would measure other times, and then train other layers.
+        plan, chosen, candidates = ranks.first(decide) if together else decide()
+        result = dict(options)
+        for first, candidate in chosen.items():
+            for name in selection.tied[first]:
+                if candidate.block is None:
+                    result.pop(name)
+                else:
+                    result[name] = replace(
+                        options[name], block=candidate.block, sparsity=candidate.sparsity
+                    )
+        _leave_dense(selection, candidates, chosen)
+        if not selection.layers:
+            raise ValueError(
+                f"{where}: no sparse layer would be faster than the dense one here: "
+                + "; ".join(f"{n!r}: {selection.skipped[n]}" for n in chosen)
+            )
+        fixed.update(selection.layers)  # their sparsity is decided
+        return Budget(plan.budget_ms / plan.dense_ms, {}, plan), asked, result
+
+    def _decide(
+        self,
+        where: str,
+        model: nn.Module,
+        selection: Selection,
+        options: Mapping[str, LayerOptions],
+        fixed: set[str],
+    ) -> tuple[LatencyPlan, dict[str, Candidate], dict[str, list[Candidate]]]:
+        """What to choose, and for the first layer of each weight what was chosen from what."""
+        layers = selection.layers
         calls = calls_of(where, model, layers, self.example_inputs)
         times = measured_times(model, layers, self.example_inputs)
         cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
@@ -215,31 +254,15 @@ class Latency(Target):
                 f"dense model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the "
                 "layers to prune); ask for more time, allow other blocks, or exclude fewer layers"
             )
-        result = dict(options)
-        for first, candidate in chosen.items():
-            for name in selection.tied[first]:
-                if candidate.block is None:
-                    result.pop(name)
-                else:
-                    result[name] = replace(
-                        options[name], block=candidate.block, sparsity=candidate.sparsity
-                    )
-        _leave_dense(selection, candidates, chosen)
-        if not selection.layers:
-            raise ValueError(
-                f"{where}: no sparse layer would be faster than the dense one here: "
-                + "; ".join(f"{n!r}: {selection.skipped[n]}" for n in chosen)
-            )
-        fixed.update(selection.layers)  # their sparsity is decided
         plan = LatencyPlan(
             1e3 * times.total,
             1e3 * budget,
             1e3 * other,
             1e3 * (other + sum(c.seconds for c in chosen.values())),
-            threads,
+            torch.get_num_threads(),
             cost.source,
         )
-        return Budget(budget / times.total, {}, plan), asked, result
+        return plan, chosen, candidates
 
     def measure(self, model: nn.Module) -> float:
         """Milliseconds of a model for the example, on torch's current number of threads."""

@@ -144,6 +144,7 @@ class Pruner:
             own,
             self._fixed,
             "sparsity" in settings or options is not None,
+            together=True,
         )
         check_bounds(where, scope, self.layer_options, self._fixed)
         self._check_execution()

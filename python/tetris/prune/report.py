@@ -118,6 +118,18 @@ class SparsifyReport:
         removed = sum(math.prod(r.shape) * r.element_sparsity for r in self.layers)
         return removed / total if total else 0.0
 
+    def overrides(self) -> dict[str, dict[str, Any]]:
+        """Block and sparsity of each layer, for ``overrides=``: the same choice once more.
+
+        Example:
+            >>> _, report = tetris.sparsify(
+            ...     model, latency=0.5, example_inputs=x, block="auto", return_report=True
+            ... )
+            >>> chosen = report.overrides()  # plain values, to be saved with a checkpoint
+            >>> pruner = tetris.prune.TetrisPruner(model, include=[*chosen], overrides=chosen)
+        """
+        return {r.name: {"block": r.block, "sparsity": r.block_sparsity} for r in self.layers}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
         return {

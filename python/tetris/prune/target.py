@@ -73,10 +73,12 @@ class Target(ABC):
         asked: LayerOptions,
         options: Mapping[str, LayerOptions],
         fixed: set[str],
+        together: bool,
     ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]] | None:
         """Settings that the target chooses by itself, as :func:`budgeted` returns them.
 
-        A target that does, changes ``selection`` and ``fixed``, too. None: :meth:`costs` say it.
+        A target that does, changes ``selection`` and ``fixed``, too, and where the processes of a
+        training call it ``together`` chooses alike in all. None: :meth:`costs` say it.
         """
         return None
 
@@ -183,6 +185,7 @@ def budgeted(
     options: Mapping[str, LayerOptions],
     fixed: set[str],
     has_sparsity: bool,
+    together: bool = False,
 ) -> tuple[Budget | None, LayerOptions, dict[str, LayerOptions]]:
     """Work a target out, and put it in the place of the sparsity in settings.
 
@@ -195,6 +198,7 @@ def budgeted(
         options: name -> settings of each.
         fixed: Layers whose sparsity an override sets.
         has_sparsity: The user gave a sparsity, too.
+        together: All processes of a distributed training call this, as they make a pruner.
 
     Raises:
         TypeError: it is no target.
@@ -213,7 +217,7 @@ def budgeted(
     layers = {n: layer for n, layer in selection.layers.items() if n not in fixed}
     if not layers:
         raise ValueError(f"{where}: overrides set the sparsity of all layers, target= has none")
-    if decided := target.resolve(where, model, selection, asked, options, fixed):
+    if decided := target.resolve(where, model, selection, asked, options, fixed, together):
         return decided
     costs = target.costs(model, layers)
     units = {n: _units(where, n, layer, options[n], costs[n]) for n, layer in layers.items()}

@@ -9,7 +9,7 @@ from torch import nn
 
 import tetris
 from tetris.cost import CostModel, Point, Stored, store
-from tetris.cost.calls import calls_of, measured_times
+from tetris.cost.calls import _answering, calls_of, measured_times
 from tetris.nn import SparseLayer
 from tetris.prune.curves import Candidate, _hull, choose, retained_at
 from tetris.prune.latency import BLOCKS
@@ -46,7 +46,7 @@ def exact(monkeypatch):
         cost = store.default()
         calls = calls_of("test", model, layers, example_inputs)
         own = {n: latency._seconds(cost, c, None, False) for n, c in calls.items()}
-        return latency.ModelTimes(1e-5 + sum(own.values()), own)
+        return latency.ModelTimes(1e-5 + sum(own.values()), own, 1e-5)
 
     monkeypatch.setattr(latency, "measured_times", times)
 
@@ -395,3 +395,20 @@ def test_the_example_must_reach_every_layer():
 def test_plain_sparsify_asks_for_no_calibration(monkeypatch):
     monkeypatch.setattr(store, "load", lambda: pytest.fail("the cost model was read"))
     tetris.sparsify(mlp(), sparsity=0.9, reorder=False)
+
+
+def test_the_rest_is_measured_while_the_layers_do_nothing():
+    model = mlp().eval()
+    model[0].forward = model[0].forward  # somebody's own, which comes back
+    own = model[0].__dict__["forward"]
+    layers = {"0": model[0], "2": model[2]}
+    x = rows(512)
+    times = measured_times(model, layers, x)
+    assert 0 < times.others <= times.total
+    assert model[0].__dict__["forward"] is own
+    assert "forward" not in model[2].__dict__
+    with _answering(layers, lambda: model(x)):
+        before = model(x)
+        nn.init.zeros_(model[0].weight)
+        assert torch.equal(model(x), before)  # layers are not asked
+    assert not torch.equal(model(x), before)

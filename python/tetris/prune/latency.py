@@ -234,7 +234,7 @@ class Latency(Target):
                 first in selection.own_block, saliency[first],
                 lambda stored, own=own: scale * _seconds(cost, own, stored, cold),
             )  # fmt: skip
-        other = times.total - sum(times.layers.values())
+        other = times.others
         if self.kept is not None:
             budget = self.kept * times.total
         else:

@@ -61,6 +61,15 @@ def test_speedups_compare_the_other_way_round(files):
     assert (change.old, change.new) == (5, 8)
 
 
+@pytest.mark.parametrize(("dense", "told"), [(30.0, True), (9.0, True), (22.0, False)])
+def test_dense_times_that_moved_are_told(files, dense, told):
+    """The dense library is the same in both: if it is not as fast, the machine was not."""
+    paths = files([row(dense_ms=20.0)], [row(dense_ms=dense)])
+    warnings = compare(*paths).warnings
+    assert any("the machine's state differs" in w for w in warnings) is told
+    assert not compare(*paths, by="speedup").warnings
+
+
 def test_rows_are_matched_by_what_they_measured(files):
     old = [row("4x1"), row("8x8"), row("4x1", threads=2)]
     new = [row("4x1", threads=2, ms=5), row("16x16"), row("4x1", ms=20)]

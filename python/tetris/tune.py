@@ -134,8 +134,8 @@ def run(problems: Iterable[Problem], training: bool) -> list[str]:
     """Tune for problems on the current GPU and write the files; their paths."""
     if not _C.cuda_built():
         raise ValueError(
-            f"this build of tetris has no CUDA kernels to tune ({_C.cuda_why()}); build it with "
-            "TETRIS_CUDA=1 pip install --no-build-isolation ."
+            f"this build of tetris has no CUDA kernels to tune ({_C.cuda_why()}): "
+            "with a torch for CUDA and nvcc, TETRIS_CUDA=1 pip install --no-build-isolation ."
         )
     if not torch.cuda.is_available():
         raise ValueError("tuning measures on a GPU, and torch sees none")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ Key = tuple[tuple[str, Any], ...]  # what a row measured: (("threads", 1), ("blo
 KEYS = ("model", "network", "optimizer", "isa", "threads", "batch", "shape", "block", "sparsity")
 SECTIONS = ("rows", "training", "networks")
 FIELDS = {"time": ("sparse_ms", "sparse_iqr_ms"), "speedup": ("speedup", "speedup_iqr")}
+DRIFT = 1.2  # of dense times, between two files, from which the machine was in another state
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def compare(old: Path, new: Path, by: By = "time") -> Comparison:
         [_change(key, before[key], now[key]) for key in common],
         [dict(key) for key in before if key not in now],
         [dict(key) for key in now if key not in before],
-        _differences(*results),
+        _differences(*results) + _unrest(by, *results),
     )
 
 
@@ -162,6 +164,29 @@ def _change(key: Key, old: Measured, new: Measured) -> Change:
     low, high = new.low / old.high, new.high / old.low
     verdict = "slower" if low > 1 else "faster" if high < 1 else "same"
     return Change(dict(key), old.shown, new.shown, new.cost / old.cost, (low, high), verdict)
+
+
+def _unrest(by: By, old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What says that the machine was not in one state, of times: dense ones should not change."""
+    if by != "time":
+        return []
+    dense: list[dict[Key, float]] = []
+    for result in (old, new):
+        rows = [row for section in SECTIONS for row in result.get(section, [])]
+        dense.append(
+            {
+                tuple((k, row[k]) for k in KEYS if k in row): row["dense_ms"]
+                for row in rows
+                if isinstance(row.get("dense_ms"), (int, float)) and row["dense_ms"] > 0
+            }
+        )
+    ratios = [dense[1][key] / dense[0][key] for key in dense[0] if key in dense[1]]
+    if not ratios or 1 / DRIFT < (ratio := statistics.median(ratios)) < DRIFT:
+        return []
+    return [
+        f"the machine's state differs: dense layers take {ratio:.2f} times as long (median), so do "
+        "not believe these verdicts; --by speedup compares each row with its dense rival"
+    ]
 
 
 def _words(key: Key) -> str:

@@ -166,6 +166,11 @@ class Latency(Target):
                 )
             ms = float(found[1]) * {"s": 1e3, "ms": 1.0, "us": 1e-3}[found[2]]
             return cls(None, example_inputs, ms, blocks)
+        if not (_is_number(latency) and 0.0 < latency < 1.0):
+            raise ValueError(
+                f"{where}: latency must be a share of the dense model's time between 0 and 1, or a "
+                f"time such as '3 ms' (got {describe(latency)})"
+            )
         return cls(latency, example_inputs, None, blocks)
 
     def costs(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> dict[str, float]:

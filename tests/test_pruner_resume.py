@@ -128,3 +128,81 @@ def test_targets_are_compared_without_their_example():
     make(0.3, torch.randn(2, 16)).load_state_dict(state)
     with pytest.raises(ValueError, match=r"target is 'Flops\(kept=0\.3\)' in the state"):
         make(0.4, torch.randn(2, 16)).load_state_dict(state)
+
+
+class Mixed(nn.Module):
+    """Convolutions, grouped and transposed, batch norm, dropout, and linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32)
+        self.grouped = nn.Conv2d(32, 32, 3, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(32, 16, 2, stride=2)
+        self.hidden, self.drop, self.out = nn.Linear(16, 48), nn.Dropout(0.1), nn.Linear(48, 10)
+
+    def forward(self, x):
+        x = self.grouped(self.norm(self.first(x)).relu()).relu()
+        x = self.up(x).relu().mean((2, 3))
+        return self.out(self.drop(self.hidden(x).relu()))
+
+
+class MixedRun(Run):
+    """Bounds, regrowth, searches, a schedule, and a GradScaler that skips steps."""
+
+    def __init__(self, execution, by):
+        torch.manual_seed(0)
+        self.model = Mixed()
+        weights = [p for p in self.model.parameters() if p.dim() > 1]
+        others = [p for p in self.model.parameters() if p.dim() == 1]
+        groups = [{"params": weights}, {"params": others, "weight_decay": 0.0, "lr": 0.02}]
+        self.optimizer = torch.optim.AdamW(groups, 0.01)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
+        self.pruner = TetrisPruner(
+            self.model, sparsity=0.8, block=(4, 1), exclude="out", sweeps=1, scope="global",
+            schedule=Cubic(2, 11, every=3), search_at={5, 9}, min_sparsity=0.2, max_sparsity=0.95,
+            regrow=Regrow(0.3, every=2, end=15, by=by), overrides={"hidden": {"sparsity": 0.6}},
+            execution=execution, optimizers=self.optimizer,
+        )  # fmt: skip
+
+    @property
+    def parts(self):
+        return self.pruner, self.model, self.optimizer, self.scaler
+
+    def train(self, first, last):
+        masked = self.pruner.execution == "masked"
+        for step in range(first, last):
+            torch.manual_seed(step)  # of the dropout, too
+            x, target = torch.randn(8, 16, 6, 6), torch.randint(10, (8,))
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=masked):
+                loss = nn.functional.cross_entropy(self.model(x).float(), target)
+            self.optimizer.zero_grad()
+            self.scaler.scale(loss * (float("inf") if step == 7 else 1.0)).backward()
+            before = self.scaler.get_scale()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.pruner.step(skipped=self.scaler.get_scale() < before)
+
+
+def same(a, b):
+    """Bit for bit, in nested states."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize(("execution", "by"), [("masked", "gradient"), ("sparse", "random")])
+def test_a_resumed_run_of_everything_together(execution, by):
+    straight, stopped, resumed = (MixedRun(execution, by) for _ in range(3))
+    straight.train(0, 13)
+    stopped.train(0, 8)  # just after the step that was skipped
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in stopped.parts], file)
+    file.seek(0)
+    for part, state in zip(resumed.parts, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    resumed.train(8, 13)
+    assert straight.pruner.steps == 12
+    for a, b in zip(resumed.parts, straight.parts, strict=True):
+        assert same(a.state_dict(), b.state_dict())

@@ -50,7 +50,8 @@ def analyze_file(
 
     Its 2-D tensors called ``weight`` are taken for linear layers, 4-D ones for convolutions with
     stride 1, padding that keeps the size of the map, and one group. A table of embeddings looks
-    like a linear layer: exclude it.
+    like a linear layer: exclude it. A ``Conv1D`` of transformers (GPT-2) is stored transposed,
+    ``[in, out]``, which a file does not say: analyze such a model by :func:`tetris.analyze`.
 
     Args:
         path: The file.

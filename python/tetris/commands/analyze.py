@@ -22,7 +22,7 @@ tokens, every convolution a map of one size, stride 1 and one group.
 
 Times are predicted; `tetris calibrate` makes them those of this machine. With
 the model's code, tetris.analyze(model, example_inputs) sees the real sizes, and
-measures as well.
+measures as well; it also knows weights that are stored transposed, as GPT-2's.
 """
 
 BLOCKS = "4x1 16x1 16x16"

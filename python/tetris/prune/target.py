@@ -213,7 +213,9 @@ def budgeted(
             f"or Latency(kept, example_inputs) (got {describe(target)})"
         )
     if has_sparsity:
-        raise ValueError(f"{where}: target= says how much is left; leave sparsity= out")
+        raise ValueError(
+            f"{where}: target= (or latency=) says how much is left; leave sparsity= out"
+        )
     layers = {n: layer for n, layer in selection.layers.items() if n not in fixed}
     if not layers:
         raise ValueError(f"{where}: overrides set the sparsity of all layers, target= has none")

@@ -46,3 +46,11 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Tests neither read nor write what the user calibrated and tuned."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TETRIS_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield

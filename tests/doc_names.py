@@ -332,6 +332,7 @@ SETUPS = {
     "tetris.prune.gan.pruner.GANPruner": gan,
     "tetris.prune.gan.tasks.ImageToImageGAN": images_to_images,
     "tetris.prune.latency.Latency": slow_enough,
+    "tetris.prune.report.SparsifyReport.overrides": analyzed,
     "tetris.prune.orders.SharedOrder": residual,
     "tetris.prune.synaptic.pruner.SynapticPruner": synaptic,
     "tetris.prune.synaptic.pruner.SynapticPruner.parameter_groups": parameter_groups,

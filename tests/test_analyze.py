@@ -358,6 +358,22 @@ def test_a_file_and_a_model_are_predicted_alike(weights):
     assert layer.choices[0].predicted_ms == pytest.approx(same.choices[0].predicted_ms)
 
 
+def test_weights_that_are_not_finite_are_named_and_the_rest_analyzed(tmp_path):
+    save_file(
+        {"a.weight": torch.full((32, 32), torch.nan), "b.weight": torch.ones(32, 32)},
+        tmp_path / "f",
+    )
+    report = analyze_file(tmp_path / "f", blocks=[(4, 1)], sparsities=[0.5])
+    assert [layer.name for layer in report.layers] == ["b.weight"]
+    assert report.skipped == {"a.weight": "not finite"}
+
+
+def test_a_sparse_file_is_told_apart(tmp_path):
+    tetris.save(tetris.sparsify(nn.Sequential(nn.Linear(32, 32)), reorder=False), tmp_path / "f")
+    with pytest.raises(ValueError, match="sparse already"):
+        analyze_file(tmp_path / "f", blocks=[(4, 1)], sparsities=[0.5])
+
+
 def test_wrong_files_are_one_line(tmp_path, weights, capsys):
     torch.save({"a": torch.ones(3)}, tmp_path / "model.pt")
     save_file({"bias": torch.ones(3)}, tmp_path / "bias.safetensors")

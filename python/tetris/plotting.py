@@ -164,10 +164,11 @@ def plot_analysis(report: AnalysisReport, path: str | PathLike[str]) -> None:
         for choice in layer.choices:
             colour = f"C{blocks.index(choice.block) % 10}"
             marker = dict(color=colour, alpha=0.35 + 0.65 * choice.sparsity**4, s=26)
-            star = "*" if choice is layer.best else "o"
+            best = choice is layer.best
+            marker |= dict(marker="*" if best else "o", zorder=3 if best else 2)
             if choice.speedup == choice.speedup:  # not NaN
-                speed.scatter(choice.speedup, row, marker=star, **marker)
-            kept.scatter(100 * choice.retained, row, marker=star, **marker)
+                speed.scatter(choice.speedup, row, **marker)
+            kept.scatter(100 * choice.retained, row, **marker)
     for block in blocks:
         kept.scatter([], [], color=f"C{blocks.index(block) % 10}", label=f"{block[0]}x{block[1]}")
     speed.axvline(1.0, color="black", linewidth=0.8)
@@ -175,7 +176,13 @@ def plot_analysis(report: AnalysisReport, path: str | PathLike[str]) -> None:
     kept.set_xlabel("retained saliency, %", fontsize=8)
     speed.set_yticks(range(len(names)), names)
     speed.invert_yaxis()
-    kept.legend(title="block; paler: less sparse; star: recommended", fontsize=7, title_fontsize=7)
+    figure.legend(
+        title="block; paler: less sparse; star: recommended",
+        loc="outside upper center",
+        ncols=max(1, len(blocks)),
+        fontsize=7,
+        title_fontsize=7,
+    )
     for axes in (speed, kept):
         axes.tick_params(labelsize=7)
         axes.grid(axis="x", linewidth=0.3)

@@ -78,6 +78,11 @@ def analyze_file(
     with _opened(where, path) as file:
         names = {n: file.get_slice(n).get_shape() for n in sorted(file.keys())}
         chosen = _choose(names, include, exclude, skipped)
+        if not chosen and "tetris" in (file.metadata() or {}):
+            raise ValueError(
+                f"{os.fspath(path)!r} is a file of tetris.save: its layers are sparse already; "
+                "analyze the dense model's"
+            )
         if not chosen:
             reasons = "; ".join(f"{n}: {why}" for n, why in list(skipped.items())[:5])
             raise ValueError(
@@ -89,6 +94,11 @@ def analyze_file(
         with steps(progress, "analyzing", len(chosen) * len(shapes) * len(shares)) as advance:
             for name in chosen:
                 weight = file.get_tensor(name).float()
+                if not weight.isfinite().all():
+                    skipped[name] = "not finite"
+                    for _ in range(len(shapes) * len(shares)):
+                        advance()
+                    continue
                 saliency = saliency_of(f"{where}: {name!r}", weight, "magnitude")
                 call = _call(weight, tokens, size, batch)
                 subject = Subject(name, saliency, 1, [call], cold)
@@ -147,7 +157,7 @@ def _choose(
         elif len(shape) == 4 and shape[1] < LEAST_CHANNELS:
             skipped[name] = f"{shape[1]} input channels per group (fewer than {LEAST_CHANNELS})"
         elif min(shape[:2]) < LEAST_FEATURES:
-            skipped[name] = f"{shape[0]}x{shape[1]} (fewer than {LEAST_FEATURES})"
+            skipped[name] = f"{shape[0]}x{shape[1]} (fewer than {LEAST_FEATURES} on a side)"
         else:
             chosen.append(name)
     return chosen

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tetris import cli
@@ -176,6 +177,34 @@ def test_help_teaches(capsys):
     printed = capsys.readouterr().out
     for text in ("What the verdicts mean", "exit status", "--by speedup"):
         assert text in printed
+
+
+@pytest.mark.parametrize("by", ["time", "speedup"])
+@pytest.mark.parametrize(
+    ("rounds", "verdict"), [(15, "slower"), (40, "slower"), (5, "same"), (3, "same")]
+)
+def test_quartiles_of_few_rounds_say_less(files, rounds, verdict, by):
+    """Five percent slower, with quartiles of two percent."""
+    old = row(rounds=rounds)
+    new = row(ms=10.5, speedup=5 / 1.05, rounds=rounds)
+    (change,) = compare(*files([old], [new]), by=by).changes
+    assert change.verdict == verdict
+    assert change.ratio == pytest.approx(1.05)
+    assert change.spread[0] < change.ratio < change.spread[1]
+
+
+def test_equal_layers_are_seldom_told_apart(files):
+    """Of rows that differ by noise alone, even at five rounds."""
+    generator = np.random.default_rng(0)
+
+    def noisy(name):
+        taken = 10 * np.exp(0.02 * generator.standard_normal(5))
+        low, middle, high = (float(v) for v in np.percentile(taken, [25, 50, 75]))
+        return row(name, middle, rounds=5) | {"sparse_iqr_ms": [low, high]}
+
+    both = ([noisy(f"{i}x1") for i in range(1000)] for _ in range(2))
+    changes = compare(*files(*both)).changes
+    assert sum(change.verdict != "same" for change in changes) < 50
 
 
 def test_files_that_cannot_be_read_or_written_are_one_line(files, tmp_path, capsys):

@@ -22,7 +22,8 @@ What the verdicts mean:
   same            the quartiles overlap, so a second run might turn it around
 
 "time" is new time / old time: 1.10 is ten percent slower. "at best" and "at
-worst" are the same ratio from the quartiles of both. A difference between
+worst" are the same ratio from the quartiles of both, which are moved outwards
+where there were fewer than 15 rounds. A difference between
 machines or library versions is a warning, since it may be the whole reason.
 
 The exit status is 0, or 3 if --fail-above was given and a row is slower by

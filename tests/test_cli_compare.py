@@ -207,6 +207,22 @@ def test_equal_layers_are_seldom_told_apart(files):
     assert sum(change.verdict != "same" for change in changes) < 50
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"rows": [row(shape=[1, 2])]}, '"shape" of a row must be a text or a number'),
+        ({"rows": [row()], "machine": [1]}, '"machine" does not describe one'),
+        ({"rows": [row()], "machine": {"versions": [1]}}, '"machine" does not describe one'),
+    ],
+)
+def test_json_that_only_looks_like_a_result(files, tmp_path, content, message, capsys):
+    old, _ = files([row()], [row()])
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(content))
+    assert cli.main(["compare", str(old), str(other)]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_files_that_cannot_be_read_or_written_are_one_line(files, tmp_path, capsys):
     old, new = map(str, files([row()], [row()]))
     for words in ([str(tmp_path), new], [old, new, "--json", str(tmp_path)]):

@@ -91,6 +91,16 @@ def load(path: Path) -> dict[str, Any]:
         rows = result.get(section, [])
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise ValueError(f'{path} is no benchmark result: "{section}" is no list of objects')
+        for row in rows:
+            for name, value in row.items():
+                if name in KEYS and not isinstance(value, (str, int, float)):
+                    raise ValueError(
+                        f'{path} is no benchmark result: "{name}" of a row must be a text or a '
+                        f"number (got {value!r})"
+                    )
+    machine = result.get("machine") or {}
+    if not isinstance(machine, dict) or not isinstance(machine.get("versions", {}), dict):
+        raise ValueError(f'{path} is no benchmark result: "machine" does not describe one')
     return result
 
 

@@ -88,6 +88,7 @@ MACHINE = {
 
 def test_report_of_partial_results(tmp_path, capsys):
     """Sections cut short, rivals that failed, files that are broken: all that is there."""
+    pytest.importorskip("matplotlib")
     out, results = tmp_path / "out", tmp_path / "results"
     out.mkdir()
     failed = row(times={"tetris": {"error": "RuntimeError: no"}, "dense": {"seconds": 1e-4}})

@@ -122,7 +122,9 @@ def test_sparsify_peaks_a_little_above_the_largest_layer(inplace, search):
 @pytest.mark.slow
 def test_the_default_search_peaks_as_low():
     high, _ = peak(True, {}, features=2048)
-    assert high < 1.5  # histograms of 5 MB are a third of such a layer
+    # Histograms of 5 MB are a third of such a layer, and each thread has its scratch: 1.4 to 1.52
+    # were seen. Another copy of the saliency, which this is to find, would make it above 2.
+    assert high < 1.75
 
 
 def test_packing_a_large_weight_in_runs():

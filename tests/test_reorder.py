@@ -315,12 +315,33 @@ def test_any_problem(
             assert found.retained <= found.unstructured_retained + 1e-5
 
 
+@pytest.mark.parametrize("method", reorder.METHODS)
+@pytest.mark.parametrize("scale", [1.0, 1e25])  # the larger one is scaled down before
+@pytest.mark.parametrize("tie_kernel", [False, True])
+def test_absolute_is_the_search_of_the_magnitudes(method, scale, tie_kernel):
+    generator = torch.Generator().manual_seed(3)
+    weight = scale * torch.randn(20, 18, 3, 1, generator=generator)
+    same = {"method": method, "sweeps": 2, "tie_kernel": tie_kernel}
+    a = reorder.search(weight, (4, 3), 0.7, absolute=True, **same)
+    b = reorder.search(weight.abs(), (4, 3), 0.7, **same)
+    for name in ("row_perm", "col_perm", "mask"):
+        assert str(getattr(a, name)) == str(getattr(b, name))
+    assert a.retained == b.retained
+    assert a.unstructured_retained == b.unstructured_retained
+    mask = reorder.block_mask(
+        weight, (4, 3), 0.7, a.row_perm, a.col_perm, tie_kernel=tie_kernel, absolute=True
+    )
+    assert torch.equal(mask, a.mask)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"saliency": np.full((4, 4), np.nan, np.float32)}, r"finite .*got nan at \[0, 0\]"),
         ({"saliency": -np.eye(4, dtype=np.float32)}, r"non-negative .*got -1.0 at \[0, 0\]"),
         ({"saliency": np.full((4, 4), np.inf)}, "got inf"),
+        ({"saliency": np.full((4, 4), -np.inf), "absolute": True}, "must be finite .*got -inf"),
+        ({"saliency": np.full((4, 4), np.nan), "absolute": True}, "must be finite .*got nan"),
         ({"saliency": np.ones(4, np.float32)}, r"\[out, in\] or .*got shape \(4,\)"),
         ({"saliency": np.ones((4, 4), np.int64)}, "floating point .*int64"),
         ({"saliency": np.ones((0, 4), np.float32)}, "not empty"),

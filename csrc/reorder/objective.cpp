@@ -1,8 +1,10 @@
 #include "reorder/objective.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <numeric>
 
 namespace tetris::reorder {
@@ -14,20 +16,121 @@ float kth_largest(float* values, int64_t n, int64_t k) {
   return values[k - 1];
 }
 
-// Marks the k largest of sums[0, n) that are not kept yet.
-void keep_largest(const float* sums, int64_t n, int64_t k, uint8_t* keep) {
-  if (k <= 0) return;
-  std::vector<float> open;
-  open.reserve(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) {
-    if (!keep[i]) open.push_back(sums[i]);
+// Magnitudes sort like these.
+uint32_t magnitude_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x7fffffff;
+}
+
+constexpr int kBins = 1 << 16;  // of the upper half of the bits, or of the lower one
+
+// Where the k largest of some values end: all above `limit` are among them, and the first `ties` of
+// those that equal it.
+struct Cut {
+  float limit = std::numeric_limits<float>::infinity();
+  int64_t ties = 0;
+
+  // To be asked for each value, in order.
+  bool takes(float value) { return value > limit || (value == limit && ties-- > 0); }
+};
+
+// Of non-negative values, n at most and k at least; each(visit) visits all of them.
+template <typename Each>
+Cut cut_after(int64_t k, int64_t n, const Each& each) {
+  Cut cut;
+  if (k <= 0) return cut;
+  constexpr int64_t kFew = 1 << 14;  // to go through histograms takes longer than to sort these
+  if (n <= kFew) {
+    std::vector<float> values;
+    values.reserve(static_cast<size_t>(n));
+    each([&](float value) { values.push_back(value); });
+    cut.limit = kth_largest(values.data(), static_cast<int64_t>(values.size()), k);
+    cut.ties = k - std::count_if(values.begin(), values.end(),
+                                 [&](float value) { return value > cut.limit; });
+    return cut;
   }
-  const float limit = kth_largest(open.data(), static_cast<int64_t>(open.size()), k);
-  for (int64_t i = 0; i < n; ++i) {
-    if (!keep[i] && sums[i] > limit) keep[i] = 1, --k;
+  // No copy of the values: of narrow blocks, it would be a large part of the matrix.
+  std::vector<int64_t> count(kBins);
+  const auto find_bin = [&] {
+    uint32_t bin = kBins - 1;
+    for (; bin > 0 && count[bin] < k; --bin) k -= count[bin];
+    return bin;
+  };
+  each([&](float value) { ++count[magnitude_bits(value) >> 16]; });
+  const uint32_t upper = find_bin();
+  std::fill(count.begin(), count.end(), 0);
+  each([&](float value) {
+    const uint32_t bits = magnitude_bits(value);
+    if (bits >> 16 == upper) ++count[bits & 0xffff];
+  });
+  const uint32_t bits = upper << 16 | find_bin();
+  std::memcpy(&cut.limit, &bits, sizeof bits);
+  cut.ties = k;
+  return cut;
+}
+
+Cut cut_after(int64_t k, const float* values, int64_t n) {
+  return cut_after(k, n, [&](const auto& visit) { std::for_each(values, values + n, visit); });
+}
+
+// With a floor, each row's best block, the first of its largest; otherwise -1.
+std::vector<int64_t> floor_blocks(const Problem& problem, const std::vector<float>& sums) {
+  const int64_t width = problem.blocks_per_row();
+  std::vector<int64_t> best(static_cast<size_t>(problem.row_groups()), -1);
+  if (problem.allow_empty_rows) return best;
+  for (int64_t r = 0; r < problem.row_groups(); ++r) {
+    const float* line = sums.data() + r * width;
+    best[r] = std::max_element(line, line + width) - line;
   }
-  for (int64_t i = 0; i < n && k > 0; ++i) {
-    if (!keep[i] && sums[i] == limit) keep[i] = 1, --k;
+  return best;
+}
+
+// The blocks that compete for what the floor leaves.
+template <typename Visit>
+void visit_others(const Problem& problem, const std::vector<float>& sums,
+                  const std::vector<int64_t>& floor, const Visit& visit) {
+  const int64_t width = problem.blocks_per_row();
+  for (int64_t r = 0; r < problem.row_groups(); ++r) {
+    const float* line = sums.data() + r * width;
+    for (int64_t i = 0; i < width; ++i) {
+      if (i != floor[r]) visit(line[i]);
+    }
+  }
+}
+
+int64_t budget_of_others(const Problem& problem) {
+  return budget(problem) - (problem.allow_empty_rows ? 0 : problem.row_groups());
+}
+
+Cut cut_of_others(const Problem& problem, const std::vector<float>& sums,
+                  const std::vector<int64_t>& floor) {
+  return cut_after(budget_of_others(problem), problem.blocks(),
+                   [&](const auto& visit) { visit_others(problem, sums, floor, visit); });
+}
+
+// Visits the blocks of the heaviest set, in ascending order.
+template <typename Visit>
+void visit_kept(const Problem& problem, const std::vector<float>& sums, const Visit& visit) {
+  const int64_t rows = problem.row_groups(), width = problem.blocks_per_row();
+  if (problem.balanced) {
+    const std::vector<int64_t> counts = balanced_counts(problem, sums);
+    for (int64_t r = 0; r < rows; ++r) {
+      const float* line = sums.data() + r * width;
+      Cut cut = cut_after(counts[r], line, width);
+      for (int64_t i = 0; i < width; ++i) {
+        if (cut.takes(line[i])) visit(r * width + i);
+      }
+    }
+    return;
+  }
+  const std::vector<int64_t> floor = floor_blocks(problem, sums);
+  Cut cut = cut_of_others(problem, sums, floor);
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* line = sums.data() + r * width;
+    for (int64_t i = 0; i < width; ++i) {
+      if (i == floor[r] || cut.takes(line[i])) visit(r * width + i);
+    }
   }
 }
 
@@ -52,7 +155,7 @@ std::vector<float> block_sums(const Problem& problem, const Order& order, Pool& 
     for (int64_t q = g * problem.block_rows; q < end; ++q) {
       const float* x = problem.saliency + order.rows[q] * problem.row_elements();
       for (int64_t j = 0; j < problem.cols; ++j) {
-        for (int64_t p = 0; p < positions; ++p) acc[p * groups + group[j]] += *x++;
+        for (int64_t p = 0; p < positions; ++p) acc[p * groups + group[j]] += std::fabs(*x++);
       }
     }
     std::copy(acc.begin(), acc.end(), sums.begin() + g * width);
@@ -65,32 +168,21 @@ int64_t budget(const Problem& problem) {
 }
 
 Selection select_blocks(const Problem& problem, const std::vector<float>& sums) {
-  const int64_t rows = problem.row_groups(), width = problem.blocks_per_row();
   Selection result;
   result.keep.assign(sums.size(), 0);
   result.kept = budget(problem);
   result.floor_bound = result.kept > problem.kept;
-  uint8_t* keep = result.keep.data();
-  if (problem.balanced) {
-    const std::vector<int64_t> counts = balanced_counts(problem, sums);
-    for (int64_t r = 0; r < rows; ++r) {
-      keep_largest(sums.data() + r * width, width, counts[r], keep + r * width);
-    }
-  } else {
-    int64_t left = result.kept;
-    if (!problem.allow_empty_rows) {
-      for (int64_t r = 0; r < rows; ++r) {
-        const float* line = sums.data() + r * width;
-        keep[r * width + (std::max_element(line, line + width) - line)] = 1;
-      }
-      left -= rows;
-    }
-    keep_largest(sums.data(), problem.blocks(), left, keep);
-  }
-  for (size_t i = 0; i < sums.size(); ++i) {
-    if (keep[i]) result.mass += sums[i];
-  }
+  visit_kept(problem, sums, [&](int64_t i) {
+    result.keep[i] = 1;
+    result.mass += sums[i];
+  });
   return result;
+}
+
+double kept_mass(const Problem& problem, const std::vector<float>& sums) {
+  double mass = 0;
+  visit_kept(problem, sums, [&](int64_t i) { mass += sums[i]; });
+  return mass;
 }
 
 std::vector<int64_t> balanced_counts(const Problem& problem, const std::vector<float>& sums) {
@@ -104,9 +196,8 @@ std::vector<int64_t> balanced_counts(const Problem& problem, const std::vector<f
     std::copy_n(sums.data() + r * width, width, line.data());
     next[r] = kth_largest(line.data(), width, each + 1);
   }
-  std::vector<uint8_t> extra(static_cast<size_t>(rows));
-  keep_largest(next.data(), rows, rest, extra.data());
-  for (int64_t r = 0; r < rows; ++r) counts[r] += extra[r];
+  Cut cut = cut_after(rest, next.data(), rows);
+  for (int64_t r = 0; r < rows; ++r) counts[r] += cut.takes(next[r]);
   return counts;
 }
 
@@ -131,20 +222,24 @@ std::vector<float> block_row_prices(const Problem& problem, const std::vector<fl
     }
     return prices;
   }
-  std::vector<float> open(sums);
-  int64_t left = budget(problem);
-  if (!problem.allow_empty_rows) {
-    // Each row's best block is kept anyway; the common price settles the others.
-    for (int64_t r = 0; r < rows; ++r) {
-      const auto begin = open.begin() + r * width;
-      *std::max_element(begin, begin + width) = -1;
-    }
-    left -= rows;
+  // Each row's best block is kept anyway; the common price settles the others.
+  float common;
+  if (budget_of_others(problem) > 0) {
+    const std::vector<int64_t> floor = floor_blocks(problem, sums);
+    const float limit = cut_of_others(problem, sums, floor).limit;
+    int64_t left = budget_of_others(problem);
+    float below = 0;
+    visit_others(problem, sums, floor, [&](float sum) {
+      if (sum >= limit) {
+        --left;
+      } else {
+        below = std::max(below, sum);
+      }
+    });
+    common = 0.5f * (limit + (left < 0 ? limit : below));  // left < 0: ties that are dropped
+  } else {  // with nothing left, no other block may look worth keeping
+    common = *std::max_element(sums.begin(), sums.end());
   }
-  // Price of the others; with nothing left, no other block may look worth keeping.
-  const float common = left > 0
-                           ? std::max(0.0f, separating_price(open.data(), problem.blocks(), left))
-                           : *std::max_element(sums.begin(), sums.end());
   std::fill(prices.begin(), prices.end(), common);
   return prices;
 }
@@ -153,26 +248,20 @@ double heaviest_elements_share(const float* values, int64_t size, int64_t count,
   // Few values are copied and partitioned: the histograms below take 50 ms however few there are.
   constexpr int64_t kFew = 1 << 19;
   if (size <= kFew) {
-    std::vector<float> ranked(values, values + size);
+    std::vector<float> ranked(static_cast<size_t>(size));
+    std::transform(values, values + size, ranked.begin(), [](float x) { return std::fabs(x); });
     const auto end = ranked.begin() + std::min(count, size);
     std::nth_element(ranked.begin(), end, ranked.end(), std::greater<float>());
     const double top = std::accumulate(ranked.begin(), end, 0.0);
     const double all = std::accumulate(end, ranked.end(), top);
     return all > 0 ? std::min(1.0, top / all) : 1;
   }
-  // Non-negative floats sort like their bit patterns: histogram the upper 16 bits, then, within
-  // the bin that holds the limit, the lower 16. No copy of the values.
-  constexpr int kBins = 1 << 16;
+  // Histogram the upper 16 bits, then, within the bin that holds the limit, the lower 16.
   constexpr int kChunks = 16;  // fixed, so that sums do not depend on the number of threads
   constexpr int kAtOnce = 4;   // each of them takes a megabyte
   struct Histogram {
     std::vector<int64_t> count = std::vector<int64_t>(kBins);
     std::vector<double> mass = std::vector<double>(kBins);
-  };
-  const auto bits_of = [](float value) {
-    uint32_t bits;
-    std::memcpy(&bits, &value, sizeof bits);
-    return bits & 0x7fffffff;  // -0.0 counts as 0
   };
   const auto fill = [&](bool upper, uint32_t wanted) {
     Histogram all;
@@ -184,11 +273,11 @@ double heaviest_elements_share(const float* values, int64_t size, int64_t count,
         std::fill(part.mass.begin(), part.mass.end(), 0.0);
         const int64_t chunk = first + i, end = size * (chunk + 1) / kChunks;
         for (int64_t j = size * chunk / kChunks; j < end; ++j) {
-          const uint32_t bits = bits_of(values[j]);
+          const uint32_t bits = magnitude_bits(values[j]);
           if (!upper && bits >> 16 != wanted) continue;
           const uint32_t bin = upper ? bits >> 16 : bits & 0xffff;
           ++part.count[bin];
-          part.mass[bin] += values[j];
+          part.mass[bin] += std::fabs(values[j]);
         }
       });
       for (const Histogram& part : parts) {

@@ -25,6 +25,9 @@ struct Selection {
 // The heaviest set of blocks the problem allows; ties go to the lower index.
 Selection select_blocks(const Problem& problem, const std::vector<float>& sums);
 
+// The mass of that set alone.
+double kept_mass(const Problem& problem, const std::vector<float>& sums);
+
 // Blocks that select_blocks keeps: problem.kept, or one per block row if that is more and the
 // floor applies.
 int64_t budget(const Problem& problem);
@@ -42,7 +45,7 @@ float separating_price(float* values, int64_t n, int64_t k);
 // row's best block is kept whatever the price.
 std::vector<float> block_row_prices(const Problem& problem, const std::vector<float>& sums);
 
-// The share of the total that `count` single elements can hold.
+// The share of the total that `count` single elements can hold, by their magnitudes.
 double heaviest_elements_share(const float* values, int64_t size, int64_t count, Pool& pool);
 
 }  // namespace tetris::reorder

@@ -1,7 +1,8 @@
 // What the permutation search is asked: which rows and columns of a saliency matrix should share
 // blocks, so that the `kept` heaviest blocks hold as much of it as possible.
 //
-//     saliency [rows, cols, positions]      positions = kh * kw of a convolution, else 1
+//     saliency [rows, cols, positions]      positions = kh * kw of a convolution, else 1; its
+//                                           magnitude counts: a weight need not be copied
 //     block    block_rows x block_cols      at one position; the last ones may be ragged
 //     sums     [row_groups, positions * col_groups], column p * col_groups + g
 //
@@ -17,7 +18,7 @@ namespace tetris::reorder {
 using Permutation = std::vector<int32_t>;
 
 struct Problem {
-  const float* saliency = nullptr;  // finite, non-negative, row-major
+  const float* saliency = nullptr;  // finite, row-major
   int64_t rows = 0, cols = 0, positions = 1;
   int64_t block_rows = 1, block_cols = 1;
   int64_t kept = 0;               // blocks to keep
@@ -38,6 +39,13 @@ struct Problem {
   bool rows_matter() const { return !held_rows && block_rows > 1 && row_groups() > 1; }
   bool cols_matter() const { return !held_cols && block_cols > 1 && col_groups() > 1; }
 };
+
+inline bool is_identity(const Permutation& perm) {
+  for (size_t i = 0; i < perm.size(); ++i) {
+    if (perm[i] != static_cast<int32_t>(i)) return false;
+  }
+  return true;
+}
 
 struct Order {
   Permutation rows, cols;

@@ -69,17 +69,10 @@ std::vector<Candidate> run_alternation(const Problem& problem, const SearchOptio
   for (const Order* start : starts) {
     if (start == starts[0] && !found.empty()) continue;  // one start only
     Alternation a = alternate(problem, *start, step, rounds, control, pool);
-    const double mass = select_blocks(problem, block_sums(problem, a.order, pool)).mass;
+    const double mass = kept_mass(problem, block_sums(problem, a.order, pool));
     found.push_back({std::move(a.order), mass, a.rounds, std::move(a.trace)});
   }
   return found;
-}
-
-bool moved(const Permutation& perm) {
-  for (size_t i = 0; i < perm.size(); ++i) {
-    if (perm[i] != static_cast<int32_t>(i)) return true;
-  }
-  return false;
 }
 
 }  // namespace
@@ -89,7 +82,7 @@ SearchResult search(const Problem& problem, const SearchOptions& options, Contro
   Pool pool(options.threads > 0 ? options.threads : Pool::hardware_threads());
   SearchResult result;
   const auto mass_of = [&](const Order& order) {
-    return select_blocks(problem, block_sums(problem, order, pool)).mass;
+    return kept_mass(problem, block_sums(problem, order, pool));
   };
 
   const Order identity = identity_order(problem), sorted = l1_sorted_order(problem, pool);
@@ -125,8 +118,8 @@ SearchResult search(const Problem& problem, const SearchOptions& options, Contro
   }
   result.order = std::move(candidates[best].order);
   result.trace = std::move(candidates[best].trace);
-  result.rows_moved = moved(result.order.rows);
-  result.cols_moved = moved(result.order.cols);
+  result.rows_moved = !is_identity(result.order.rows);
+  result.cols_moved = !is_identity(result.order.cols);
   const std::vector<float> sums = block_sums(problem, result.order, pool);
   for (float sum : sums) result.total += sum;
   result.selection = select_blocks(problem, sums);

@@ -1,6 +1,7 @@
 #include "reorder/sort.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace tetris::reorder {
 namespace {
@@ -20,7 +21,8 @@ Order l1_sorted_order(const Problem& problem, Pool& pool) {
     std::vector<double> norms(static_cast<size_t>(problem.rows));
     pool.run(problem.rows, [&](int64_t i, int) {
       const float* x = problem.saliency + i * problem.row_elements();
-      norms[i] = std::accumulate(x, x + problem.row_elements(), 0.0);
+      norms[i] = std::accumulate(x, x + problem.row_elements(), 0.0,
+                                 [](double sum, float value) { return sum + std::fabs(value); });
     });
     order.rows = descending(norms);
   }
@@ -29,7 +31,7 @@ Order l1_sorted_order(const Problem& problem, Pool& pool) {
     for (int64_t i = 0; i < problem.rows; ++i) {
       const float* x = problem.saliency + i * problem.row_elements();
       for (int64_t j = 0; j < problem.cols; ++j) {
-        for (int64_t p = 0; p < problem.positions; ++p) norms[j] += *x++;
+        for (int64_t p = 0; p < problem.positions; ++p) norms[j] += std::fabs(*x++);
       }
     }
     order.cols = descending(norms);

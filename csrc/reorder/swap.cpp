@@ -1,6 +1,7 @@
 #include "reorder/swap.h"
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 
 #include "reorder/assignment.h"
@@ -27,7 +28,7 @@ std::vector<double> removed_by_group(const LineTable& table, const std::vector<f
     const float* line = table.line(i);
     double* t = cost.data() + i * groups;
     for (int64_t l = 0; l < length; ++l) {
-      const double x = line[l];
+      const double x = std::fabs(line[l]);
       const float* column = columns.data() + l * groups;
       for (int64_t g = 0; g < groups; ++g) t[g] += x * column[g];
     }

@@ -34,20 +34,25 @@ typedef int32_t Bits __attribute__((vector_size(kLanes * sizeof(int32_t)), may_a
 TETRIS_INLINE const Lanes& load(const float* x) { return *reinterpret_cast<const Lanes*>(x); }
 TETRIS_INLINE void store(float* to, const Lanes& x) { *reinterpret_cast<Lanes*>(to) = x; }
 TETRIS_INLINE void raise(Lanes& best, const Lanes& x) { best = x > best ? x : best; }
+TETRIS_INLINE void take_magnitude(Lanes& to, const Lanes& x) { to = (Lanes)((Bits)x & 0x7fffffff); }
 
 // sum += max(floor, |x|) on kLanes lanes
 TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const Lanes& x) {
-  const Lanes& at_least = *reinterpret_cast<const Lanes*>(floor);
-  const Lanes magnitude = (Lanes)((Bits)x & 0x7fffffff);
-  sum += magnitude > at_least ? magnitude : at_least;
+  const Lanes& at_least = load(floor);
+  Lanes size;
+  take_magnitude(size, x);
+  sum += size > at_least ? size : at_least;
 }
 
+// sum += max(floor, |x + |y||)
 TETRIS_INLINE void accumulate_sum(Lanes& sum, const float* floor, const float* x, const float* y) {
-  accumulate(sum, floor, *reinterpret_cast<const Lanes*>(x) + *reinterpret_cast<const Lanes*>(y));
+  Lanes size;
+  take_magnitude(size, load(y));
+  accumulate(sum, floor, load(x) + size);
 }
 
 TETRIS_INLINE void accumulate(Lanes& sum, const float* floor, const float* x) {
-  accumulate(sum, floor, *reinterpret_cast<const Lanes*>(x));
+  accumulate(sum, floor, load(x));
 }
 
 typedef float Half __attribute__((vector_size(kLanes * 2), aligned(4), may_alias));
@@ -94,6 +99,9 @@ inline Lanes load(const float* x) {
   return result;
 }
 inline void store(float* to, const Lanes& x) { std::copy_n(x.lane, kLanes, to); }
+inline void take_magnitude(Lanes& to, const Lanes& x) {
+  to = combine(x, x, [](float a, float) { return std::fabs(a); });
+}
 inline Lanes operator+(float x, const Lanes& y) {
   return combine(y, y, [x](float a, float) { return x + a; });
 }
@@ -112,7 +120,8 @@ inline void accumulate(Lanes& sum, const float* floor, const float* x) {
 }
 
 inline void accumulate_sum(Lanes& sum, const float* floor, const float* x, const float* y) {
-  for (int64_t u = 0; u < kLanes; ++u) sum.lane[u] += std::fmax(floor[u], std::fabs(x[u] + y[u]));
+  for (int64_t u = 0; u < kLanes; ++u)
+    sum.lane[u] += std::fmax(floor[u], std::fabs(x[u] + std::fabs(y[u])));
 }
 
 inline float total(const Lanes& sum) {
@@ -144,10 +153,11 @@ TETRIS_INLINE void accumulate_across<kLanes>(const float* base, const float* flo
                                              float* values) {
   Lanes even = {}, odd = {};  // two sums: one would wait for its own last addition
   const auto add = [&](Lanes& sum, int64_t l) TETRIS_INLINE_LAMBDA {
-    const Lanes x = base[l] + *reinterpret_cast<const Lanes*>(tile + l * width);
-    const Lanes magnitude = (Lanes)((Bits)x & 0x7fffffff);
+    const Lanes x = base[l] + load(tile + l * width);
+    Lanes size;
+    take_magnitude(size, x);
     const Lanes at_least = floor[l] - Lanes{};
-    sum += magnitude > at_least ? magnitude : at_least;
+    sum += size > at_least ? size : at_least;
   };
   int64_t l = 0;
   for (; l + 2 <= length; l += 2) {
@@ -174,7 +184,7 @@ TETRIS_CLONES
 void swap_values_along(const float* diff, const float* floor, const float* out, const float* lines,
                        const int32_t* ids, int64_t count, int64_t stride, float* base,
                        float* values) {
-  for (int64_t l = 0; l < stride; ++l) base[l] = diff[l] - out[l];
+  for (int64_t l = 0; l < stride; ++l) base[l] = diff[l] - std::fabs(out[l]);
   int64_t j = 0;
   for (; j + 4 <= count; j += 4) {  // four candidates share the loads of base and floor
     const float* a = lines + ids[j] * stride;
@@ -204,7 +214,7 @@ void swap_values_along(const float* diff, const float* floor, const float* out, 
 TETRIS_CLONES
 void swap_values_across(const float* diff, const float* floor, const float* out, const float* tile,
                         int64_t width, int64_t length, float* base, float* values) {
-  for (int64_t l = 0; l < length; ++l) base[l] = diff[l] - out[l];
+  for (int64_t l = 0; l < length; ++l) base[l] = diff[l] - std::fabs(out[l]);
   int64_t first = 0;
   for (; first + 2 * kLanes <= width; first += 2 * kLanes) {
     accumulate_across<2 * kLanes>(base, floor, tile + first, width, length, values + first);
@@ -221,13 +231,18 @@ BestPair best_pair(const float* mean, const float* diff, const float* out, const
   int64_t l = 0;
   for (; l + kLanes <= length; l += kLanes) {
     Lanes d = load(diff + l);
-    if (out) d = d + (load(in + l) - load(out + l));
+    if (out) {
+      Lanes more, less;
+      take_magnitude(more, load(in + l));
+      take_magnitude(less, load(out + l));
+      d = d + (more - less);
+    }
     raise(g, load(mean + l) + d);
     raise(h, load(mean + l) - d);
   }
   BestPair best = {largest_of(g), largest_of(h)};
   for (; l < length; ++l) {
-    const float d = out ? diff[l] + (in[l] - out[l]) : diff[l];
+    const float d = out ? diff[l] + (std::fabs(in[l]) - std::fabs(out[l])) : diff[l];
     best.g = std::max(best.g, mean[l] + d);
     best.h = std::max(best.h, mean[l] - d);
   }

@@ -7,6 +7,9 @@
 //     max(a + d, 0) + max(a - d, 0)  =  a + max(|a|, |d|)
 //
 // Half the arithmetic of the direct form, and sum_l a[l] never changes. Below, floor = |a|.
+//
+// Of `lines`, `in` and `out`, magnitudes count (measured: no slower than numbers known to be
+// non-negative): where blocks are one column wide they are rows of the weight, of any sign.
 #pragma once
 
 #include <cstdint>
@@ -21,20 +24,21 @@ inline int64_t pad_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes;
 // sum_l max(floor[l], |diff[l]|), l in [0, stride).
 float pair_value(const float* diff, const float* floor, int64_t stride);
 
-// values[j] = sum_l max(floor[l], |diff[l] - out[l] + lines[ids[j] * stride + l]|): line `out`
+// values[j] = sum_l max(floor[l], |diff[l] - |out[l]| + |lines[ids[j] * stride + l]||): line `out`
 // leaves g for h, line ids[j] comes back. `base` is scratch of `stride` floats.
 // Vectors run along l: best for low blocks and long lines.
 void swap_values_along(const float* diff, const float* floor, const float* out, const float* lines,
                        const int32_t* ids, int64_t count, int64_t stride, float* base,
                        float* values);
 
-// The same from a transposed copy of h's lines, tile[l * width + j], width a multiple of kLanes.
+// The same from a transposed copy of the magnitudes of h's lines, tile[l * width + j], width a
+// multiple of kLanes.
 // Vectors run across candidates: no horizontal sums, best for tall blocks. values: `width` floats.
 void swap_values_across(const float* diff, const float* floor, const float* out, const float* tile,
                         int64_t width, int64_t length, float* base, float* values);
 
 // The largest of mean[l] + d[l] and of mean[l] - d[l], l in [0, length), for d = diff, or
-// d = diff - out + in unless these are null: the best blocks of both groups after a swap.
+// d = diff - |out| + |in| unless these are null: the best blocks of both groups after a swap.
 struct BestPair {
   float g, h;
 };

@@ -173,16 +173,19 @@ void ThresholdSearch::pass(Axis axis, double heat) {
 
 // Sums groups exactly, notes the order if it is the best so far, and sets the price.
 void ThresholdSearch::settle_accounts() {
-  table_.group_sums(*perm_, sums_, pool_);
-  const std::vector<float> blocks = table_.to_block_sums(problem_, sums_);
-  const double mass = select_blocks(problem_, blocks).mass;
+  // One array for both layouts of the sums, to add them up twice: of narrow blocks, it is a large
+  // part of the matrix.
+  sums_.reserve(static_cast<size_t>(table_.groups * table_.stride));
+  table_.block_sums(problem_, *perm_, sums_, pool_);
+  const double mass = kept_mass(problem_, sums_);
   if (mass > best_mass_) {
     best_mass_ = mass;
     best_ = order_;
   }
-  prices_ = block_row_prices(problem_, blocks);
-  if (exact_rows_) counts_ = balanced_counts(problem_, blocks);
-  if (floor_cols_) find_poor_rows(blocks);
+  prices_ = block_row_prices(problem_, sums_);
+  if (exact_rows_) counts_ = balanced_counts(problem_, sums_);
+  if (floor_cols_) find_poor_rows();
+  table_.group_sums(*perm_, sums_, pool_);
   for (int64_t g = 0; g < table_.groups; ++g) {
     float* sum = sums_.data() + g * table_.stride;
     for (int64_t l = 0; l < table_.length; ++l) {
@@ -192,11 +195,11 @@ void ThresholdSearch::settle_accounts() {
 }
 
 // Floor, columns: which block rows to watch until the next exact sums.
-void ThresholdSearch::find_poor_rows(const std::vector<float>& blocks) {
+void ThresholdSearch::find_poor_rows() {
   const int64_t width = problem_.blocks_per_row();
   poor_.clear();
   for (int64_t r = 0; r < problem_.row_groups(); ++r) {
-    const float* line = blocks.data() + r * width;
+    const float* line = sums_.data() + r * width;
     int64_t above = 0;
     for (int64_t b = 0; b < width; ++b) above += line[b] > prices_[r];
     if (above < kRichRow) {
@@ -254,7 +257,7 @@ double ThresholdSearch::swap_scale(Random random) {
     const float* sum_h = sums_.data() + h * table_.stride;
     double gain = 0;
     for (int64_t l = 0; l < table_.length; ++l) {
-      const float change = b[l] - a[l];
+      const float change = std::fabs(b[l]) - std::fabs(a[l]);
       gain += std::max(sum_g[l] + change, 0.0f) + std::max(sum_h[l] - change, 0.0f) -
               std::max(sum_g[l], 0.0f) - std::max(sum_h[l], 0.0f);
     }
@@ -305,12 +308,12 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
       const float* line[4];
       for (int64_t u = 0; u < 4; ++u) line[u] = table_.line(lines_h[j + u]);
       for (int64_t l = 0; l < length; ++l) {
-        for (int64_t u = 0; u < 4; ++u) tile[l * width + j + u] = line[u][l];
+        for (int64_t u = 0; u < 4; ++u) tile[l * width + j + u] = std::fabs(line[u][l]);
       }
     }
     for (; j < count_h; ++j) {
       const float* line = table_.line(lines_h[j]);
-      for (int64_t l = 0; l < length; ++l) tile[l * width + j] = line[l];
+      for (int64_t l = 0; l < length; ++l) tile[l * width + j] = std::fabs(line[l]);
     }
   }
 
@@ -325,7 +328,7 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
       swap_values_across(diff, s.floor.data(), out, s.tile.data(), width, length, s.base.data(),
                          values);
     } else {
-      swap_values_along(diff, s.floor.data(), out, table_.values.data(), lines_h, count_h, stride,
+      swap_values_along(diff, s.floor.data(), out, table_.values, lines_h, count_h, stride,
                         s.base.data(), values);
     }
     // A group below the price is worth its best block all the same: as long as one of the two is,
@@ -368,9 +371,9 @@ void ThresholdSearch::visit(int64_t g, int64_t h, Random random, Scratch& s) {
       const double loss = temperature_ > 0 ? -temperature_ * std::log(random.uniform()) : 0;
       if (!(exact_then + loss > exact + rounding)) continue;
     }
-    for (int64_t l = 0; l < stride; ++l) diff[l] += in[l] - out[l];
+    for (int64_t l = 0; l < stride; ++l) diff[l] += std::fabs(in[l]) - std::fabs(out[l]);
     if (across) {
-      for (int64_t l = 0; l < length; ++l) s.tile[l * width + j] = out[l];
+      for (int64_t l = 0; l < length; ++l) s.tile[l * width + j] = std::fabs(out[l]);
     }
     std::swap(lines_g[i], lines_h[j]);
     value = values[j] - (each ? static_cast<float>(shortfall_then) : 0.0f);
@@ -405,7 +408,8 @@ double ThresholdSearch::exact_mass_after(int64_t g, int64_t h, Scratch& s, const
   for (const int64_t group : {g, h}) {
     const float sign = group == g ? 1.0f : -1.0f;
     for (int64_t l = 0; l < length; ++l) {
-      const float diff = out ? s.diff[l] + (in[l] - out[l]) : s.diff[l];
+      const float change = out ? std::fabs(in[l]) - std::fabs(out[l]) : 0.0f;
+      const float diff = s.diff[l] + change;
       s.sorted[l] = s.mean[l] + sign * diff;
     }
     const float price = separating_price(s.sorted.data(), length, counts_[group]);

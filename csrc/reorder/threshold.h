@@ -85,7 +85,7 @@ class ThresholdSearch {
   bool time_is_up() const;
   void pass(Axis axis, double heat);
   void settle_accounts();
-  void find_poor_rows(const std::vector<float>& blocks);
+  void find_poor_rows();
   void find_best_blocks();
   void visit(int64_t g, int64_t h, Random random, Scratch& scratch);
   double shortfall_after(const Scratch& s, const float* out, const float* in) const;
@@ -104,7 +104,7 @@ class ThresholdSearch {
   // The pass in progress.
   LineTable table_;
   Permutation* perm_ = nullptr;
-  std::vector<float> sums_;       // [groups, stride], less the price
+  std::vector<float> sums_;       // [groups, stride], less the price; while that is set, of blocks
   std::vector<float> prices_;     // per block row
   std::vector<int64_t> counts_;   // blocks per block row, balanced mode
   bool exact_rows_ = false;       // balanced mode, rows: check swaps exactly

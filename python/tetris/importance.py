@@ -40,10 +40,31 @@ def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Te
             )
         saliency, name = importance.detach(), "importance"
     saliency = saliency.to("cpu", torch.float32).contiguous()
-    low, high = saliency.aminmax() if saliency.numel() else (torch.zeros(()), torch.zeros(()))
-    if not bool(low.isfinite() and high.isfinite()):  # NaN goes through to both
-        count = int((~saliency.isfinite()).sum())
-        raise ValueError(f"{where}: {name} must be finite (got {count} NaN or infinite entries)")
+    low = _check_finite(where, name, saliency)
     if low < 0:
         raise ValueError(f"{where}: importance must not be negative (got a minimum of {low:g})")
     return saliency
+
+
+def saliency_or_weight(
+    where: str, weight: Tensor, importance: Importance | None
+) -> tuple[Tensor, bool]:
+    """The same, or of ``"magnitude"`` the weight itself and True: its entries' magnitudes count.
+
+    Such a float32 weight on the CPU is not copied: in a large model, that is the memory which
+    pruning takes.
+    """
+    if not (importance is None or (isinstance(importance, str) and importance == "magnitude")):
+        return saliency_of(where, weight, importance), False
+    weight = weight.detach().to("cpu", torch.float32).contiguous()
+    _check_finite(where, "weight", weight)
+    return weight, True
+
+
+def _check_finite(where: str, name: str, values: Tensor) -> Tensor:
+    """Raise unless all are finite; the least of them."""
+    low, high = values.aminmax() if values.numel() else (torch.zeros(()), torch.zeros(()))
+    if not bool(low.isfinite() and high.isfinite()):  # NaN goes through to both
+        count = int((~values.isfinite()).sum())
+        raise ValueError(f"{where}: {name} must be finite (got {count} NaN or infinite entries)")
+    return low

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from . import bsr
 from .blocking import Blocking
-from .checks import check_block, check_groups, check_tensor
+from .checks import check_block, check_groups, check_keywords, check_tensor
 from .importance import Importance as Importance
-from .importance import saliency_of
+from .importance import saliency_or_weight
 from .invariants import (
     check_col_idx,
     check_features,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 class _SearchKeywords(SearchOptions, total=False):
     progress: bool
+    absolute: bool
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -168,9 +169,17 @@ class BlockLayout:
         """
         where = "BlockLayout.from_dense"
         Blocking.of(where, "weight", weight, check_block(where, block), groups)
-        saliency = saliency_of(where, weight, importance)
+        saliency, absolute = saliency_or_weight(where, weight, importance)
+        check_keywords(where, search, SearchOptions.__annotations__)
         layout, _ = search_layout(
-            where, saliency, block, sparsity, groups=groups, progress=progress, **search
+            where,
+            saliency,
+            block,
+            sparsity,
+            groups=groups,
+            progress=progress,
+            absolute=absolute,
+            **search,
         )
         return layout.to(weight.device)
 
@@ -254,8 +263,11 @@ class BlockLayout:
                 f"{block[0]}x{block[1]} in {blocking} "
                 f"(got {block_mask.dtype}{list(block_mask.shape)})"
             )
-        col_idx = block_mask.nonzero()[:, 1].to(torch.int32)
-        row_ptr = F.pad(block_mask.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+        # Not mask.sum(1), which takes eight bytes for each block of the matrix.
+        rows, columns = block_mask.nonzero().unbind(1)
+        counts = rows.bincount(minlength=blocking.grid[0])
+        row_ptr = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)
+        col_idx = columns.to(torch.int32)
         return cls(
             block,
             out_features,
@@ -553,8 +565,8 @@ def search_layout(
 ) -> tuple[BlockLayout, SearchResult]:
     """Layout for a saliency [out, in / groups, *kernel], with what the search reports about it.
 
-    Arguments as in :meth:`BlockLayout.from_dense`, and the function named in messages; the layout
-    is on the CPU.
+    Arguments as in :meth:`BlockLayout.from_dense`, and the function named in messages; with
+    ``absolute``, magnitudes of the saliency count: it may be the weight. The layout is on the CPU.
     """
     blocking = Blocking.of(where, "saliency", saliency, check_block(where, block), groups)
     result = search_blocks(where, saliency, blocking, sparsity, **search)

@@ -49,13 +49,14 @@ def search_blocks(
     *,
     reorder: Reorder = "threshold",
     progress: bool = False,
+    absolute: bool = False,
     **search: Unpack[SearchArguments],
 ) -> _reorder.SearchResult:
     """Permutations and blocks for a saliency ``[out, in / groups, *kernel]``, on the CPU.
 
     Groups are searched one by one: each removes its share of the blocks, and of the budget of
-    seconds it takes its part. Arguments as in :meth:`tetris.BlockLayout.from_dense`; ``where`` is
-    the function named in messages.
+    seconds it takes its part. Arguments as in :meth:`tetris.BlockLayout.from_dense`, ``absolute``
+    as in :func:`tetris.reorder.search`; ``where`` is the function named in messages.
     """
     sparsity = check_sparsity(where, sparsity)
     check_keywords(where, search, SearchOptions.__annotations__)
@@ -65,7 +66,15 @@ def search_blocks(
     if budget is not None:
         search = {**search, "budget": budget / blocking.groups}
     found = [
-        _reorder.search(part, blocking.block, own, method=method, progress=progress, **search)
+        _reorder.search(
+            part,
+            blocking.block,
+            own,
+            method=method,
+            progress=progress,
+            absolute=absolute,
+            **search,
+        )
         for part, own in by_group(saliency, blocking, sparsity, search.get("tie_kernel", False))
     ]
     return found[0] if len(found) == 1 else concatenate(found, saliency, blocking)
@@ -140,7 +149,8 @@ def concatenate(
     found: list[_reorder.SearchResult], saliency: Tensor, blocking: Blocking
 ) -> _reorder.SearchResult:
     """One result of those of the groups."""
-    mass = [float(part.sum(dtype=torch.float64)) for part in saliency.chunk(blocking.groups)]
+    parts = saliency.chunk(blocking.groups)
+    mass = [float(part.abs().sum(dtype=torch.float64)) for part in parts]
     total = sum(mass)
 
     def share(name: str) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 from torch import Tensor, nn
 
 from .checks import check_model, check_weight
+from .importance import saliency_or_weight
 from .layout import BlockLayout
 from .modules import copy_or_same, replace_modules
 from .nn.base import SparseLayer, make_dense, make_sparse
@@ -120,8 +121,9 @@ def sparsify(
             arguments, or a dict of them by name.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.
         inplace: Change the model itself, whose dense weights are freed one by one; otherwise a deep
-            copy, without these weights. Either way the peak is about the largest layer above the
-            model (``docs/models.md``), except where layers compete or importance needs data.
+            copy, without these weights. Either way what the search takes on top is less than the
+            largest layer, with most blocks (``docs/models.md``), except where layers compete or
+            importance needs data.
         progress: Show a progress bar per layer.
         return_report: Return ``(model, report)``; ``print(report)`` shows the layers, what they
             retain, and which layers stay dense and why.
@@ -245,25 +247,33 @@ def _search(
     share: Share,
 ) -> tuple[dict[str, BlockLayout], dict[str, LayerReport]]:
     """A layout for each weight, by its first layer, and a report for each layer."""
-
-    def worth_of(first: str) -> Tensor:
-        """Of the weights of a layer and of those that share its weight, oriented."""
-        parts = [
-            layer_saliency(where, n, selection.layers[n], options[n].importance)
-            for n in selection.tied[first]
-        ]
-        return oriented(selection.layers[first], sum(parts[1:], start=parts[0]))
-
     # One layer's saliency at a time, where layers do not compete and nothing but the weight is
-    # asked: it takes as much memory as the weight. All are computed once before, for the checks.
+    # asked: it may take as much memory. All are computed once before, for the checks.
     alone = (
         scope == "layer"
         and not share
         and all(isinstance(o.importance, str) for o in options.values())
     )
+
+    def worth_of(first: str) -> tuple[Tensor, bool]:
+        """Of the weights of a layer and of those that share its weight, oriented.
+
+        Or the weight itself and True, if its magnitudes are the worth.
+        """
+        names, layer = selection.tied[first], selection.layers[first]
+        if alone and all(options[n].importance == "magnitude" for n in names):
+            weight, absolute = saliency_or_weight(
+                f"{where}: layer {first!r}", layer.weight, "magnitude"
+            )
+            return oriented(layer, weight), absolute
+        parts = [
+            layer_saliency(where, n, selection.layers[n], options[n].importance) for n in names
+        ]
+        return oriented(layer, sum(parts[1:], start=parts[0])), False
+
     saliency: dict[str, Tensor] = {}
     for first in selection.tied:
-        own = worth_of(first)
+        own, _ = worth_of(first)
         if not alone:
             saliency[first] = own
         del own
@@ -271,7 +281,11 @@ def _search(
     reports: dict[str, LayerReport] = {}
 
     def search(part: list[str]) -> None:  # whose variables, as large as weights, end with it
-        worth = {first: worth_of(first) for first in part} if alone else saliency
+        worth, absolute = saliency, False
+        if alone:
+            [first] = part
+            own, absolute = worth_of(first)
+            worth = {first: own}
         plans = plan_layers(
             where,
             worth,
@@ -283,6 +297,7 @@ def _search(
             {n: groups_of(selection.layers[n]) for n in part},
             costs,
             share,
+            absolute,
         )
         for first, plan in plans.items():
             layouts[first] = plan.layout

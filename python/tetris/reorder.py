@@ -119,6 +119,7 @@ def search(
     balanced: bool = False,
     allow_empty_rows: bool = False,
     tie_kernel: bool = False,
+    absolute: bool = False,
     row_perm: torch.Tensor | NDArray[Any] | None = None,
     col_perm: torch.Tensor | NDArray[Any] | None = None,
     threads: int | None = None,
@@ -155,6 +156,8 @@ def search(
         balanced: every block row keeps the same number of blocks, give or take one.
         allow_empty_rows: otherwise every block row keeps its best block, counted in the budget.
         tie_kernel: all positions of a channel block live or die together.
+        absolute: take the saliency for ``|saliency|``: of a float32 weight, magnitude is searched
+            without a copy of it.
         row_perm: int ``[out]``, original row at each packed position: an order to hold.
         col_perm: int ``[in]``, the same of columns.
         threads: number of threads, by default all.
@@ -164,12 +167,13 @@ def search(
         The order, the mask of kept blocks and the shares.
 
     Raises:
-        ValueError: for an argument out of range, or saliency that is negative, NaN or infinite.
+        ValueError: for an argument out of range, or saliency that is NaN, infinite, or (unless
+            ``absolute``) negative.
         KeyboardInterrupt: on Ctrl-C, within about half a second.
 
     Example:
         >>> weight = torch.randn(512, 512)
-        >>> found = tetris.reorder.search(weight.abs(), (32, 32), sparsity=0.75)
+        >>> found = tetris.reorder.search(weight, (32, 32), sparsity=0.75, absolute=True)
         >>> packed = weight[found.row_perm][:, found.col_perm]
         >>> next_layer = torch.randn(10, 512).abs()  # its inputs in the order of these outputs
         >>> tetris.reorder.search(next_layer, (2, 32), 0.75, col_perm=found.row_perm)
@@ -178,7 +182,7 @@ def search(
     _check_choice("start", start, STARTS)
     where = "tetris.reorder.search"
     check_search(where, seed=seed, budget=budget, sweeps=sweeps, threads=threads)
-    problem = _Problem.of(where, saliency, block, sparsity, tie_kernel)
+    problem = _Problem.of(where, saliency, block, sparsity, tie_kernel, absolute)
     rows, cols, _ = problem.values.shape
     held_rows = None if row_perm is None else _permutation(where, "row_perm", row_perm, rows)
     held_cols = None if col_perm is None else _permutation(where, "col_perm", col_perm, cols)
@@ -241,6 +245,7 @@ def block_mask(
     balanced: bool = False,
     allow_empty_rows: bool = False,
     tie_kernel: bool = False,
+    absolute: bool = False,
 ) -> torch.Tensor:
     """The blocks to keep under given permutations.
 
@@ -253,6 +258,7 @@ def block_mask(
         balanced: see :func:`search`.
         allow_empty_rows: see :func:`search`.
         tie_kernel: see :func:`search`.
+        absolute: see :func:`search`.
 
     Returns:
         bool, in packed order and shaped like :attr:`SearchResult.mask`. Ties go to the lower index.
@@ -267,7 +273,7 @@ def block_mask(
         ... )
     """
     where = "tetris.reorder.block_mask"
-    problem = _Problem.of(where, saliency, block, sparsity, tie_kernel)
+    problem = _Problem.of(where, saliency, block, sparsity, tie_kernel, absolute)
     mask = _C.reorder_select(
         problem.values,
         *problem.block,
@@ -306,7 +312,7 @@ def default_budget(shape: tuple[int, ...], block: tuple[int, int]) -> float:
 class _Problem:
     """Checked arguments, as the native search wants them."""
 
-    values: NDArray[np.float32]  # [rows, cols, positions]
+    values: NDArray[np.float32]  # [rows, cols, positions]; their magnitudes count
     block: tuple[int, int]
     kept: int
     tied: int  # positions that each mask column stands for
@@ -318,6 +324,7 @@ class _Problem:
         block: tuple[int, int],
         sparsity: float,
         tie_kernel: bool,
+        absolute: bool,
     ) -> _Problem:
         if isinstance(saliency, torch.Tensor):
             tensor = check_tensor(where, "saliency", saliency).detach().cpu()
@@ -340,21 +347,23 @@ class _Problem:
         if array.dtype not in (np.float32, np.float64):
             raise ValueError(f"{where}: saliency must be floating point (got {array.dtype})")
         low, high = array.min(), array.max()  # NaN propagates to both
-        if not (low >= 0 and high < np.inf):
-            bad = np.argwhere(~((array >= 0) & (array < np.inf)))[0]
+        least = -np.finfo(array.dtype).max if absolute else 0
+        if not (low >= least and high < np.inf):
+            bad = np.argwhere(~((array >= least) & (array < np.inf)))[0]
             place = ", ".join(str(i) for i in bad)
+            rule = "finite" if absolute else "finite and non-negative"
             raise ValueError(
-                f"{where}: saliency must be finite and non-negative "
-                f"(got {array[tuple(bad)]} at [{place}])"
+                f"{where}: saliency must be {rule} (got {array[tuple(bad)]} at [{place}])"
             )
         bo, bi = check_block(where, block)
         sparsity = check_sparsity(where, sparsity)
+        high = max(high, -low)
         if not (1e-20 < high < 1e20):  # sums should stay far from the ends of float32
             array = array / high if high > 0 else array
         rows, cols = array.shape[:2]
         positions = math.prod(array.shape[2:])
         if tie_kernel and positions > 1:
-            array = array.reshape(rows, cols, positions).sum(axis=2)
+            array = np.abs(array).reshape(rows, cols, positions).sum(axis=2)
         tied = positions if tie_kernel else 1
         values = np.ascontiguousarray(array, dtype=np.float32).reshape(rows, cols, -1)
         blocks = -(-rows // bo) * -(-cols // bi) * values.shape[2]

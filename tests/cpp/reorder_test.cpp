@@ -109,7 +109,9 @@ TEST(SwapValues, AgreeWithTheDirectForm) {
       std::vector<float> diff(stride), floor(stride), base(stride), lines((count + 1) * stride);
       const std::vector<float> random = random_values((count + 1) * length, 3);
       for (int64_t j = 0; j <= count; ++j) {
-        std::copy_n(random.data() + j * length, length, lines.data() + j * stride);
+        for (int64_t l = 0; l < length; ++l) {  // of lines, magnitudes count
+          lines[j * stride + l] = random[j * length + l] * (l % 3 == 0 ? -1.0f : 1.0f);
+        }
       }
       std::vector<float> tile(length * width);
       std::vector<int32_t> ids(count);
@@ -119,7 +121,7 @@ TEST(SwapValues, AgreeWithTheDirectForm) {
         diff[l] = 0.5f * (a - b);
         floor[l] = std::fabs(0.5f * (a + b));
         mean += 0.5 * (a + b);
-        for (int64_t j = 0; j < count; ++j) tile[l * width + j] = lines[j * stride + l];
+        for (int64_t j = 0; j < count; ++j) tile[l * width + j] = std::fabs(lines[j * stride + l]);
       }
       for (int64_t j = 0; j < count; ++j) ids[j] = static_cast<int32_t>(j);
       std::vector<float> along(count), across(width);
@@ -131,7 +133,7 @@ TEST(SwapValues, AgreeWithTheDirectForm) {
       for (int64_t j = 0; j < count; ++j) {
         double expected = 0;
         for (int64_t l = 0; l < length; ++l) {
-          const double change = lines[j * stride + l] - out[l];
+          const double change = std::fabs(lines[j * stride + l]) - std::fabs(out[l]);
           expected += std::max(g[l] - 1 + change, 0.0) + std::max(h[l] - 1 - change, 0.0);
         }
         EXPECT_NEAR(mean + along[j], expected, 1e-4 * length) << length << " " << count;
@@ -149,19 +151,22 @@ TEST(SwapValues, BestPairs) {
       std::vector<float> mean = random_values(pad_lanes(length), 1);
       for (float& x : mean) x -= 20;
       const std::vector<float> diff = random_values(pad_lanes(length), 2);
-      const std::vector<float> lines = random_values((count + 1) * length, 3);
+      std::vector<float> lines = random_values((count + 1) * length, 3);
+      for (size_t i = 0; i < lines.size(); i += 3) lines[i] = -lines[i];  // magnitudes count
       const float* out = lines.data() + count * length;
       std::vector<float> tile(length * width), base(length), best_g(width), best_h(width);
       for (int64_t l = 0; l < length; ++l) {
-        base[l] = diff[l] - out[l];
-        for (int64_t j = 0; j < count; ++j) tile[l * width + j] = lines[j * length + l];
+        base[l] = diff[l] - std::fabs(out[l]);
+        for (int64_t j = 0; j < count; ++j) tile[l * width + j] = std::fabs(lines[j * length + l]);
       }
       best_pairs_across(mean.data(), base.data(), tile.data(), width, length, best_g.data(),
                         best_h.data());
       for (int64_t j = -1; j < count; ++j) {  // -1: no swap
         double g = -1e300, h = -1e300;
         for (int64_t l = 0; l < length; ++l) {
-          const double d = j < 0 ? diff[l] : double{diff[l]} - out[l] + lines[j * length + l];
+          const double d =
+              j < 0 ? diff[l]
+                    : double{diff[l]} - std::fabs(out[l]) + std::fabs(lines[j * length + l]);
           g = std::max(g, mean[l] + d);
           h = std::max(h, mean[l] - d);
         }
@@ -211,9 +216,10 @@ TEST(Objective, BlockSumsAndTablesAgreeWithTheReference) {
     for (const Axis axis : {Axis::kRows, Axis::kCols}) {
       LineTable table;
       table.build(c.problem, order, axis, pool);
-      std::vector<float> groups;
-      table.group_sums(axis == Axis::kRows ? order.rows : order.cols, groups, pool);
-      const std::vector<float> blocks = table.to_block_sums(c.problem, groups);
+      const Permutation& perm = axis == Axis::kRows ? order.rows : order.cols;
+      std::vector<float> groups, blocks;
+      table.group_sums(perm, groups, pool);
+      table.block_sums(c.problem, perm, blocks, pool);
       for (size_t b = 0; b < blocks.size(); ++b) EXPECT_NEAR(blocks[b], expected[b], 1e-3);
       for (int64_t g = 0; g < table.groups; ++g) {
         for (int64_t l = 0; l < table.length; ++l) {
@@ -254,6 +260,78 @@ TEST(Objective, SelectionIsTheBestOfAllSelections) {
         EXPECT_EQ(found.floor_bound, count > kept);
       }
     }
+  }
+}
+
+TEST(Objective, ManyBlocksAreSelectedAsFewAre) {
+  // Beyond some number the limit comes from histograms; by a sort here. Of few values: ties.
+  for (const bool coarse : {false, true}) {
+    for (const bool allow_empty : {false, true}) {
+      for (const int64_t kept : {200, 1000, 17000, 39999}) {
+        Case c(200, 200, 1, 1, 1, .5, 3);
+        c.problem.kept = kept;
+        c.problem.allow_empty_rows = allow_empty;
+        if (coarse) {
+          for (float& x : c.values) x = std::floor(x * 4);
+        }
+        std::vector<uint8_t> expected(c.values.size());
+        int64_t left = kept;
+        for (int64_t r = 0; r < 200 && !allow_empty; ++r, --left) {
+          const auto line = c.values.begin() + r * 200;
+          expected[std::max_element(line, line + 200) - c.values.begin()] = 1;
+        }
+        std::vector<int32_t> order = identity_permutation(200 * 200);
+        std::stable_sort(order.begin(), order.end(),
+                         [&](int32_t a, int32_t b) { return c.values[a] > c.values[b]; });
+        double mass = 0;
+        for (const int32_t i : order) {
+          if (!expected[i] && left > 0) expected[i] = 1, --left;
+        }
+        for (size_t i = 0; i < expected.size(); ++i) mass += expected[i] ? c.values[i] : 0;
+        const Selection found = select_blocks(c.problem, c.values);
+        EXPECT_EQ(found.keep, expected) << coarse << allow_empty << kept;
+        EXPECT_EQ(found.mass, mass);
+        EXPECT_EQ(kept_mass(c.problem, c.values), mass);
+        // The price lies between what is kept and what is not, of blocks that no floor keeps.
+        float kept_least = 1e9f, dropped_most = 0;
+        for (int64_t r = 0; r < 200; ++r) {
+          const auto line = c.values.begin() + r * 200;
+          const int64_t floor =
+              allow_empty ? -1 : std::max_element(line, line + 200) - c.values.begin();
+          for (int64_t i = r * 200; i < (r + 1) * 200; ++i) {
+            if (i == floor) continue;
+            if (expected[i]) kept_least = std::min(kept_least, c.values[i]);
+            if (!expected[i]) dropped_most = std::max(dropped_most, c.values[i]);
+          }
+        }
+        if (kept > 200) {
+          for (const float price : block_row_prices(c.problem, c.values)) {
+            EXPECT_EQ(price, 0.5f * (kept_least + dropped_most));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Objective, SignsAreIgnored) {
+  Case c(70, 130, 1, 4, 2, .7);
+  for (const Method method : {Method::kL1Sort, Method::kSwap, Method::kThreshold}) {
+    SearchOptions options;
+    options.method = method;
+    options.sweeps = 2;
+    Control control;
+    const SearchResult plain = search(c.problem, options, control);
+    std::vector<float> weight = c.values;
+    for (size_t i = 0; i < weight.size(); i += 3) weight[i] = -weight[i];
+    Problem signed_problem = c.problem;
+    signed_problem.saliency = weight.data();
+    const SearchResult found = search(signed_problem, options, control);
+    EXPECT_EQ(found.order.rows, plain.order.rows);
+    EXPECT_EQ(found.order.cols, plain.order.cols);
+    EXPECT_EQ(found.selection.keep, plain.selection.keep);
+    EXPECT_EQ(found.total, plain.total);
+    EXPECT_EQ(found.unstructured_share, plain.unstructured_share);
   }
 }
 

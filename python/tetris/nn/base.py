@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..blocking import Blocking
 from ..checks import check_dtype, check_keywords, check_weight, describe, listed
-from ..importance import Importance, saliency_of
+from ..importance import Importance, saliency_or_weight
 from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
 from ..ops import Activation
@@ -211,8 +211,16 @@ class SparseLayer(nn.Module, Generic[Dense]):
         if layout is None:
             assert sparsity is not None
             groups = getattr(module, "groups", 1)
-            saliency = cls.oriented(saliency_of(where, weight, importance), groups)
-            layout, _ = search_layout(where, saliency, block, sparsity, groups=groups, **search)
+            saliency, absolute = saliency_or_weight(where, weight, importance)
+            layout, _ = search_layout(
+                where,
+                cls.oriented(saliency, groups),
+                block,
+                sparsity,
+                groups=groups,
+                absolute=absolute,
+                **search,
+            )
         else:
             _check_layout(where, layout)
             given = [*search] + ["importance"] * (importance is not None)

@@ -48,6 +48,7 @@ def plan_layers(
     groups: Mapping[str, int],
     costs: Mapping[str, float] | None = None,
     share: Share = (),
+    absolute: bool = False,
 ) -> dict[str, Plan]:
     """Search a layout for every layer.
 
@@ -62,6 +63,8 @@ def plan_layers(
         groups: name -> groups of a convolution, 1 of a linear layer.
         costs: name -> cost of one weight, with scope ``global``; 1 where nothing is said.
         share: Orders that several layers have in common.
+        absolute: Magnitudes of the saliency count: it may be the weights. For layers that share
+            neither sparsity nor order.
     """
     if scope not in ("layer", "global"):
         raise ValueError(f"{where}: scope must be 'layer' or 'global' (got {scope!r})")
@@ -101,6 +104,7 @@ def plan_layers(
                 o.sparsity,
                 groups=groups[name],
                 progress=progress,
+                absolute=absolute,
                 **o.search,
             )
         except ValueError as error:

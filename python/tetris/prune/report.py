@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from ..layout import BlockLayout
@@ -65,7 +66,7 @@ class LayerReport:
     ) -> LayerReport:
         """Describe a layout under a saliency in its weight's shape, beside its search.
 
-        Without them shares of saliency are NaN.
+        Magnitudes of the saliency count: it may be the weight. Without the two, shares are NaN.
         """
         mask = layout.block_mask()
         retained = math.nan
@@ -93,8 +94,10 @@ class LayerReport:
 
 
 def _sum(tensor: Tensor) -> float:
-    """A sum in float64, without a copy of a large tensor in that type."""
-    return sum(float(part.double().sum()) for part in tensor.flatten().split(1 << 20))
+    """Of magnitudes, in float64 and without a copy of a large tensor."""
+    return sum(
+        float(part.abs().sum(dtype=torch.float64)) for part in tensor.flatten().split(1 << 20)
+    )
 
 
 @dataclass(frozen=True)

@@ -55,27 +55,58 @@ def status(key):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
-def run(model):
+def dense(features, count):
+    layers = (nn.Linear(features, features, bias=False) for _ in range(count))
+    return nn.Sequential(*layers)
+
+def sparsified(model, block, inplace=True, **search):
     return tetris.sparsify(
         model, sparsity=0.9, block=block, inplace=inplace, allow_empty_rows=True, **search
     )
 
-torch.set_num_threads(1)
+def taken(prepare, run, features, count):
+    "Of run(prepare(features, count)), in layers: at most, and afterwards."
+    torch.set_num_threads(1)
+    run(prepare(64, 2))  # code and pools are loaded
+    made = prepare(features, count)
+    before = status("VmRSS")
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the high-water mark starts anew
+    result = run(made)
+    layer = 4 * features**2
+    print((status("VmHWM") - before) / layer, (status("VmRSS") - before) / layer)
+    return result
+"""
+
+SPARSIFY = """
 inplace, block, search, features, count = eval(sys.argv[1])
-run(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)))  # code and pools are loaded
-model = nn.Sequential(*(nn.Linear(features, features, bias=False) for _ in range(count)))
-before = status("VmRSS")
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # the high-water mark starts anew
-sparse = run(model)
-layer = 4 * features**2
-print((status("VmHWM") - before) / layer, (status("VmRSS") - before) / layer)
+sparse = taken(dense, lambda model: sparsified(model, block, inplace, **search), features, count)
 assert isinstance(sparse[0], tetris.SparseLinear)
 """
 
+TRAIN = """
+block, features, steps = eval(sys.argv[1])
 
-def peak(inplace, block, search, features=FEATURES, count=3):
-    """Memory that sparsify takes in a process of its own, in layers: at most, and afterwards."""
+def prepare(features, count):
+    model = dense(features, count)
+    return model if block is None else sparsified(model, block, reorder="l1_sort")
+
+def train(model):
+    optimizer = torch.optim.Adam(model.parameters())
+    inputs = torch.randn(64, model[0].in_features)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(inputs).square().mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        return model(inputs)
+
+taken(prepare, train, features, 1)
+"""
+
+
+def peak(script, *arguments):
+    """Memory that a script takes in a process of its own, in layers: at most, and afterwards."""
     environment = {
         **os.environ,
         # Freed memory goes back to the system at once, so that the mark shows what was in use.
@@ -83,7 +114,7 @@ def peak(inplace, block, search, features=FEATURES, count=3):
         "MALLOC_TRIM_THRESHOLD_": "65536",
     }
     done = subprocess.run(
-        [sys.executable, "-c", PEAK, repr((inplace, block, search, features, count))],
+        [sys.executable, "-c", PEAK + script, repr(arguments)],
         capture_output=True,
         text=True,
         env=environment,
@@ -107,7 +138,7 @@ needs_proc = pytest.mark.skipif(
 )
 def test_sparsify_peaks_a_little_above_the_largest_layer(inplace, block, search):
     """The sums of one layer's blocks, what a search copies of it, and what will be stored."""
-    high, after = peak(inplace, block, search)
+    high, after = peak(SPARSIFY, inplace, block, search, FEATURES, 3)
     assert high < 0.6
     if inplace:
         assert after < -2.6  # the dense weights are gone
@@ -117,10 +148,31 @@ def test_sparsify_peaks_a_little_above_the_largest_layer(inplace, block, search)
 
 @needs_proc
 @pytest.mark.slow
-@pytest.mark.parametrize("block", [(16, 16), (4, 1)], ids=lambda block: f"{block[0]}x{block[1]}")
-def test_the_default_search_peaks_as_low(block):
-    high, _ = peak(True, block, {}, count=2)
+def test_the_default_search_peaks_as_low():
+    high, _ = peak(SPARSIFY, True, (16, 16), {}, FEATURES, 2)
     assert high < 0.6
+
+
+@needs_proc
+@pytest.mark.parametrize("block", [(16, 16), (4, 1)], ids=lambda block: f"{block[0]}x{block[1]}")
+def test_training_takes_what_is_stored(block):
+    """Gradient, two moments and what Adam computes with: a tenth of what a dense layer takes."""
+    high, _ = peak(TRAIN, block, FEATURES, 1)
+    assert high < 0.6
+
+
+@needs_proc
+def test_training_a_dense_layer_takes_several():
+    """So that the bound above means something."""
+    high, _ = peak(TRAIN, None, FEATURES, 1)
+    assert high > 3
+
+
+@needs_proc
+@pytest.mark.parametrize("block", [(16, 16), (4, 1)], ids=lambda block: f"{block[0]}x{block[1]}")
+def test_inference_takes_activations_alone(block):
+    high, _ = peak(TRAIN, block, FEATURES, 0)
+    assert high < 0.15
 
 
 def test_packing_a_large_weight_in_runs():

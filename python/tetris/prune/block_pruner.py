@@ -34,6 +34,7 @@ from .report import warn_of_shortfall
 from .saliency import prepare_importance
 from .schedule import Schedule, as_schedule
 from .select import Units, keep_heaviest
+from .states import check_generator, check_shares
 from .target import Target
 from .tree import Selector
 
@@ -225,6 +226,14 @@ class BlockPruner(Pruner):
             "reached": None if self._reached is None else dict(self._reached),
             "generator": self._regrowth.generator.get_state(),
         }
+
+    def check_extra_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless sparsities are of these layers, and the generator's state is."""
+        super().check_extra_state(where, state)
+        check_shares(where, "targets", state["targets"], self.layers)
+        if state["reached"] is not None:
+            check_shares(where, "reached", state["reached"], self.layers)
+        check_generator(where, "generator", state["generator"])
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take sparsities and the generator back."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..blocking import Blocking
-from ..checks import check_weight, describe, plain
+from ..checks import check_block, check_weight, describe, plain
 from ..importance import saliency_of
 from ..layout import BlockLayout
 from ..modules import copy_or_same, replace_modules
@@ -29,6 +29,7 @@ from .orders import Share, check_share
 from .plan import Plan, Scope, plan_layers
 from .report import LayerReport, SparsifyReport
 from .saliency import check_importance
+from .states import check_count, check_flag, check_mapping
 from .stored import StoredBlocks
 from .target import Target, budgeted
 from .tree import Selector, check_hooks, layer_options, select_layers
@@ -195,8 +196,17 @@ class Pruner:
             },
         }
 
+    def check_extra_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless :meth:`load_extra_state` can take ``state``, the whole one.
+
+        Called before anything is changed; the keys of :meth:`extra_state` are there.
+        """
+
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`extra_state` gave; ``state`` is the whole one."""
+        """Take back what :meth:`extra_state` gave; ``state`` is the whole one.
+
+        What can fail belongs into :meth:`check_extra_state`.
+        """
 
     def modules(self) -> dict[str, DenseLayer | SparseLayer]:
         """Name -> layer as it is in the model now."""
@@ -435,16 +445,21 @@ class Pruner:
         optimizer's state then find the shapes they know.
 
         Raises:
-            ValueError: the state is of other layers, shapes or settings; the message names the one
-                that differs. Nothing is changed then.
+            ValueError: the state is of other layers, shapes or settings, or damaged; the message
+                names what differs. Pruner, model and optimizers are as they were then.
         """
         where = f"{self.name}.load_state_dict"
         self._check_attached("load_state_dict")
+        if not isinstance(state, Mapping):
+            raise ValueError(
+                f"{where}: takes what state_dict() returned, a dict (got {describe(state)})"
+            )
         known = ("steps", "layers", "arguments", *self.extra_state())
         missing = [k for k in known if k not in state]
         if missing:
             raise ValueError(f"{where}: the state lacks {', '.join(missing)}")
-        layers = state["layers"]
+        steps = check_count(where, "steps", state["steps"])
+        layers = check_mapping(where, "layers", state["layers"])
         if set(layers) != set(self._masks):
             raise ValueError(
                 f"{where}: the state is of layers {sorted(layers)}, "
@@ -460,16 +475,26 @@ class Pruner:
             )
         layouts = {}
         for name, mask in self._masks.items():
-            saved = layers[name]
-            if tuple(saved["block"]) != mask.block:
+            saved = check_mapping(where, f"layer {name!r}", layers[name])
+            check_flag(where, f"dense of layer {name!r}", saved.get("dense", False))
+            try:
+                block = check_block(where, saved["block"])
+                if block == mask.block:
+                    layouts[name] = mask.saved_layout(saved)
+            except (KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise ValueError(
+                    f"{where}: layer {name!r} of the state is damaged "
+                    f"({type(error).__name__}: {error})"
+                ) from error
+            if block != mask.block:
                 raise ValueError(
                     f"{where}: layer {name!r} has blocks of {mask.block} here "
-                    f"and {tuple(saved['block'])} in the state; make the pruner with the same block"
+                    f"and {block} in the state; make the pruner with the same block"
                 )
-            layouts[name] = mask.saved_layout(saved)
-        self._check_arguments(where, state["arguments"])
+        self._check_arguments(where, check_mapping(where, "arguments", state["arguments"]))
+        self.check_extra_state(where, state)
         self._set(layouts, saved=layers)
-        self.steps = int(state["steps"])
+        self.steps = steps
         self._plans = {}
         self.load_extra_state(state)
         self._apply()
@@ -517,6 +542,7 @@ class Pruner:
 
     def _check_arguments(self, where: str, saved: Mapping[str, Any]) -> None:
         own = self.arguments()
+        saved = {name: plain(value) for name, value in saved.items()}
         for name in [*own, *(n for n in saved if n not in own)]:
             if (name in saved, saved.get(name)) != (name in own, own.get(name)):
                 raise ValueError(
@@ -555,6 +581,8 @@ class Pruner:
             mask = self._masks[name]
             if mask.changes(layout, dense.get(name)):
                 mask.check(self.name, self._optimizers, trained)
+                if dense.get(name):
+                    mask.check_unset(self.name, self._optimizers)
         for name, layout in layouts.items():
             self._masks[name].set(layout, self._optimizers, dense.get(name))
 

@@ -23,6 +23,10 @@ Score = Literal["gradient", "random", "norm"]
 CACHE_BYTES = 1 << 30  # values around a layer are kept from step to step up to this size
 
 
+Stopped = Literal["budget", "epsilon", "gradient"]
+"""Why no more atoms of a layer were chosen, see :class:`Selection`."""
+
+
 @dataclass
 class Selection:
     """How the atoms of one layer were chosen.
@@ -38,7 +42,7 @@ class Selection:
     chosen: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     atoms: int = 0
-    stopped: Literal["budget", "epsilon", "gradient"] = "budget"
+    stopped: Stopped = "budget"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -30,12 +30,13 @@ from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import SparsifyReport, warn_of_shortfall
 from ..saliency import layer_saliency, prepare_importance
+from ..states import check_count, check_mapping
 from ..target import Target
 from ..tree import Selector
 from .atoms import Atom, Atoms
 from .channels import ChannelReport, shrink_channels
 from .forward import Forward
-from .greedy import Batch, Loss, Objective, Score, Selection, select_atoms
+from .greedy import Batch, Loss, Objective, Score, Selection, Stopped, select_atoms
 from .head_training import MOMENTUM, WEIGHT_DECAY, train_jointly, train_stage
 from .heads import Head, Stage, place_heads
 
@@ -394,13 +395,32 @@ class DCPPruner(Pruner):
             "selections": {name: copy.deepcopy(vars(s)) for name, s in self.selections.items()},
         }
 
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`extra_state` gave."""
+    def check_extra_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless atoms are the same, and selections of these layers."""
+        super().check_extra_state(where, state)
         if state["atom"] != self.atom:
             raise ValueError(
-                f"{self.name}.load_state_dict: the state is of atom={state['atom']!r}, this pruner "
-                f"has {self.atom!r}"
+                f"{where}: the state is of atom={state['atom']!r}, this pruner has {self.atom!r}"
             )
+        known = [f.name for f in fields(Selection)]
+        for name, selection in check_mapping(where, "selections", state["selections"]).items():
+            if name not in self.layers:
+                raise ValueError(
+                    f"{where}: selections of the state has layer {name!r}, this pruner has "
+                    f"{', '.join(self.layers)}"
+                )
+            check_mapping(where, f"selections of layer {name!r}", selection, known)
+            whole = Selection(**selection)
+            lists = isinstance(whole.chosen, list) and isinstance(whole.losses, list)
+            if not lists or whole.stopped not in get_args(Stopped):
+                raise ValueError(
+                    f"{where}: selections of layer {name!r} in the state must be lists chosen and "
+                    f"losses, an int and one of {get_args(Stopped)} (got {describe(whole)})"
+                )
+            check_count(where, f"atoms of layer {name!r}", whole.atoms)
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Take back what :meth:`extra_state` gave."""
         self.selections = {n: Selection(**copy.deepcopy(s)) for n, s in state["selections"].items()}
 
     # -- inside -------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from ..plan import Scope
 from ..pruner import Execution
 from ..saliency import layer_saliency
 from ..schedule import Schedule
+from ..states import check_like, check_mapping
 from ..target import Target
 from ..tree import Selector
 from .checks import Atom, check_discriminator, check_settings, check_task, checked_terms
@@ -363,6 +364,15 @@ class GANPruner(BlockPruner):
                 f"atom={state['atom']!r}, this one has {self.atom!r}; make the pruner with the same"
             )
         super().load_state_dict(state)
+
+    def check_extra_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless the original generator takes its state."""
+        super().check_extra_state(where, state)
+        own = self.original.state_dict()
+        original = check_mapping(where, "original", state["original"], own)
+        for name, like in own.items():
+            if isinstance(like, Tensor):
+                check_like(where, f"{name!r} in original", original[name], like)
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take it back."""

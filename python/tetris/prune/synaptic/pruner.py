@@ -24,6 +24,7 @@ from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import SparsifyReport, warn_of_shortfall
+from ..states import check_flag, check_like, check_mapping
 from ..stored import check_held
 from ..target import Target
 from ..tree import Selector, check_hooks
@@ -374,6 +375,21 @@ class SynapticPruner(Pruner):
             "pruned": self.pruned,
             "pushed": self._scales.state_dict(),
         }
+
+    def check_extra_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless penalty, phase and channels are of this kind."""
+        super().check_extra_state(where, state)
+        penalty = state["penalty"]
+        if not isinstance(penalty, (int, float)) or not 0 <= penalty < math.inf:
+            raise ValueError(
+                f"{where}: penalty of the state must be a finite number >= 0 "
+                f"(got {describe(penalty)})"
+            )
+        pruned = check_flag(where, "pruned", state["pruned"])
+        own = {} if pruned else self._scales.state_dict()
+        pushed = check_mapping(where, "pushed", state["pushed"], own)
+        for name, channels in own.items():
+            check_like(where, f"pushed of {name!r}", pushed[name], channels)
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
-from ...checks import check_weight, describe
+from ...checks import check_weight, describe, plain
 from ...layout import BlockLayout
 from ...nn.base import SparseLayer
 from ...nn.kinds import DENSE_TYPES, DenseLayer, oriented
@@ -25,6 +25,7 @@ from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import warn_of_shortfall
 from ..saliency import layer_saliency, prepare_importance
+from ..states import check_generator, check_like, check_mapping, check_optimizer
 from ..target import Target
 from ..tree import Selector, check_hooks
 from .carry import carry, spread
@@ -432,6 +433,24 @@ class VRPGEPruner(Pruner):
         }
         return copy.deepcopy(found)
 
+    def check_extra_state(self, where: str, state: Mapping[str, Any]) -> None:
+        """Raise ValueError unless gates, their optimizer, generator and orders are of this kind."""
+        super().check_extra_state(where, state)
+        check_like(where, "gates", state["gates"], self.gates.s)
+        check_optimizer(where, "gate_optimizer", state["gate_optimizer"], self.gate_optimizer)
+        check_generator(where, "generator", state["generator"])
+        orders = check_mapping(where, "orders", state["orders"])
+        if orders:  # none: the blocks are fixed
+            check_mapping(where, "orders", orders, self.layers)
+        for name, perms in orders.items():
+            check_mapping(where, f"orders of layer {name!r}", perms, ("row_perm", "col_perm"))
+            try:
+                replace(self._masks[name].layout(), **perms)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{where}: orders of layer {name!r} in the state are damaged ({error})"
+                ) from error
+
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take it back, and draw masks again if the saved pruner did."""
         # Adam keeps the tensors that it is given: without a copy, training would change the state.
@@ -456,16 +475,18 @@ class VRPGEPruner(Pruner):
         where = f"{self.name}.load_state_dict"
         self._check_idle("load_state_dict")
         own = self.extra_state()["settings"]
-        for name, value in state.get("settings", {}).items():
-            if value != own[name]:
+        settings = check_mapping(where, "settings", state.get("settings", own), own)
+        for name, value in settings.items():
+            if plain(value) != plain(own[name]):
                 source = "sparsity, target and scope" if name == "budget" else name
                 raise ValueError(
                     f"{where}: {name} is {value!r} in the state and {own[name]!r} in this pruner; "
                     f"make the pruner with the same {source}"
                 )
-        if "gates" in state and state["gates"].shape != self.gates.s.shape:
+        gates = state.get("gates")
+        if isinstance(gates, Tensor) and gates.shape != self.gates.s.shape:
             raise ValueError(
-                f"{where}: the state has {len(state['gates'])} gates, this pruner "
+                f"{where}: the state has {gates.numel()} gates, this pruner "
                 f"{len(self.gates.s)}; make the pruner with the same tie_kernel"
             )
         super().load_state_dict(state)

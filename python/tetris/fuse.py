@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,6 +32,7 @@ from .modules import copy_or_same, hooks_of, replace_modules
 from .nn import SparseLinear
 from .nn.kinds import SPARSE_TYPES as SPARSE
 from .ops import Activation
+from .warn import warn
 
 _WHERE = "tetris.fuse"
 _REQUIRED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
@@ -175,9 +175,7 @@ def fuse(
                 f"{_WHERE}: {report.untraced}; and the parts that can have nothing to fuse "
                 f"({reasons})"
             )
-        warnings.warn(
-            f"{_WHERE}: nothing was fused in {type(model).__name__} ({reasons})", stacklevel=2
-        )
+        warn(f"{_WHERE}: nothing was fused in {type(model).__name__} ({reasons})")
     return (target, report) if return_report else target
 
 

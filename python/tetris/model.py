@@ -225,7 +225,6 @@ def sparsify(
             where,
             {n: r.block_sparsity for n, r in reports.items()},
             {n: options[n].sparsity for n in order},
-            stacklevel=2,
         )
     if not return_report:
         return result

@@ -12,11 +12,11 @@ import json
 import os
 import re
 import tempfile
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from . import _C
+from .warn import warn
 
 FORMAT = 1
 
@@ -106,20 +106,18 @@ def read(path: Path) -> tuple[str, dict[str, Measurement]] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         device, version, form = content["device"], content["version"], content["format"]
         if form != FORMAT or version != _C.version:
-            warnings.warn(
+            warn(
                 f"tetris: ignoring {path}, measured by tetris {version} in format {form} "
-                f"(this is {_C.version}, format {FORMAT}); run `tetris tune` again",
-                stacklevel=2,
+                f"(this is {_C.version}, format {FORMAT}); run `tetris tune` again"
             )
             return None
         measured = {str(key): Measurement(**m) for key, m in content["measured"].items()}
         if not isinstance(device, str):
             raise TypeError(f"device is {device!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        warnings.warn(
+        warn(
             f"tetris: ignoring {path}, which is not a file of `tetris tune` "
-            f"({type(error).__name__}: {error}); delete it or run `tetris tune` again",
-            stacklevel=2,
+            f"({type(error).__name__}: {error}); delete it or run `tetris tune` again"
         )
         return None
     return device, measured
@@ -140,4 +138,4 @@ def load() -> None:
         try:
             apply(*found)
         except ValueError as error:  # a kernel that this build does not know
-            warnings.warn(f"tetris: ignoring {path}: {error}", stacklevel=2)
+            warn(f"tetris: ignoring {path}: {error}")

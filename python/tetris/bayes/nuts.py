@@ -18,7 +18,7 @@ from .convergence import LEAST_DRAWS
 from .data import check_count, check_data, check_share
 from .laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma, Law
 from .network import NOISE, BayesianMLP
-from .posterior import Posterior, check_network, judge, warn
+from .posterior import Posterior, check_network, judge, warn_of_runs
 from .priors import DirichletHorseshoe, DirichletStudentT, Gaussian, RegularizedHorseshoe
 
 _KNOWN = (Gaussian, RegularizedHorseshoe, DirichletHorseshoe, DirichletStudentT)
@@ -131,7 +131,7 @@ def sample_nuts(
         accept=tuple(extra["accept_prob"].mean(1).tolist()),
         saturated=tuple((extra["num_steps"] >= 2**depth - 1).mean(1).tolist()),
     )
-    warn(where, [convergence])
+    warn_of_runs(where, [convergence])
     return Posterior(network, theta, convergence)
 
 

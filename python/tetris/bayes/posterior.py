@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checks import DTYPES, describe
+from ..warn import warn
 from .convergence import LEAST_DRAWS, Convergence, effective_size, split_rhat
 from .data import check_count, check_data, check_inputs, check_positive, check_targets
 from .hmc import hmc
@@ -180,7 +180,7 @@ def sample_hmc(
             accept=tuple(found.accept[index].tolist()),
         )
         posteriors.append(Posterior(network, theta, convergence))
-    warn(where, [p.convergence for p in posteriors])
+    warn_of_runs(where, [p.convergence for p in posteriors])
     return posteriors
 
 
@@ -190,14 +190,11 @@ def check_network(where: str, network: BayesianMLP) -> None:
         raise TypeError(f"{where}: network must be a BayesianMLP (got {describe(network)})")
 
 
-def warn(where: str, runs: list[Convergence]) -> None:
+def warn_of_runs(where: str, runs: list[Convergence]) -> None:
     """Warn once of all runs that did not converge, with the words of the first."""
     bad = [c for c in runs if not c.converged]
     if bad:
-        warnings.warn(
-            f"{where}: {len(bad)} of {len(runs)} runs did not converge; the first: {bad[0]}",
-            stacklevel=3,
-        )
+        warn(f"{where}: {len(bad)} of {len(runs)} runs did not converge; the first: {bad[0]}")
 
 
 def judge(

@@ -8,12 +8,12 @@ library is used, which was calibrated on another machine.
 
 from __future__ import annotations
 
-import warnings
 from importlib import resources
 from pathlib import Path
 
 from .. import _C, tuning
 from ..machine import cpu_model
+from ..warn import warn
 from .model import CostModel
 
 
@@ -70,5 +70,5 @@ def load() -> CostModel:
 
 
 def _ignored(file: Path, why: str) -> CostModel:
-    warnings.warn(f"tetris: ignoring {file}: {why}; run `tetris calibrate` again", stacklevel=4)
+    warn(f"tetris: ignoring {file}: {why}; run `tetris calibrate` again")
     return default()

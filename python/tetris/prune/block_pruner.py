@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Container, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -21,6 +20,7 @@ from ..nn.base import SparseLayer
 from ..nn.kinds import DENSE_TYPES, DenseLayer, oriented
 from ..relayout import all_blocks, layout_of_keys
 from ..sharding import gathered
+from ..warn import warn
 from . import ranks
 from .allocate import Scored, allocate
 from .choose import choose_blocks
@@ -129,7 +129,6 @@ class BlockPruner(Pruner):
             self.name,
             {n: p.layout.sparsity for n, p in plans.items()},
             self._targets if scope == "layer" else {},
-            stacklevel=2,
         )
         try:
             self._set({n: all_blocks(p.layout) for n, p in plans.items()})
@@ -202,10 +201,9 @@ class BlockPruner(Pruner):
         reached, end = self.sparsity, sum(self._targets[n] * b for n, b in blocks.items())
         result = super().finalize(inplace=inplace)
         if self._reached != self._targets:
-            warnings.warn(
+            warn(
                 f"{self.name}.finalize: the schedule has not ended ({self.steps} steps, "
-                f"{reached:.1%} of blocks removed, {end / sum(blocks.values()):.1%} planned)",
-                stacklevel=2,
+                f"{reached:.1%} of blocks removed, {end / sum(blocks.values()):.1%} planned)"
             )
         return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..layout import BlockLayout
 from ..reorder import SearchResult
+from ..warn import warn
 
 if TYPE_CHECKING:
     from .latency import LatencyPlan
@@ -178,7 +178,6 @@ def warn_of_shortfall(
     reached: Mapping[str, float],
     asked: Mapping[str, float],
     *,
-    stacklevel: int,
     tolerance: float = 0.02,
 ) -> None:
     """Say which layers store more blocks than asked for; whole blocks and the floor are why.
@@ -187,7 +186,6 @@ def warn_of_shortfall(
         where: Function named in messages.
         reached: name -> removed share of the blocks.
         asked: name -> share that was to be removed.
-        stacklevel: As for :func:`warnings.warn`, counted from the caller.
         tolerance: What is not worth a word, unless it is half as much again as asked for.
     """
     short = {
@@ -196,17 +194,15 @@ def warn_of_shortfall(
         if reached[n] < s - tolerance or 1.0 - reached[n] > 1.5 * (1.0 - s) + 1e-9
     }
     if all(s == 1.0 for s in short.values()) and short:
-        warnings.warn(
+        warn(
             f"{where}: sparsity=1.0 asks to remove every block; each block row keeps its best one "
-            "(for one percent of the weights left, pass 0.99)",
-            stacklevel=stacklevel + 1,
+            "(for one percent of the weights left, pass 0.99)"
         )
     elif short:
         worst = max(short, key=lambda n: asked[n] - reached[n])
-        warnings.warn(
+        warn(
             f"{where}: {len(short)} of {len(reached)} layers keep more blocks than asked for, "
             f"e.g. {worst!r} is {reached[worst]:.1%} sparse instead of "
             f"{asked[worst]:.1%}: a layer keeps whole blocks, and one in each block row "
-            "(use smaller blocks, or allow_empty_rows=True)",
-            stacklevel=stacklevel + 1,
+            "(use smaller blocks, or allow_empty_rows=True)"
         )

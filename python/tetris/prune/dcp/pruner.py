@@ -336,7 +336,6 @@ class DCPPruner(Pruner):
                 self.name,
                 {name: layout.sparsity for name, layout in chosen.items()},
                 {name: options.sparsity for name, options in self.layer_options.items()},
-                stacklevel=2,
             )
         return self.report()
 

@@ -351,7 +351,7 @@ class SynapticPruner(Pruner):
             reached, asked = {"all": self.sparsity}, {"all": self.options.sparsity}
         elif self.scope == "global":
             asked = {name: asked[name] for name in self._fixed}
-        warn_of_shortfall(f"{self.name}.prune", reached, asked, stacklevel=3)
+        warn_of_shortfall(f"{self.name}.prune", reached, asked)
         return self.report()
 
     def finalize(self, *, inplace: bool = False) -> nn.Module:

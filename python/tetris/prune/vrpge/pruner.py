@@ -346,7 +346,7 @@ class VRPGEPruner(Pruner):
             asked = {name: asked[name] for name in self._fixed}
             if not self._fixed:
                 kept, asked = {"all": self.sparsity}, {"all": self.options.sparsity}
-        warn_of_shortfall(f"{self.name}.prune", kept, asked, stacklevel=2)
+        warn_of_shortfall(f"{self.name}.prune", kept, asked)
 
     # -- what is kept -------------------------------------------------------------------------
 

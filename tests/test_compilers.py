@@ -6,12 +6,15 @@ test_compile.py has the ops; these are whole models.
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import tetris
+
+ROOT = Path(__file__).parents[1]
 
 
 class Net(nn.Module):
@@ -151,6 +154,29 @@ def test_a_package_of_a_model_in_a_fresh_process(sparse, tmp_path):
         torch._inductor.aoti_compile_and_package(exported(sparse), package_path=package)
         torch.save([(images(n), sparse(images(n))) for n in (1, 2, 9)], tmp_path / "data")
     run(PACKAGE, package, tmp_path / "data")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_of_the_sparse_model_says_what_to_do(sparse, tmp_path):
+    for module in ("onnx", "onnxscript"):
+        pytest.importorskip(module, reason=f"needs {module}, of tetris[test]")
+    docs = " ".join((ROOT / "docs/compilers.md").read_text().split())
+    path = tmp_path / "net.onnx"
+    hint = "tetris::bs.*: ONNX has no block-sparse.*tetris.densify"
+    with pytest.warns(UserWarning, match=hint) as caught:
+        with pytest.raises(torch.onnx.OnnxExporterError) as error:
+            torch.onnx.export(sparse, (images(4),), path, dynamo=True, verbose=False)
+    assert {w.filename for w in caught if "block-sparse" in str(w.message)} == {__file__}
+    assert "No ONNX function found for <OpOverload(op='tetris." in str(error.value)
+    assert "No ONNX function found for <OpOverload(op='tetris." in docs
+    with pytest.raises(RuntimeError, match="operator with unrecognized namespace tetris::"):
+        torch.onnx.export(sparse, (images(4),), path, dynamo=False)
+    assert "operator with unrecognized namespace tetris::" in docs
+
+
+def test_nothing_is_said_of_onnx_elsewhere(sparse, recwarn):
+    torch.export.export(sparse, (images(4),))
+    assert not [w for w in recwarn if "ONNX" in str(w.message)]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")

@@ -1,5 +1,6 @@
 """Ten steps straight are five steps, a file, other objects, and five steps: bit for bit."""
 
+import copy
 import io
 
 import pytest
@@ -206,3 +207,56 @@ def test_a_resumed_run_of_everything_together(execution, by):
     assert straight.pruner.steps == 12
     for a, b in zip(resumed.parts, straight.parts, strict=True):
         assert same(a.state_dict(), b.state_dict())
+
+
+# -- in another order -----------------------------------------------------------------------------
+
+FIRST = "load the pruner's state first, then the model's and the optimizer's .docs/training.md"
+
+
+def states_after(steps, **arguments):
+    run = Run(**arguments)
+    run.train(0, steps)
+    return copy.deepcopy(
+        [run.pruner.state_dict(), run.model.state_dict(), run.optimizer.state_dict()]
+    )
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_an_optimizers_state_that_comes_first_warns(execution):
+    pruner, model, optimizer = states_after(3, execution=execution)
+    run = Run(execution=execution, seed=7)  # other weights, so other blocks
+    run.optimizer.load_state_dict(optimizer)
+    with pytest.warns(UserWarning, match=f"had states already.*{FIRST}") as caught:
+        run.pruner.load_state_dict(pruner)
+    assert caught[0].filename == __file__
+
+
+def test_an_optimizers_state_of_other_shapes_that_comes_first_is_refused():
+    arguments = {"execution": "sparse", "schedule": Cubic(1, 8)}
+    pruner, model, optimizer = states_after(3, **arguments)
+    run = Run(**arguments)
+    run.optimizer.load_state_dict(optimizer)
+    with pytest.raises(ValueError, match=f"'momentum_buffer' of shape.*{FIRST}"):
+        run.pruner.load_state_dict(pruner)
+
+
+def test_the_right_order_does_not_warn(recwarn):
+    states = states_after(3)
+    run = Run(seed=7)
+    for _ in range(2):  # the second time there are states
+        for part, state in zip((run.pruner, run.model, run.optimizer), states, strict=True):
+            part.load_state_dict(copy.deepcopy(state))
+    assert not [w for w in recwarn if "tetris" in str(w.message).lower()]
+
+
+def test_a_state_from_before_the_masks_names_the_order():
+    dense = mlp().state_dict()
+    hint = "layer 0 is masked by a pruner, and the state has no mask.*load the pruner's state"
+    with pytest.raises(RuntimeError, match=hint):
+        Run().model.load_state_dict(dense)
+    hint = "SparseLinear 0: the state has a dense weight.*with a pruner, load its state before"
+    with pytest.raises(RuntimeError, match=hint):
+        Run(execution="sparse").model.load_state_dict(dense)
+    with pytest.raises(RuntimeError, match=hint):  # masked into stored
+        Run(execution="sparse").model.load_state_dict(Run().model.state_dict())

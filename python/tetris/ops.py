@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .ops_common import Activation as Activation
-from .ops_common import check_activation, check_one_device, check_values
+from .ops_common import check_activation, check_one_device, check_values, warn_of_onnx
 from .ops_conv import bsconv2d as bsconv2d
 from .ops_conv import bsconv_transpose2d as bsconv_transpose2d
 
@@ -74,6 +74,7 @@ def bsmm(
 
 @torch.library.register_fake("tetris::bsmm")
 def _(x, values, row_ptr, col_idx, row_perm, col_perm, bias, out_features, activation="none"):
+    warn_of_onnx("bsmm")
     check_one_device("bsmm", x, values, row_ptr, col_idx, row_perm, col_perm, bias)
     check_values("bsmm", values, x)
     check_activation("bsmm", activation)

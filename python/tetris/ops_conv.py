@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from .ops_common import Activation, check_activation, check_one_device, check_values
+from .ops_common import (
+    Activation,
+    check_activation,
+    check_one_device,
+    check_values,
+    warn_of_onnx,
+)
 
 
 def bsconv2d(
@@ -210,6 +216,7 @@ def _(
     activation="none",
     residual=None,
 ):
+    warn_of_onnx("bsconv2d")
     _check_map("bsconv2d", "x", x)
     size = _conv_size(x.shape[2:], kernel_size, stride, padding, dilation)
     index = (row_ptr, col_idx, row_perm, col_perm)
@@ -235,6 +242,7 @@ def _(
     activation="none",
     residual=None,
 ):
+    warn_of_onnx("bsconv_transpose2d")
     _check_map("bsconv_transpose2d", "x", x)
     size = [
         (x.shape[2 + i] - 1) * stride[i]

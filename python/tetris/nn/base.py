@@ -344,11 +344,14 @@ class SparseLayer(nn.Module, Generic[Dense]):
                 )
                 return
             self._make_room(found)
-        elif prefix + "weight" in state_dict and "values" not in found:
+        elif "values" not in found and any(
+            prefix + dense in state_dict for dense in ("weight", "parametrizations.weight.original")
+        ):
             error_msgs.append(
                 f"{type(self).__name__} {prefix.rstrip('.') or '(root)'}: the state has a dense "
                 "weight; load it into the dense model, then make that sparse (tetris.sparsify, or "
-                f"{type(self).__name__}.from_dense)"
+                f"{type(self).__name__}.from_dense). To resume with a pruner, load its state "
+                "before the model's, which it makes room for"
             )
         super()._load_from_state_dict(
             state_dict,

@@ -111,6 +111,18 @@ class BlockMask(nn.Module):
         """The layout that a saved state of a mask stands for."""
         return self.layout_of(saved["block_mask"], saved["row_perm"], saved["col_perm"])
 
+    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[override]
+        """Also say what to do where the state is of a layer without a mask."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        error_msgs: list[str] = args[-1]
+        if prefix + "block_mask" not in state_dict:
+            layer = prefix.partition("parametrizations.")[0].rstrip(".") or "(root)"
+            error_msgs.append(
+                f"layer {layer} is masked by a pruner, and the state has no mask for it. To "
+                "resume, load the pruner's state before the model's (docs/training.md); a dense "
+                "state goes into the model before the pruner is made"
+            )
+
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside kept blocks (even where it is NaN)."""
         return torch.where(self.element_mask(), weight, 0.0)

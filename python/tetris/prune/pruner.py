@@ -22,6 +22,7 @@ from ..nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented, sparse_type
 from ..parameters import check_optimizers
 from ..reorder import SearchResult
 from ..sharding import check_whole, gathered
+from ..warn import warn
 from . import ranks
 from .masks import GATHER, MaskedWeight
 from .options import LayerOptions, LayerOverride, check_bounds
@@ -493,7 +494,20 @@ class Pruner:
                 )
         self._check_arguments(where, check_mapping(where, "arguments", state["arguments"]))
         self.check_extra_state(where, state)
-        self._set(layouts, saved=layers)
+        early = self.steps == 0 and any(
+            optimizer.state.get(mask.parameter) and layouts[name] != mask.layout()
+            for name, mask in self._masks.items()
+            for optimizer in self._optimizers
+        )
+        try:
+            self._set(layouts, saved=layers)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}. {_FIRST}" if early else str(error)) from error
+        if early:
+            warn(
+                f"{where}: an optimizer had states already, which went the way of other blocks. "
+                f"{_FIRST}"
+            )
         self.steps = steps
         self._plans = {}
         self.load_extra_state(state)
@@ -592,6 +606,12 @@ class Pruner:
 
     def _end(self) -> None:
         self._masks = {}
+
+
+_FIRST = (
+    "To resume, load the pruner's state first, then the model's and the optimizer's "
+    "(docs/training.md)"
+)
 
 
 def _seen(plan: Plan | None) -> tuple[Tensor | None, SearchResult | None]:

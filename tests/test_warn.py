@@ -80,18 +80,11 @@ def test_lines_of_torch_are_passed_over():
 
 
 def test_a_warning_of_the_import_is_at_the_import(tmp_path):
-    folder = tmp_path / "late"
-    folder.mkdir()
-    # A module inside the library's folder that warns while it is imported.
+    # A module of the library that warns while it is imported.
+    (tmp_path / "early.py").write_text("from tetris.warn import warn\nwarn('while imported')\n")
     program = tmp_path / "program.py"
     program.write_text(
-        "import sys, types, tetris.warn as w\n"
-        "w._LIBRARY += (sys.argv[1],)\n"
-        "sys.path.insert(0, sys.argv[1])\n"
-        "import early\n"
+        f"import tetris\ntetris.__path__.append({str(tmp_path)!r})\nimport tetris.early\n"
     )
-    (folder / "early.py").write_text("from tetris.warn import warn\nwarn('while imported')\n")
-    found = subprocess.run(
-        [sys.executable, program, folder], capture_output=True, text=True, check=True
-    )
-    assert f"{program}:4: UserWarning: while imported" in found.stderr
+    found = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert f"{program}:3: UserWarning: while imported" in found.stderr

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
-
-import torch
-
-# torch's decorators (``torch.no_grad``) and modules stand between the library's functions.
-_LIBRARY = tuple(os.path.join(os.path.dirname(f), "") for f in (__file__, str(torch.__file__)))
+from types import FrameType
 
 
 def warn(message: str) -> None:
@@ -18,16 +13,19 @@ def warn(message: str) -> None:
     ``warnings.warn(skip_file_prefixes=...)`` of Python 3.12, for Python 3.10.
     """
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and _inside(frame.f_code.co_filename):
-        level += not _uncounted(frame.f_code.co_filename)
+    while frame.f_back is not None and (_importing(frame) or _inside(frame)):
+        level += not _importing(frame)
         frame = frame.f_back
     warnings.warn(message, stacklevel=level)
 
 
-def _inside(file: str) -> bool:
-    return file.startswith(_LIBRARY) or _uncounted(file)
+def _inside(frame: FrameType) -> bool:
+    """In the library, or in torch: its decorators and modules stand between, and code it makes."""
+    name = frame.f_globals.get("__name__")
+    return name is None or name.partition(".")[0] in ("tetris", "torch")
 
 
-def _uncounted(file: str) -> bool:
-    """Frames of an import, which ``stacklevel`` does not count."""
+def _importing(frame: FrameType) -> bool:
+    """In the machinery of an import, which ``stacklevel`` does not count."""
+    file = frame.f_code.co_filename
     return "importlib" in file and "_bootstrap" in file

@@ -166,6 +166,29 @@ def test_remove_leaves_an_ordinary_masked_model():
     assert torch.equal(model(x), y)
 
 
+def test_a_schedule_of_other_arguments_is_named_with_the_rule():
+    model = mlp()
+    pruner = TetrisPruner(mlp(), **FAST)
+
+    def warmup(step):
+        return min(1.0, step / 10)
+
+    message = r"^TetrisPruner: schedule must take two arguments, \(step, final sparsity\), "
+    for schedule, got in (
+        (warmup, r"got the function warmup of \(step\)"),
+        (lambda: 0.5, r"of \(\)"),
+        (lambda step, final, *, rate: 0.5, "rate"),
+    ):
+        with pytest.raises(TypeError, match=message + f".*{got}"):
+            TetrisPruner(model, schedule=schedule, **FAST)
+        with pytest.raises(TypeError, match=message):
+            pruner.schedule = schedule
+    with pytest.raises(ValueError, match=r"Cubic\(begin, end, every\).*got the class Cubic"):
+        TetrisPruner(model, schedule=Cubic, **FAST)
+    for schedule in (max, lambda step, final=0.5, rate=1: 0.5, lambda *both: 0.5):
+        pruner.schedule = schedule  # takes two
+
+
 def test_a_failing_start_leaves_the_model_as_it_was():
     model = mlp()
     before = copy.deepcopy(model.state_dict())

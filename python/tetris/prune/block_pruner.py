@@ -97,7 +97,7 @@ class BlockPruner(Pruner):
         progress: bool = False,
         **settings: Unpack[LayerOverride],
     ) -> None:
-        self.schedule = as_schedule(self.name, schedule)
+        self.schedule = schedule
         self.search_every_update = search_every_update
         self.search_at = search_at
         if not isinstance(search_at, Container) or isinstance(search_at, str):
@@ -140,6 +140,15 @@ class BlockPruner(Pruner):
             raise
         self._apply()
         self._regrowth.watch(self.steps + 1, self.modules())
+
+    @property
+    def schedule(self) -> Schedule:
+        """When how much goes; another may be set, which holds from the next step on."""
+        return self._schedule
+
+    @schedule.setter
+    def schedule(self, schedule: Literal["one_shot"] | Schedule) -> None:
+        self._schedule = as_schedule(self.name, schedule)
 
     # -- what a method overrides --------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -62,13 +63,33 @@ class Cubic:
 
 
 def as_schedule(where: str, schedule: Literal["one_shot"] | Schedule) -> Schedule:
-    """The schedule that a ``schedule`` argument stands for."""
+    """The schedule that a ``schedule`` argument stands for.
+
+    Raises:
+        ValueError: it is none.
+        TypeError: it is a function that does not take two arguments.
+    """
     if isinstance(schedule, str):
         if schedule == "one_shot":
             return OneShot()
-    elif callable(schedule):
+    elif callable(schedule) and not isinstance(schedule, type):
+        _check_arguments(where, schedule)
         return schedule
     raise ValueError(
         f"{where}: schedule must be 'one_shot', tetris.prune.Cubic(begin, end, every) or a "
         f"function (step, final sparsity) -> sparsity (got {describe(schedule)})"
     )
+
+
+def _check_arguments(where: str, schedule: Schedule) -> None:
+    try:
+        signature = inspect.signature(schedule)
+    except (TypeError, ValueError):  # some that are written in C tell nothing
+        return
+    try:
+        signature.bind(0, 0.5)
+    except TypeError as error:
+        raise TypeError(
+            f"{where}: schedule must take two arguments, (step, final sparsity), and return the "
+            f"sparsity (got {describe(schedule)} of {signature})"
+        ) from error

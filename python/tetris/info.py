@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from . import _C, tuning
+from .environment import problems
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Info:
         gpu: Name and compute capability of the current GPU, None without.
         forced_cuda_kernel: Kernel forced by ``TETRIS_CUDA_KERNEL``, None if unset.
         tuned: Problems measured by ``tetris tune`` for each device.
+        problems: What is wrong with ``TETRIS_*`` environment variables, a sentence each.
     """
 
     version: str
@@ -46,6 +48,7 @@ class Info:
     gpu: str | None
     forced_cuda_kernel: str | None
     tuned: dict[str, int]
+    problems: tuple[str, ...]
 
     def __str__(self) -> str:
         rows = [
@@ -65,6 +68,7 @@ class Info:
                 ("TETRIS_CUDA_KERNEL", self.forced_cuda_kernel or "not set"),
                 ("tuned", ", ".join(f"{n} problems on {d}" for d, n in self.tuned.items()) or "no"),
             ]
+        rows += [("wrong", problem) for problem in self.problems]
         return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
 
@@ -89,6 +93,7 @@ def info() -> Info:
         gpu=_gpu(),
         forced_cuda_kernel=os.environ.get("TETRIS_CUDA_KERNEL"),
         tuned={device: len(table) for device, table in tuning.loaded.items()},
+        problems=problems(os.environ),
     )
 
 

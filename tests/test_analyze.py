@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -258,7 +259,7 @@ def test_measured_times_on_request():
 def test_prints_converts_and_draws(tmp_path):
     report = tetris.analyze(cnn(), torch.randn(1, 3, 14, 14), **QUICK)
     text = str(report)
-    for word in ("64x32x3x3", "speed-up", "16x16", "stays dense: 3 input channels", "1 thread"):
+    for word in ("64x32x3x3", "speed-up", "16x16", "skipped: 3 input channels", "1 thread"):
         assert word in text
     table = report.to_markdown()
     rows = [line for line in table.splitlines() if line.startswith("|")]
@@ -316,6 +317,7 @@ def weights(tmp_path):
         "stem.weight": torch.randn(64, 3, 7, 7),
         "head.weight": torch.randn(4, 96),
         "table": torch.randn(100, 100),
+        "line.weight": torch.randn(32, 32, 3),
     }
     path = tmp_path / "model.safetensors"
     save_file(tensors, path)
@@ -328,27 +330,47 @@ FAST = ["--seconds", "0", "--blocks", "4x1", "--sparsity", "75"]
 def test_a_file_is_analyzed_without_code(weights, capsys):
     assert cli.main(["analyze", str(weights), *FAST, "--tokens", "64", "--map", "28x20"]) == 0
     text = capsys.readouterr().out
-    assert "fc.weight" in text
-    assert "128x96" in text
-    assert "stem.weight: stays dense: 3 input channels per group" in text
-    assert "head.weight: stays dense: 4x96" in text
-    assert "table" not in text
+    assert re.search(r"^ fc +128x96", text, re.MULTILINE)  # the module, as sparsify names it
+    assert re.search(r"^ head +4x96", text, re.MULTILINE)
+    assert "stem: skipped: 3 input channels per group" in text
+    assert "table: skipped: a tensor not called weight" in text
+    assert "line: skipped: 3-D" in text
+    assert "bias" not in text
     assert "560" in text  # 28 * 20 positions
 
 
 def test_json_for_programs(weights, capsys):
-    arguments = [*FAST, "--json", "--batch", "2", "--threads", "1", "--include", "*.weight"]
-    assert cli.main(["analyze", str(weights), *arguments, "--exclude", "fc.*"]) == 0
+    arguments = [*FAST, "--json", "--batch", "2", "--threads", "1", "--include", "conv", "f*"]
+    assert cli.main(["analyze", str(weights), *arguments, "--exclude", "fc"]) == 0
     content = json.loads(capsys.readouterr().out)
     [layer] = content["layers"]
-    assert (layer["name"], layer["tokens"]) == ("conv.weight", 2 * 14 * 14)
+    assert (layer["name"], layer["tokens"]) == ("conv", 2 * 14 * 14)
     assert layer["choices"][0]["speedup"] > 0
-    assert content["skipped"]["fc.weight"] == "excluded"
+    assert content["skipped"]["fc"] == "excluded"
+    assert content["skipped"]["head"] == "not included"
+
+
+def test_a_file_names_and_chooses_layers_as_sparsify_does(tmp_path):
+    layers = {
+        "in": nn.Linear(128, 64),
+        "body": nn.Sequential(nn.Linear(64, 10), nn.Linear(10, 128)),
+    }
+    model = nn.ModuleDict(layers)
+    save_file(model.state_dict(), tmp_path / "f")
+    grid = {"blocks": [(4, 1), (16, 16)], "sparsities": [0.75], "sweeps": 1}
+    for include, exclude in (("*", ()), ("body", ()), ("*", ["body.0"]), ("*.1", ())):
+        found = analyze_file(tmp_path / "f", include=[include], exclude=exclude, **grid)
+        same = tetris.analyze(model, None, include=include, exclude=exclude, **grid)
+        assert {layer.name for layer in found.layers} == {layer.name for layer in same.layers}
+        blocks = [{layer.name: [c.block for c in layer.choices] for layer in r.layers}
+                  for r in (found, same)]  # fmt: skip
+        assert blocks[0] == blocks[1]
+        assert found.skipped == same.skipped
 
 
 def test_a_file_and_a_model_are_predicted_alike(weights):
     [layer] = analyze_file(
-        weights, tokens=64, include=["fc.*"], blocks=[(4, 1)], sparsities=[0.75], sweeps=1
+        weights, tokens=64, include=["fc"], blocks=[(4, 1)], sparsities=[0.75], sweeps=1
     ).layers
     model = nn.Linear(96, 128)
     [same] = tetris.analyze(
@@ -364,8 +386,8 @@ def test_weights_that_are_not_finite_are_named_and_the_rest_analyzed(tmp_path):
         tmp_path / "f",
     )
     report = analyze_file(tmp_path / "f", blocks=[(4, 1)], sparsities=[0.5])
-    assert [layer.name for layer in report.layers] == ["b.weight"]
-    assert report.skipped == {"a.weight": "not finite"}
+    assert [layer.name for layer in report.layers] == ["b"]
+    assert report.skipped == {"a": "not finite"}
 
 
 def test_a_sparse_file_is_told_apart(tmp_path):
@@ -385,7 +407,8 @@ def test_wrong_files_are_one_line(tmp_path, weights, capsys):
         ([str(tmp_path / "model.pt")], "is no safetensors file"),
         ([str(cut)], "is no safetensors file, or not a whole one"),
         ([str(tmp_path / "bias.safetensors")], "holds no weight of a linear layer"),
-        ([str(weights), "--include", "x.*"], "no tensor matches 'x.*' (the first: conv.weight"),
+        ([str(weights), "--include", "x.*"], "no module matches 'x.*' (the first: conv, fc"),
+        ([str(weights), "--include", "fc.weight"], "modules are named, without .weight"),
         ([str(weights), "--blocks", "200x1"], "each from 1 to 128"),
     ):
         assert cli.main(["analyze", *arguments]) == 1

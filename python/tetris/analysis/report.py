@@ -82,7 +82,8 @@ class AnalysisReport:
 
     Attributes:
         layers: In the model's order; layers that share a weight once, under the first's name.
-        skipped: Linear layers and convolutions that :func:`tetris.sparsify` leaves dense, and why.
+        skipped: Linear layers and convolutions that :func:`tetris.sparsify` leaves dense, and why;
+            of a file also tensors that are no layers of a kind that is analyzed.
         threads: Threads that times are for.
         source: Where the cost model comes from.
     """
@@ -201,7 +202,7 @@ class AnalysisReport:
 
     def _advice(self) -> list[tuple[str, str]]:
         advice = [(layer.name, layer.reason) for layer in self.layers]
-        return advice + [(name, f"stays dense: {why}") for name, why in self.skipped.items()]
+        return advice + [(name, f"skipped: {why}") for name, why in self.skipped.items()]
 
     def _foot(self) -> str:
         if all(math.isnan(layer.dense_ms) for layer in self.layers):

@@ -18,7 +18,7 @@ from ..cost.problem import Problem
 from ..importance import saliency_of
 from ..progress import steps
 from ..prune.options import LayerOptions
-from ..prune.tree import LEAST_CHANNELS
+from ..prune.tree import LEAST_CHANNELS, fit
 from .layers import Subject, analyze_layer
 from .model import checked_grid, search_of
 from .report import AnalysisReport
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..layout_search import SearchOptions
-
-LEAST_FEATURES = 16
-"""Weights with fewer rows or columns are not looked at."""
 
 
 def analyze_file(
@@ -49,9 +46,12 @@ def analyze_file(
     """As :func:`tetris.analyze`, of a safetensors file.
 
     Its 2-D tensors called ``weight`` are taken for linear layers, 4-D ones for convolutions with
-    stride 1, padding that keeps the size of the map, and one group. A table of embeddings looks
-    like a linear layer: exclude it. A ``Conv1D`` of transformers (GPT-2) is stored transposed,
-    ``[in, out]``, which a file does not say: analyze such a model by :func:`tetris.analyze`.
+    stride 1, padding that keeps the size of the map, and one group. Layers are called as
+    :func:`tetris.sparsify` calls them, by the name of the module: ``fc1``, not ``fc1.weight``.
+    Other tensors of two dimensions and more are among what the report lists as skipped. A table of
+    embeddings looks like a linear layer: exclude it. A ``Conv1D`` of transformers (GPT-2) is stored
+    transposed, ``[in, out]``, which a file does not say: analyze such a model by
+    :func:`tetris.analyze`.
 
     Args:
         path: The file.
@@ -60,7 +60,7 @@ def analyze_file(
         batch: Images.
         blocks: Block shapes.
         sparsities: Shares of the blocks to remove.
-        include: fnmatch patterns of names of tensors.
+        include: fnmatch patterns of names of modules, which stand for all layers below.
         exclude: The same; wins over include.
         threads: To predict for; by default torch's number.
         progress: Show a progress bar.
@@ -76,24 +76,24 @@ def analyze_file(
     cost, threads = store.load(), threads or torch.get_num_threads()
     skipped: dict[str, str] = {}
     with _opened(where, path) as file:
-        names = {n: file.get_slice(n).get_shape() for n in sorted(file.keys())}
-        chosen = _choose(names, include, exclude, skipped)
+        shaped = {n: file.get_slice(n).get_shape() for n in sorted(file.keys())}
+        chosen = _choose(shaped, include, exclude, skipped)
         if not chosen and "tetris" in (file.metadata() or {}):
             raise ValueError(
                 f"{os.fspath(path)!r} is a file of tetris.save: its layers are sparse already; "
                 "analyze the dense model's"
             )
         if not chosen:
-            reasons = "; ".join(f"{n}: {why}" for n, why in list(skipped.items())[:5])
+            reasons = "; ".join(f"{n or '(root)'}: {why}" for n, why in list(skipped.items())[:5])
             raise ValueError(
                 f"{os.fspath(path)!r} holds no weight of a linear layer or convolution to analyze "
-                f"({reasons or f'{len(names)} tensors, none 2-D or 4-D and called weight'})"
+                f"({reasons or f'{len(shaped)} tensors, none of two dimensions or more'})"
             )
-        cold = come_from_memory(4 * sum(torch.Size(names[n]).numel() for n in chosen))
+        cold = come_from_memory(4 * sum(torch.Size(shaped[t]).numel() for t in chosen.values()))
         found = []
         with steps(progress, "analyzing", len(chosen) * len(shapes) * len(shares)) as advance:
-            for name in chosen:
-                weight = file.get_tensor(name).float()
+            for name, tensor in chosen.items():
+                weight = file.get_tensor(tensor).float()
                 if not weight.isfinite().all():
                     skipped[name] = "not finite"
                     for _ in range(len(shapes) * len(shares)):
@@ -102,12 +102,12 @@ def analyze_file(
                 saliency = saliency_of(f"{where}: {name!r}", weight, "magnitude")
                 call = _call(weight, tokens, size, batch)
                 subject = Subject(name, saliency, 1, [call], cold)
-                fitting = [b for b in shapes if b[0] < weight.shape[0] and b[1] < weight.shape[1]]
+                fitting = list(dict.fromkeys(fit(b, *weight.shape[:2]) for b in shapes))
                 found.append(
                     analyze_layer(
                         where,
                         subject,
-                        fitting or shapes,
+                        fitting,
                         shares,
                         cost,
                         threads,
@@ -137,35 +137,56 @@ def _opened(where: str, path: str | os.PathLike[str]):
 
 
 def _choose(
-    names: dict[str, list[int]],
+    shapes: dict[str, list[int]],
     include: Sequence[str],
     exclude: Sequence[str],
     skipped: dict[str, str],
-) -> list[str]:
-    def matches(name: str, patterns: Sequence[str]) -> bool:
-        return any(name == p or fnmatchcase(name, p) for p in patterns)
-
+) -> dict[str, str]:
+    """Module -> tensor, of what is analyzed; what is not goes into ``skipped`` with the reason."""
+    modules = {tensor: tensor.rpartition(".")[0] for tensor in shapes}
+    above = {module: {module, *_parents(module)} for module in modules.values()}
     for pattern in (*include, *exclude):
-        if not any(matches(name, [pattern]) for name in names):
-            raise ValueError(f"no tensor matches {pattern!r} (the first: {_some(names)})")
-    chosen = []
-    for name, shape in names.items():
-        if name.split(".")[-1] != "weight" or len(shape) not in (2, 4):
+        if not any(_matches(names, [pattern]) for names in above.values()):
+            hint = "; modules are named, without .weight" if pattern.endswith(".weight") else ""
+            first = _some(m for t, m in modules.items() if len(shapes[t]) > 1)
+            raise ValueError(f"no module matches {pattern!r} (the first: {first}{hint})")
+    chosen = {}
+    for tensor, shape in shapes.items():
+        if len(shape) < 2:
             continue
-        if not matches(name, include) or matches(name, exclude):
-            skipped[name] = "excluded" if matches(name, exclude) else "not included"
+        module = modules[tensor]
+        if tensor.rpartition(".")[2] != "weight":
+            skipped[tensor] = "a tensor not called weight, so of no linear layer or convolution"
+        elif _matches(above[module], exclude):
+            skipped[module] = "excluded"
+        elif not _matches(above[module], include):
+            skipped[module] = "not included"
+        elif len(shape) not in (2, 4):
+            skipped[module] = (
+                f"{len(shape)}-D, not analyzed from a file: tetris.analyze(model, example_inputs) "
+                "knows whether it is a layer"
+            )
+        elif 0 in shape:
+            skipped[module] = "empty"
         elif len(shape) == 4 and shape[1] < LEAST_CHANNELS:
-            skipped[name] = f"{shape[1]} input channels per group (fewer than {LEAST_CHANNELS})"
-        elif min(shape[:2]) < LEAST_FEATURES:
-            skipped[name] = f"{shape[0]}x{shape[1]} (fewer than {LEAST_FEATURES} on a side)"
+            skipped[module] = f"{shape[1]} input channels per group (fewer than {LEAST_CHANNELS})"
         else:
-            chosen.append(name)
+            chosen[module] = tensor
     return chosen
 
 
+def _parents(module: str) -> list[str]:
+    parts = module.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def _matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
+    return any(name == p or fnmatchcase(name, p) for name in names for p in patterns)
+
+
 def _some(names: Iterable[str]) -> str:
-    first = list(names)[:4]
-    return ", ".join(first) or "it holds none"
+    first = list(dict.fromkeys(names))[:4]
+    return ", ".join(n or "(root)" for n in first) or "it holds none"
 
 
 def _call(weight: Tensor, tokens: int, size: tuple[int, int], batch: int) -> Call:

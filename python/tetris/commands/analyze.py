@@ -17,7 +17,7 @@ needed, so sizes of inputs come from options: every linear layer gets as many
 tokens, every convolution a map of one size, stride 1 and one group.
 
   tetris analyze model.safetensors --tokens 128
-  tetris analyze resnet.safetensors --map 28x28 --include 'layer2.*'
+  tetris analyze resnet.safetensors --map 28x28 --include layer2
   tetris analyze model.safetensors --exclude '*embed*' --json > analysis.json
 
 Times are predicted; `tetris calibrate` makes them those of this machine. With
@@ -70,7 +70,13 @@ def add_parser(commands: Any) -> None:
         metavar="PERCENT",
         help=f"shares of the blocks to remove (default: {SPARSITY})",
     )
-    add("--include", nargs="+", default=["*"], metavar="PATTERN", help="names, such as 'layer2.*'")
+    add(
+        "--include",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="names of layers, as sparsify takes them: 'layer2', '*.fc1'",
+    )
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="the same; wins")
     add(
         "--threads",

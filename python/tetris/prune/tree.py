@@ -190,7 +190,11 @@ def layer_options(
 def fitting_block(layer: DenseLayer, block: tuple[int, int]) -> tuple[int, int]:
     """The block, or half of the layer if that is one block at each kernel position of a group."""
     out, in_ = oriented(layer, layer.weight.detach()).shape[:2]
-    out //= groups_of(layer)
+    return fit(block, out // groups_of(layer), in_)
+
+
+def fit(block: tuple[int, int], out: int, in_: int) -> tuple[int, int]:
+    """The block, or half of a weight that it would cover."""
     if block[0] < out or block[1] < in_:
         return block
     return (out, -(-in_ // 2)) if in_ >= out else (-(-out // 2), in_)

@@ -27,12 +27,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tetris.commands.arguments import checked, sparsity_share, thread_counts
+from tetris.bench import machine
+from tetris.commands.arguments import block_shape, checked, sparsity_share, thread_counts
+from tetris.machine import cores
 from tetris.timing import Plan
 
-from . import conv_report, conv_sweep, machine, networks, targets
+from . import conv_report, conv_sweep, networks, targets
 from .convolutions import ConvShape, known_layers
-from .layers import parse_block
 from .models import MODELS
 
 BLOCKS = ["4x1", "8x1", "16x1", "8x8", "16x16"]
@@ -78,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--blocks",
         nargs="+",
-        type=checked(parse_block),
+        type=checked(block_shape),
         metavar="HxW",
         help=f"height along outputs x width along inputs; default {' '.join(BLOCKS)}",
     )
@@ -124,7 +125,7 @@ def layer_grid(args: argparse.Namespace) -> conv_sweep.ConvGrid:
         layers = {shape.at(batch): names for shape, names in known.items() for batch in batches}
     return conv_sweep.ConvGrid(
         layers=layers,
-        blocks=args.blocks or [parse_block(b) for b in (QUICK_BLOCKS if quick else BLOCKS)],
+        blocks=args.blocks or [block_shape(b) for b in (QUICK_BLOCKS if quick else BLOCKS)],
         sparsities=args.sparsity
         or [sparsity_share(s) for s in (QUICK_SPARSITIES if quick else SPARSITIES)],
         threads=_threads(args),
@@ -144,7 +145,7 @@ def network_grid(args: argparse.Namespace) -> networks.NetworkGrid:
     return networks.NetworkGrid(
         networks=chosen,
         sparsities=args.sparsity or [sparsity_share(s) for s in NETWORK_SPARSITIES],
-        blocks=args.blocks or [parse_block(b) for b in NETWORK_BLOCKS],
+        blocks=args.blocks or [block_shape(b) for b in NETWORK_BLOCKS],
         threads=_threads(args),
         compiled=args.compile and not args.quick,
         plan=Plan(sample_s=0.02, budget_s=4.0, min_rounds=5, max_rounds=15),
@@ -153,7 +154,7 @@ def network_grid(args: argparse.Namespace) -> networks.NetworkGrid:
 
 
 def _threads(args: argparse.Namespace) -> list[int]:
-    return args.threads or ([1] if args.quick else sorted({1, machine.cores()}))
+    return args.threads or ([1] if args.quick else sorted({1, cores()}))
 
 
 def measure(args: argparse.Namespace, console: Console) -> dict:

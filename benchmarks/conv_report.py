@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from .machine import sentence
+from tetris.bench.machine import sentence
+
 from .report import ordered, speedup_figure, table, verdict_table
 from .targets import (
     CONV_CLASSES,

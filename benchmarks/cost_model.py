@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 import tetris
+from tetris.bench import machine
 from tetris.cost.calibration import measure_all
 from tetris.cost.features import FAMILIES, Point
 from tetris.cost.measure import Draw
 from tetris.cost.model import CostModel, relative_error
+from tetris.machine import cores
 from tetris.progress import steps
-
-from . import machine
 
 SEED = 1000  # of the held-out layers; `tetris calibrate` draws its own with seed 0
 
@@ -111,7 +111,7 @@ def run(model: CostModel, counts: list[int], samples: int, advance: Callable[[],
 def main(argv: list[str] | None = None) -> int:
     """Measures, writes JSON and markdown, prints the table."""
     args = parser().parse_args(argv)
-    counts = args.threads or ([1] if args.quick else sorted({1, machine.cores()}))
+    counts = args.threads or ([1] if args.quick else sorted({1, cores()}))
     samples = 10 if args.quick else 40
     started = time.perf_counter()
     if args.calibrate:

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import tetris
+from tetris.bench import machine
+from tetris.commands.arguments import block_shape, checked
 from tetris.prune import SharedOrders, SparsifyReport
 
-from . import machine
 from .folding_models import MODELS, NEEDS_TRANSFORMERS, Trained
-from .layers import parse_block
 from .readme import fill
 
 BLOCKS = ["8x8", "16x16"]
@@ -42,7 +42,13 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--quick", action="store_true", help="few steps and sweeps, 8x8 only")
     add("--models", nargs="+", choices=list(MODELS), help="default all")
-    add("--blocks", nargs="+", type=parse_block, metavar="HxW", help=f"default {' '.join(BLOCKS)}")
+    add(
+        "--blocks",
+        nargs="+",
+        type=checked(block_shape),
+        metavar="HxW",
+        help=f"default {' '.join(BLOCKS)}",
+    )
     add("--sparsity", type=float, default=75.0, metavar="PERCENT", help="default 75")
     add("--steps", type=int, help="of training; default 400, with --quick 30")
     add("--sweeps", type=int, help="of each search; default 60, with --quick 4")
@@ -138,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     part = args.quick or args.models or args.blocks or args.steps or args.sweeps
     part = part or args.sparsity != parser().get_default("sparsity")
-    args.blocks = args.blocks or [parse_block(b) for b in (["8x8"] if args.quick else BLOCKS)]
+    args.blocks = args.blocks or [block_shape(b) for b in (["8x8"] if args.quick else BLOCKS)]
     args.steps = args.steps or (30 if args.quick else 400)
     args.sweeps = args.sweeps or (4 if args.quick else 60)
     console = Console()

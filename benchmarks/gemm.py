@@ -29,11 +29,13 @@ from rich.progress import (
 )
 
 import tetris
-from tetris.commands.arguments import checked, sparsity_share, thread_counts
+from tetris.bench import machine
+from tetris.bench.layers import Shape
+from tetris.commands.arguments import block_shape, checked, sparsity_share, thread_counts
+from tetris.machine import cores
 from tetris.timing import Plan
 
-from . import machine, report, sweep, targets
-from .layers import Shape, parse_block
+from . import report, sweep, targets
 
 SHAPES = [
     "512x1024x4096",
@@ -82,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--blocks",
         nargs="+",
-        type=checked(parse_block),
+        type=checked(block_shape),
         metavar="HxW",
         help=f"height along outputs x width along inputs; default {' '.join(BLOCKS)}",
     )
@@ -137,10 +139,10 @@ def grid(args: argparse.Namespace) -> sweep.Grid:
     """The grid that the arguments ask for."""
     quick = args.quick
     plan = Plan(budget_s=2.0, min_rounds=3, max_rounds=7) if quick else Plan(budget_s=3.0)
-    threads = args.threads or ([1] if quick else sorted({1, machine.cores()}))
+    threads = args.threads or ([1] if quick else sorted({1, cores()}))
     return sweep.Grid(
         shapes=args.shapes or [Shape.parse(s) for s in (QUICK_SHAPES if quick else SHAPES)],
-        blocks=args.blocks or [parse_block(b) for b in (QUICK_BLOCKS if quick else BLOCKS)],
+        blocks=args.blocks or [block_shape(b) for b in (QUICK_BLOCKS if quick else BLOCKS)],
         sparsities=args.sparsity
         or [sparsity_share(s) for s in (QUICK_SPARSITIES if quick else SPARSITIES)],
         threads=threads,
@@ -162,7 +164,7 @@ def measure(args: argparse.Namespace, console: Console) -> dict:
         rivals = _default(args.rivals, not args.quick)
     training_grid = sweep.Grid(
         shapes=args.shapes or [Shape.parse(s) for s in TRAINING_SHAPES],
-        blocks=args.blocks or [parse_block(b) for b in TRAINING_BLOCKS],
+        blocks=args.blocks or [block_shape(b) for b in TRAINING_BLOCKS],
         sparsities=args.sparsity or [0.75, 0.9],
         threads=wanted.threads,
         compiled=False,

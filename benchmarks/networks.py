@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import tetris
+from tetris.bench.layers import frozen
 from tetris.modules import replace_modules
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles
 
 from .convolutions import FORMATS
-from .layers import frozen
 from .models import MODELS
 from .sweep import Row, Step, near_best
 

@@ -16,9 +16,10 @@ import re
 import sys
 from pathlib import Path
 
+from tetris.bench.machine import sentence
+
 from . import training, transformer
 from .conv_report import network_table, summary_table
-from .machine import sentence
 from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
 from .targets import Verdict, against_conv2d, geometric_mean, judge, judge_convolutions

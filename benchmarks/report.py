@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .machine import sentence
+from tetris.bench.machine import sentence
+
 from .targets import BANDS, MANY_TOKENS, TARGETS, Verdict, geometric_mean, judge
 
 # Okabe-Ito, told apart with every common colour vision; markers repeat the distinction

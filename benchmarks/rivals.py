@@ -6,9 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tetris.bench.layers import SparseLayer
 from tetris.timing import Candidate
-
-from .layers import SparseLayer
 
 
 def rival_candidates(layer: SparseLayer, x: Tensor) -> dict[str, Candidate]:

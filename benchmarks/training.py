@@ -30,11 +30,11 @@ from rich.markdown import Markdown
 from torch import Tensor, nn
 
 import tetris
+from tetris.bench import machine
+from tetris.commands.arguments import block_shape, checked
 from tetris.prune import Regrow, TetrisPruner
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles, unpacked_product
 
-from . import machine
-from .layers import parse_block
 from .targets import judge_steps
 
 BLOCKS = ["4x1", "8x8", "16x16"]
@@ -76,7 +76,13 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--quick", action="store_true", help="8x8 at 90 %% only, without torch.compile")
     add("--models", nargs="+", choices=list(MODELS), help="default all")
-    add("--blocks", nargs="+", type=parse_block, metavar="HxW", help=f"default {' '.join(BLOCKS)}")
+    add(
+        "--blocks",
+        nargs="+",
+        type=checked(block_shape),
+        metavar="HxW",
+        help=f"default {' '.join(BLOCKS)}",
+    )
     add(
         "--sparsity",
         nargs="+",
@@ -197,7 +203,7 @@ def candidates(
 
 def measure(args: argparse.Namespace, console: Console) -> list[dict]:
     """Times what the arguments ask for; one row per model, sparsity and block."""
-    blocks = args.blocks or [parse_block(b) for b in (QUICK_BLOCKS if args.quick else BLOCKS)]
+    blocks = args.blocks or [block_shape(b) for b in (QUICK_BLOCKS if args.quick else BLOCKS)]
     percents = args.sparsity or [float(s) for s in (QUICK_SPARSITIES if args.quick else SPARSITIES)]
     compiled = not args.quick if args.compile is None else args.compile
     plan = Plan(sample_s=0.0, budget_s=15.0 if args.quick else 40.0, min_rounds=3)

@@ -24,11 +24,11 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 import tetris
+from tetris.bench import machine
+from tetris.bench.layers import frozen
 from tetris.modules import replace_modules
 from tetris.timing import Candidate, Plan, interleave, prepacked_linear, quartiles
 
-from . import machine
-from .layers import frozen
 from .networks import random_layout
 from .report import table
 from .transformer_blocks import MODELS, PARTS, Attention, Model, part_of

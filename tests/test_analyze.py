@@ -409,7 +409,6 @@ def test_wrong_files_are_one_line(tmp_path, weights, capsys):
         ([str(tmp_path / "bias.safetensors")], "holds no weight of a linear layer"),
         ([str(weights), "--include", "x.*"], "no module matches 'x.*' (the first: conv, fc"),
         ([str(weights), "--include", "fc.weight"], "modules are named, without .weight"),
-        ([str(weights), "--blocks", "200x1"], "each from 1 to 128"),
     ):
         assert cli.main(["analyze", *arguments]) == 1
         error = capsys.readouterr().err
@@ -421,10 +420,11 @@ def test_wrong_files_are_one_line(tmp_path, weights, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--map", "14"], "expected HxW, such as 14x14"),
+        (["--map", "14"], "expected HxW, numbers from 1 (got '14')"),
         (["--tokens", "0"], "expected a number from 1"),
         (["--sparsity", "0.9"], "sparsity is a percentage"),
-        (["--blocks", "4"], "expected HEIGHTxWIDTH"),
+        (["--blocks", "4"], "a block is HEIGHTxWIDTH, each from 1 to 128 (got '4')"),
+        (["--blocks", "200x1"], "each from 1 to 128 (got '200x1')"),
     ],
 )
 def test_bad_options(arguments, message, weights, capsys):

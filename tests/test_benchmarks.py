@@ -23,7 +23,6 @@ from benchmarks import (
     transformer,
 )
 from benchmarks.convolutions import ConvShape, SparseConv, dense_convolutions, layers_of
-from benchmarks.layers import Shape, SparseLayer, dense_candidates, parse_block
 from benchmarks.models import MODELS
 from benchmarks.networks import random_sparse, ways
 from benchmarks.transformer_blocks import (
@@ -36,6 +35,8 @@ from benchmarks.transformer_blocks import (
     part_of,
     rotated,
 )
+from tetris.bench.layers import Shape, SparseLayer, dense_candidates
+from tetris.commands.arguments import block_shape
 from tetris.timing import Plan, interleave, rotate, unpacked_product
 
 
@@ -90,7 +91,7 @@ def test_bad_shape_is_explained(text):
 
 def test_bad_block_is_explained():
     with pytest.raises(ValueError, match="from 1 to 128"):
-        parse_block("129x1")
+        block_shape("129x1")
 
 
 def point(block: str, efficiency: float, **other) -> dict:

@@ -110,9 +110,11 @@ def test_tune_command_says_what_is_missing(capsys):
     ("words", "message"),
     [
         (["--shapes", "4096x4096"], "expected TOKENSxINxOUT"),
-        (["--blocks", "0x4"], "expected HxW"),
-        (["--sparsity", "100"], "expected a percentage"),
-        (["--sparsity", "much"], "expected a percentage"),
+        (["--blocks", "0x4"], "a block is HEIGHTxWIDTH, each from 1 to 128"),
+        (["--blocks", "129x1"], "a block is HEIGHTxWIDTH, each from 1 to 128"),
+        (["--sparsity", "100"], "sparsity is a percentage, 0 or from 1 to below 100"),
+        (["--sparsity", "0.9"], "sparsity is a percentage, 0 or from 1"),
+        (["--sparsity", "much"], "expected a number from 0"),
         (["--dtypes", "int8"], "invalid choice"),
     ],
 )

@@ -16,10 +16,13 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from rich.console import Console
+
+from tetris.commands.arguments import checked, count
 
 from . import report, stats
 from .data import DATA
@@ -53,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--method", required=True, choices=METHODS, help="which one")
     made.add_argument("--data", default="digits", choices=DATA)
     made.add_argument("--root", type=Path, metavar="DIR", help="folder of the data")
-    made.add_argument("--seeds", type=_count, metavar="N", help="5; 1 with --quick")
+    made.add_argument("--seeds", type=checked(count), metavar="N", help="5; 1 with --quick")
     made.add_argument(
         "--first-seed",
-        type=lambda word: _count(word, least=0),
+        type=checked(partial(count, least=0)),
         default=0,
         metavar="N",
         help="settings were chosen on seeds from 0 on: judge them on others (10 in the documents)",
@@ -64,16 +67,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a first look, about a minute")
     made.add_argument("--out", type=Path, metavar="DIR", help="folder for results")
     made.add_argument(
-        "--threads", type=_count, default=1, metavar="N", help="of torch, 1 by default"
+        "--threads", type=checked(count), default=1, metavar="N", help="of torch, 1 by default"
     )
     return made
-
-
-def _count(word: str, least: int = 1) -> int:
-    """A number from a command line that is not too small."""
-    if not word.lstrip("-").isdigit() or int(word) < least:
-        raise argparse.ArgumentTypeError(f"a whole number from {least} on is needed (got {word})")
-    return int(word)
 
 
 def setting_of(args: argparse.Namespace) -> Setting:

@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from tetris.bench import machine
 from tetris.plotting import matplotlib_figure
 
-from .. import machine
 from . import latency
 from .experiment import Check, Row, Setting
 from .stats import Comparison, mean_sd

@@ -31,10 +31,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 from torch import nn
 
+from tetris.bench import machine
 from tetris.prune import VRPGEPruner
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles, unpacked_product
 
-from .. import machine
 from ..training import run_linear_by, step_of
 from .networks import mlp
 

@@ -3,13 +3,12 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import _C
 from .commands import analyze, bench, calibrate, compare
-from .commands.arguments import checked
-from .machine import check_threads
+from .commands.arguments import block_shape, checked, sizes, sparsity_share, threads
 
 DEMO = """\
 Trains a small network, prunes it at 90, 95 and 98 % (the convolutional one: at
@@ -88,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="first seed (default: 0)")
     demo.add_argument(
         "--threads",
-        type=checked(_threads),
+        type=checked(threads),
         metavar="N",
         help="CPU threads (default: torch's choice)",
     )
@@ -109,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--shapes",
         nargs="+",
-        type=_sizes(3, "TOKENSxINxOUT"),
+        type=checked(sizes("TOKENSxINxOUT")),
         default=[(4096, 4096, 4096)],
         metavar="TxIxO",
         help="tokens x inputs x outputs (default: 4096x4096x4096)",
@@ -117,13 +116,18 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument(
         "--blocks",
         nargs="+",
-        type=_sizes(2, "HxW"),
+        type=checked(block_shape),
         default=[(128, 16), (64, 16), (32, 32)],
         metavar="HxW",
         help="height along outputs x width along inputs (default: 128x16 64x16 32x32)",
     )
     tune.add_argument(
-        "--sparsity", nargs="+", type=_percent, default=[0.9], metavar="PERCENT", help="default: 90"
+        "--sparsity",
+        nargs="+",
+        type=checked(sparsity_share),
+        default=[0.9],
+        metavar="PERCENT",
+        help="default: 90",
     )
     tune.add_argument(
         "--dtypes",
@@ -138,32 +142,6 @@ def parser() -> argparse.ArgumentParser:
         command.add_parser(commands)
     made.add_argument("--version", action="version", version=f"tetris {_C.version}")
     return made
-
-
-def _threads(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"expected a number from 1 (got {text!r})")
-    return check_threads("threads", int(text))
-
-
-def _sizes(count: int, form: str) -> Callable[[str], tuple[int, ...]]:
-    def parse(text: str) -> tuple[int, ...]:
-        parts = text.split("x")
-        if len(parts) != count or not all(p.isdigit() and int(p) >= 1 for p in parts):
-            raise argparse.ArgumentTypeError(f"expected {form}, numbers from 1 (got {text!r})")
-        return tuple(map(int, parts))
-
-    return parse
-
-
-def _percent(text: str) -> float:
-    try:
-        percent = float(text)
-    except ValueError:
-        percent = -1.0
-    if not 0 <= percent < 100:
-        raise argparse.ArgumentTypeError(f"expected a percentage below 100 (got {text!r})")
-    return percent / 100
 
 
 def _demo(args: argparse.Namespace) -> None:

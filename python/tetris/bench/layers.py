@@ -35,14 +35,6 @@ class Shape:
         return f"{self.tokens}x{self.inputs}x{self.outputs}"
 
 
-def parse_block(text: str) -> tuple[int, int]:
-    """Reads ``16x1`` (height along outputs x width along inputs)."""
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() and 1 <= int(p) <= 128 for p in parts):
-        raise ValueError(f"a block is HEIGHTxWIDTH, each from 1 to 128 (got {text!r})")
-    return int(parts[0]), int(parts[1])
-
-
 @dataclass(frozen=True)
 class SparseLayer:
     """The five tensors of a layer, in the format of ``torch.ops.tetris.bsmm``."""

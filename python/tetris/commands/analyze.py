@@ -3,11 +3,10 @@
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .arguments import checked, number, sparsity_share
+from .arguments import block_shape, checked, count, number, sizes, sparsity_share
 
 DESCRIPTION = """\
 Reads the weights of a safetensors file, and says for each how much saliency
@@ -41,24 +40,24 @@ def add_parser(commands: Any) -> None:
     add("file", type=Path, metavar="FILE.safetensors", help="weights of a model")
     add(
         "--tokens",
-        type=checked(_positive),
+        type=checked(count),
         default=512,
         metavar="N",
         help="tokens that every linear layer gets: batch times sequence length (default: 512)",
     )
     add(
         "--map",
-        type=checked(_pair("HxW, such as 14x14")),
+        type=checked(sizes("HxW")),
         default=(14, 14),
         metavar="HxW",
         help="input of every convolution (default: 14x14)",
     )
-    add("--batch", type=checked(_positive), default=1, metavar="N", help="images (default: 1)")
+    add("--batch", type=checked(count), default=1, metavar="N", help="images (default: 1)")
     add(
         "--blocks",
         nargs="+",
-        type=checked(_pair("HEIGHTxWIDTH, such as 4x1")),
-        default=[_pair("")(text) for text in BLOCKS.split()],
+        type=checked(block_shape),
+        default=[block_shape(text) for text in BLOCKS.split()],
         metavar="HxW",
         help=f"height along outputs x width along inputs (default: {BLOCKS})",
     )
@@ -80,7 +79,7 @@ def add_parser(commands: Any) -> None:
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="the same; wins")
     add(
         "--threads",
-        type=checked(_positive),
+        type=checked(count),
         metavar="N",
         help="threads to predict for (default: torch's choice)",
     )
@@ -113,19 +112,3 @@ def run(args: argparse.Namespace) -> None:
         budget=args.seconds,
     )
     print(json.dumps(report.to_dict(), indent=1) if args.json else report)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise ValueError(f"expected a number from 1 (got {text!r})")
-    return int(text)
-
-
-def _pair(form: str) -> Callable[[str], tuple[int, int]]:
-    def parse(text: str) -> tuple[int, int]:
-        parts = text.lower().split("x")
-        if len(parts) != 2 or not all(p.isdigit() and int(p) >= 1 for p in parts):
-            raise ValueError(f"expected {form}, numbers from 1 (got {text!r})")
-        return int(parts[0]), int(parts[1])
-
-    return parse

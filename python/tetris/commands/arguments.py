@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ..checks import MAX_BLOCK
 from ..machine import check_threads
 
 T = TypeVar("T")
@@ -21,6 +22,34 @@ def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
             raise argparse.ArgumentTypeError(str(error)) from None
 
     return checked
+
+
+def count(text: str, least: int = 1) -> int:
+    """Reads a whole number from ``least`` on, 0 or 1."""
+    if not text.isdigit() or int(text) < least:
+        raise ValueError(f"expected a number from {least} (got {text!r})")
+    return int(text)
+
+
+def sizes(form: str) -> Callable[[str], tuple[int, ...]]:
+    """A parser of sizes with x between, as many as ``form`` has, which messages show: ``HxW``."""
+    length = len(form.split("x"))
+
+    def parse(text: str) -> tuple[int, ...]:
+        parts = text.lower().split("x")
+        if len(parts) != length or not all(p.isdigit() and int(p) >= 1 for p in parts):
+            raise ValueError(f"expected {form}, numbers from 1 (got {text!r})")
+        return tuple(map(int, parts))
+
+    return parse
+
+
+def block_shape(text: str) -> tuple[int, int]:
+    """Reads ``16x1`` (height along outputs x width along inputs)."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and 1 <= int(p) <= MAX_BLOCK for p in parts):
+        raise ValueError(f"a block is HEIGHTxWIDTH, each from 1 to {MAX_BLOCK} (got {text!r})")
+    return int(parts[0]), int(parts[1])
 
 
 def number(text: str) -> float:
@@ -40,6 +69,11 @@ def sparsity_share(text: str) -> float:
     if not (percent == 0 or 1 <= percent < 100):
         raise ValueError(f"sparsity is a percentage, 0 or from 1 to below 100 (got {text})")
     return percent / 100
+
+
+def threads(text: str) -> int:
+    """Reads a number of threads, not more than there are cores."""
+    return check_threads("threads", count(text))
 
 
 def thread_counts(text: str) -> list[int]:

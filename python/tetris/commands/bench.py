@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .arguments import check_output, checked, number, sparsity_share, thread_counts
+from .arguments import block_shape, check_output, checked, number, sparsity_share, thread_counts
 
 DESCRIPTION = """\
 Times random block-sparse linear layers against the fastest dense library on
@@ -65,8 +65,8 @@ def add_parser(commands: Any) -> None:
     add(
         "--blocks",
         nargs="+",
-        type=checked(_block),
-        default=[_block(text) for text in BLOCKS.split()],
+        type=checked(block_shape),
+        default=[block_shape(text) for text in BLOCKS.split()],
         metavar="HxW",
         help=f"height along outputs x width along inputs (default: {BLOCKS})",
     )
@@ -101,12 +101,6 @@ def _shape(text: str):
     from ..bench.layers import Shape
 
     return Shape.parse(text)
-
-
-def _block(text: str) -> tuple[int, int]:
-    from ..bench.layers import parse_block
-
-    return parse_block(text)
 
 
 def run(args: argparse.Namespace) -> None:

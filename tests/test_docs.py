@@ -86,14 +86,26 @@ def pieces(path):
             yield text.count("\n", 0, found.start(group)), found[group]
 
 
+def training(scope, said):
+    assert "75% removed" in said
+    assert scope["accuracy"](scope["dense"]) > 0.5
+    assert Path("sparse.safetensors").exists()
+
+
+#: What must be seen after a page has run: names -> values, and what it printed.
+SEEN = {"docs/training.md": training}
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.usefixtures("in_a_hurry")
 @pytest.mark.parametrize("page", sorted(p for p in PAGES if any(pieces(PAGES[p]))))
-def test_page_runs_from_top_to_bottom(page):
+def test_page_runs_from_top_to_bottom(page, capsys):
     torch.manual_seed(0)
     scope = {"__name__": "page"}
     for line, code in pieces(PAGES[page]):
         exec(compile("\n" * line + code, page, "exec"), scope)
+    if page in SEEN:
+        SEEN[page](scope, capsys.readouterr().out)
 
 
 def test_what_does_not_run_says_why(tmp_path):

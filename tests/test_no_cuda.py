@@ -1,6 +1,7 @@
 """A build without CUDA kernels says so, and how to get one; reports of GPUs without a GPU."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 import tetris
 from benchmarks import gpu_report
 from cases import Case, make_layer, tokens
+from tetris import cli
 from tetris.checks import check_dtype, check_weight
 
 without_cuda = pytest.mark.skipif(tetris._C.cuda_built(), reason="this build has CUDA kernels")
@@ -34,6 +36,24 @@ def test_layers_on_cuda_say_what_is_missing():
         ValueError, match="here: the weight must be on the CPU.*got cuda:0.*TETRIS_CUDA=1"
     ):
         check_weight("here", weight)
+
+
+@without_cuda
+@pytest.mark.parametrize(
+    ("cuda", "first"),
+    [
+        (None, "install a torch with CUDA first .this one is .*, then, where nvcc is, "),
+        ("12.8", "where nvcc 12 is, for this torch with CUDA 12.8, "),
+    ],
+)
+def test_the_advice_is_for_the_torch_that_is_installed(cuda, first, monkeypatch, capsys):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    advice = first + "TETRIS_CUDA=1 pip install --no-build-isolation ."
+    weight = FakeTensor(FakeTensorMode(), torch.empty(8, 8, device="meta"), torch.device("cuda:0"))
+    with pytest.raises(ValueError, match=f"this build has none: .*: {advice}"):
+        check_weight("here", weight)
+    assert cli.main(["tune"]) == 1
+    assert re.search(f"no CUDA kernels to tune .*: {advice}", capsys.readouterr().err)
 
 
 @without_cuda

@@ -204,8 +204,20 @@ def no_cuda(kind: str = "cuda") -> str:
         return ""
     return (
         f", or build tetris with CUDA kernels (this build has none: {_C.cuda_why()}): "
-        "TETRIS_CUDA=1 pip install --no-build-isolation ."
+        f"{how_to_build_cuda()}"
     )
+
+
+def how_to_build_cuda() -> str:
+    """What to do for CUDA kernels with the torch that is installed, as the end of a message."""
+    build = "TETRIS_CUDA=1 pip install --no-build-isolation ."
+    cuda = torch.version.cuda
+    if cuda is None:  # which that command alone would refuse
+        return (
+            f"install a torch with CUDA first (this one is {torch.__version__}; "
+            f"https://pytorch.org/get-started/locally), then, where nvcc is, {build}"
+        )
+    return f"where nvcc {cuda.partition('.')[0]} is, for this torch with CUDA {cuda}, {build}"
 
 
 def check_keywords(where: str, given: Iterable[str], known: Iterable[str]) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _C, tuning
+from .checks import how_to_build_cuda
 from .layout import BlockLayout
 from .tuning import Measurement
 
@@ -135,7 +136,7 @@ def run(problems: Iterable[Problem], training: bool) -> list[str]:
     if not _C.cuda_built():
         raise ValueError(
             f"this build of tetris has no CUDA kernels to tune ({_C.cuda_why()}): "
-            "with a torch for CUDA and nvcc, TETRIS_CUDA=1 pip install --no-build-isolation ."
+            f"{how_to_build_cuda()}"
         )
     if not torch.cuda.is_available():
         raise ValueError("tuning measures on a GPU, and torch sees none")

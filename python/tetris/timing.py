@@ -33,12 +33,21 @@ class Plan:
     max_rounds: int = 15
 
 
-def interleave(candidates: dict[str, Candidate], plan: Plan | None = None) -> Durations:
+def interleave(
+    candidates: dict[str, Candidate],
+    plan: Plan | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Durations:
     """Times the candidates round-robin: one sample of each per round.
 
     The first call of each is not timed (allocation, lazy packing); the second sets how many
     calls make a sample. Every other round runs in reverse order, so that no candidate always
     follows the same neighbour.
+
+    Args:
+        candidates: name -> what to time.
+        plan: How long to measure.
+        clock: Seconds, what samples are measured with; the plan's time is that of the wall.
 
     Returns:
         For every candidate the seconds per call of each round; equal positions ran in the same
@@ -48,7 +57,7 @@ def interleave(candidates: dict[str, Candidate], plan: Plan | None = None) -> Du
     repeats = {}
     for name, call in candidates.items():
         call()
-        repeats[name] = max(1, int(np.ceil(plan.sample_s / _sample(call, 1))))
+        repeats[name] = max(1, int(np.ceil(plan.sample_s / _sample(call, 1, clock))))
     durations: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates.items())
     started = time.perf_counter()
@@ -56,15 +65,15 @@ def interleave(candidates: dict[str, Candidate], plan: Plan | None = None) -> Du
         if done >= plan.min_rounds and time.perf_counter() - started > plan.budget_s:
             break
         for name, call in order if done % 2 == 0 else reversed(order):
-            durations[name].append(_sample(call, repeats[name]))
+            durations[name].append(_sample(call, repeats[name], clock))
     return {name: np.asarray(values) for name, values in durations.items()}
 
 
-def _sample(call: Candidate, repeats: int) -> float:
-    started = time.perf_counter()
+def _sample(call: Candidate, repeats: int, clock: Callable[[], float]) -> float:
+    started = clock()
     for _ in range(repeats):
         call()
-    return max((time.perf_counter() - started) / repeats, 1e-9)
+    return max((clock() - started) / repeats, 1e-9)
 
 
 def rotate(calls: list[Candidate]) -> Candidate:

@@ -140,6 +140,15 @@ def test_measured_layers_store_what_the_point_says(sample):
     assert 0 < measure(sample) < 1
 
 
+def test_many_points_at_once_are_predicted_as_one_by_one():
+    model, problem = store.default(), Problem.linear(64, 256, 512)
+    points = [Point(problem, Stored.of(problem, (8, 1), s)) for s in (0.5, 0.75, 0.9, 0.99)]
+    for threads in (1, 2):
+        one_by_one = [model.seconds(point, threads) for point in points]
+        assert model.seconds_of(points, threads).tolist() == pytest.approx(one_by_one, rel=1e-12)
+        assert one_by_one == sorted(one_by_one, reverse=True)
+
+
 def test_a_calibration_is_kept_and_used(cache):
     count = torch.get_num_threads()
     model = tetris.calibrate(threads=1, quick=True, seed=5)

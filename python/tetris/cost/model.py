@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,23 +58,26 @@ class CostModel:
             threads: By default torch's. Of a count that was not calibrated, the next smaller one
                 that was gives the coefficients.
         """
-        return float(seconds(*self._terms(point, threads, batch=True))[0])
+        return float(self.seconds_of([point], threads)[0])
+
+    def seconds_of(self, points: Sequence[Point], threads: int | None = None) -> np.ndarray:
+        """Predicted seconds of each of several points of one family, in a fraction of the time."""
+        threads = threads or torch.get_num_threads()
+        f = np.stack([features(point, threads, self.isa) for point in points])
+        return seconds(f, self._coefficients(points[0].family, threads))
 
     def parts(self, point: Point, threads: int | None = None) -> dict[str, float]:
         """The same seconds by what they go into: ``call``, ``weights`` and ``activations``.
 
         A call's overhead and the copies of activations stay, however few weights are left.
         """
-        return parts(*self._terms(point, threads))
-
-    def _terms(
-        self, point: Point, threads: int | None, batch: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
-        if threads is None:
-            threads = torch.get_num_threads()
-        known = max((t for t in self.threads if t <= threads), default=min(self.threads))
+        threads = threads or torch.get_num_threads()
         f = features(point, threads, self.isa)
-        return f[None] if batch else f, np.asarray(self.threads[known][point.family])
+        return parts(f, self._coefficients(point.family, threads))
+
+    def _coefficients(self, family: str, threads: int) -> np.ndarray:
+        known = max((t for t in self.threads if t <= threads), default=min(self.threads))
+        return np.asarray(self.threads[known][family])
 
     def is_of_this_machine(self) -> bool:
         """It was calibrated on this processor, with the instruction set that is in use."""

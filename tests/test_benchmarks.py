@@ -50,6 +50,22 @@ def test_rounds_are_paired_and_bounded():
     assert "".join(calls[4:]) == "abbaabba"  # after one warm-up and one probe of each
 
 
+def test_samples_are_measured_with_the_clock_that_is_passed():
+    now = 0.0
+
+    def takes(seconds):
+        def call():
+            nonlocal now
+            now += seconds
+
+        return call
+
+    plan = Plan(sample_s=5.0, budget_s=0.0, min_rounds=2)
+    times = interleave({"a": takes(2.0), "b": takes(7.0)}, plan, clock=lambda: now)
+    assert {name: t.tolist() for name, t in times.items()} == {"a": [2.0, 2.0], "b": [7.0, 7.0]}
+    assert now == (2 + 2 * 3) * 2.0 + (2 + 2) * 7.0  # three calls of a make a sample
+
+
 def test_rotation_visits_every_copy():
     seen = []
     call = rotate([lambda i=i: seen.append(i) for i in range(3)])

@@ -37,18 +37,38 @@ def rows(path):
     return torch.randn(path, 256)
 
 
+def seconds(cost, call, layer):
+    """What the cost model says of a layer, dense or sparse."""
+    stored = None
+    if isinstance(layer, SparseLayer):
+        stored = Stored(layer.layout.block, layer.layout.block_grid[0], layer.layout.nnz_blocks)
+    return cost.seconds(Point(call.problem, stored))
+
+
 @pytest.fixture
 def exact(monkeypatch):
     """Every layer takes exactly what the cost model says, and the rest of the model 10 us."""
     from tetris.prune import latency
 
-    def times(model, layers, example_inputs):
+    def times(model, layers, example_inputs, stand_ins=None):
         cost = store.default()
         calls = calls_of("test", model, layers, example_inputs)
-        own = {n: latency._seconds(cost, c, None, False) for n, c in calls.items()}
+        own = {n: sum(seconds(cost, c, (stand_ins or {}).get(n)) for c in calls[n]) for n in layers}
         return latency.ModelTimes(1e-5 + sum(own.values()), own, 1e-5)
 
+    def times_with(model, layers, stand_ins, example_inputs, seconds):
+        return times(model, layers, example_inputs, stand_ins)
+
     monkeypatch.setattr(latency, "measured_times", times)
+
+    def relative_time(model, reference, example_inputs):
+        sparse = {n: m for n, m in model.named_modules() if isinstance(m, SparseLayer)}
+        layers = {n: reference.get_submodule(n) for n in sparse}
+        taken = times(reference, layers, example_inputs, sparse)
+        return taken.total / times(reference, layers, example_inputs).total
+
+    monkeypatch.setattr(latency, "times_with", times_with)
+    monkeypatch.setattr(latency, "relative_time", relative_time)
 
 
 # -- choosing -------------------------------------------------------------------------------------
@@ -100,6 +120,15 @@ def test_more_time_never_retains_less():
     assert kept[0] == min(kept)
 
 
+def test_what_is_over_goes_to_candidates_beside_the_hulls():
+    """The next step, to the dense layer, is too large; there is something in between."""
+    own = [Candidate(1.0, 1.0, (4, 1), 0.9), Candidate(2.0, 1.1, (4, 1), 0.8), Candidate(4.0, 9.0)]
+    assert own[1] not in _hull(own)
+    assert choose({"a": own, "b": own[:1]}, 3.5) == {"a": own[1], "b": own[0]}
+    assert choose({"a": own, "b": own[:1]}, 2.5) == {"a": own[0], "b": own[0]}
+    assert choose({"a": own, "b": own}, 6.5) == {"a": own[2], "b": own[1]}
+
+
 @pytest.mark.parametrize("tie_kernel", [False, True])
 def test_estimates_are_what_a_sorted_order_retains(tie_kernel):
     layer = nn.Conv2d(32, 48, 3)
@@ -137,7 +166,8 @@ def test_a_share_of_the_time_is_reached_as_predicted(exact):
     plan = report.latency
     assert plan.budget_ms == pytest.approx(0.4 * plan.dense_ms)
     assert 0.9 * plan.budget_ms < plan.predicted_ms <= plan.budget_ms
-    assert plan.measured_ms > 0
+    assert plan.measured_ms == pytest.approx(plan.predicted_ms)
+    assert plan.trials == ((plan.predicted_ms, pytest.approx(plan.predicted_ms)),)
     assert plan.threads == 1
     assert plan.source.startswith("not calibrated here")
     assert isinstance(sparse[2], tetris.SparseLinear)
@@ -298,7 +328,7 @@ def test_pruners_take_the_target(exact, execution):
         pruner.step()
     report = pruner.report()
     assert report.latency.predicted_ms <= report.latency.budget_ms
-    assert report.latency.measured_ms is None
+    assert report.latency.measured_ms == report.latency.trials[-1][1]
     sparse = pruner.finalize()
     stored = [m for m in sparse.modules() if isinstance(m, SparseLayer)]
     assert stored

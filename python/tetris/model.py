@@ -181,7 +181,15 @@ def sparsify(
     options, fixed = layer_options(where, model, selection, default, overrides)
     check_importance(where, default.importance, selection.layers)
     budget, default, options = budgeted(
-        where, target, model, selection, default, options, fixed, "sparsity" in settings
+        where,
+        target,
+        model,
+        selection,
+        default,
+        options,
+        fixed,
+        "sparsity" in settings,
+        progress=progress,
     )
     for name, layer in selection.layers.items():
         check_hooks(where, name, layer)
@@ -230,7 +238,7 @@ def sparsify(
         return result
     plan = None if budget is None else budget.latency
     if plan is not None and isinstance(target, Latency):
-        plan = replace(plan, measured_ms=target.measure(result))
+        plan = target.measured(plan, result, None if inplace else model)
     return result, SparsifyReport(tuple(reports[n] for n in order), selection.skipped, plan)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from .measure import clock, seconds_of_call
 from .problem import Problem
 
 _ROUNDS = 15
+_LEAST_ROUNDS = 5  # of a model that takes long ...
+_PATIENCE_S = 4.0  # ... so that these are over
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,34 @@ def measured_times(
     :func:`tetris.cost.measure.clock`.
     """
     now = clock()
+    batch = Batch(example_inputs)
+    rounds: list[dict[str, float]] = []
+    between: list[float] = []
+    with undisturbed(model):
+        seconds_of_call(lambda: batch.run(model))  # caches and clocks settle
+        begun = time.perf_counter()
+        with watched(layers, now) as taken:
+            for done in range(_ROUNDS):
+                if done >= _LEAST_ROUNDS and time.perf_counter() - begun > _PATIENCE_S:
+                    break
+                taken.clear()
+                started = now()
+                batch.run(model)
+                between.append(now() - started - sum(taken.values()))
+                rounds.append(dict(taken))
+        with _answering(layers, lambda: batch.run(model)):
+            others = seconds_of_call(lambda: batch.run(model))
+    own = {n: float(np.percentile([r.get(n, 0.0) for r in rounds], 25)) for n in layers}
+    # Of the same rounds as the layers: their difference to a total of other rounds is mostly noise.
+    total = sum(own.values()) + float(np.percentile(between, 25))
+    return ModelTimes(total, own, min(others, total))
+
+
+@contextmanager
+def watched(
+    layers: Mapping[str, nn.Module], now: Callable[[], float]
+) -> Iterator[dict[str, float]]:
+    """Name -> seconds that a layer has taken so far, all its calls; clear it to start anew."""
     begun: dict[str, float] = {}
     taken: dict[str, float] = {}
 
@@ -117,26 +148,27 @@ def measured_times(
 
         return hook
 
-    batch = Batch(example_inputs)
-    rounds: list[dict[str, float]] = []
-    between: list[float] = []
-    with undisturbed(model):
-        seconds_of_call(lambda: batch.run(model))  # caches and clocks settle
-        handles = [layer.register_forward_pre_hook(before(n)) for n, layer in layers.items()]
-        handles += [layer.register_forward_hook(after(n)) for n, layer in layers.items()]
-        with _hooks(iter(handles)):
-            for _ in range(_ROUNDS):
-                taken = {}
-                started = now()
-                batch.run(model)
-                between.append(now() - started - sum(taken.values()))
-                rounds.append(taken)
-        with _answering(layers, lambda: batch.run(model)):
-            others = seconds_of_call(lambda: batch.run(model))
-    own = {n: float(np.percentile([r.get(n, 0.0) for r in rounds], 25)) for n in layers}
-    # Of the same rounds as the layers: their difference to a total of other rounds is mostly noise.
-    total = sum(own.values()) + float(np.percentile(between, 25))
-    return ModelTimes(total, own, min(others, total))
+    handles = [layer.register_forward_pre_hook(before(n)) for n, layer in layers.items()]
+    handles += [layer.register_forward_hook(after(n)) for n, layer in layers.items()]
+    with _hooks(iter(handles)):
+        yield taken
+
+
+@contextmanager
+def computing(
+    layers: Mapping[str, nn.Module], forwards: Mapping[str, Callable[..., Any]]
+) -> Iterator[None]:
+    """Layers of a model that compute something else: name -> what is called in their place."""
+    replaced = {name: layers[name].__dict__.get("forward") for name in forwards}
+    try:
+        for name, forward in forwards.items():
+            layers[name].__dict__["forward"] = forward
+        yield
+    finally:
+        for name, own in replaced.items():
+            layers[name].__dict__.pop("forward", None)
+            if own is not None:
+                layers[name].__dict__["forward"] = own
 
 
 @contextmanager
@@ -149,18 +181,13 @@ def _answering(layers: Mapping[str, nn.Module], run: Callable[[], object]) -> It
 
     with _hooks(layer.register_forward_hook(note(n)) for n, layer in layers.items()):
         run()
-    replaced = {name: layer.__dict__.get("forward") for name, layer in layers.items()}
-    try:
-        for name, layer in layers.items():
-            if outputs[name]:
-                answers = itertools.cycle(outputs[name])
-                layer.__dict__["forward"] = lambda *_a, answers=answers, **_k: next(answers)
+
+    def answer(own: list[Any]) -> Callable[..., Any]:
+        answers = itertools.cycle(own)
+        return lambda *_args, **_kwargs: next(answers)
+
+    with computing(layers, {n: answer(own) for n, own in outputs.items() if own}):
         yield
-    finally:
-        for name, layer in layers.items():
-            layer.__dict__.pop("forward", None)
-            if replaced[name] is not None:
-                layer.__dict__["forward"] = replaced[name]
 
 
 @contextmanager

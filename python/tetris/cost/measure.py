@@ -127,24 +127,37 @@ class Draw:
         return items[self.rng.integers(len(items))]
 
 
-def random_layout(point: Point, generator: torch.Generator) -> BlockLayout:
-    """Blocks at random, their number exact and at least one in each block row, in random orders."""
+def random_layout(
+    point: Point, generator: torch.Generator, *, reordered: bool = True, tied: int = 1
+) -> BlockLayout:
+    """Blocks at random, their number exact and at least one in each block row.
+
+    Args:
+        point: A sparse layer.
+        generator: Of random numbers on the CPU.
+        reordered: In random orders of rows and columns; else in the order as it is, which saves
+            the kernels a gather.
+        tied: As many kernel positions have the same blocks: all of them, with ``tie_kernel``.
+    """
     problem, stored = point.problem, point.stored
     assert stored is not None
     blocking = problem.blocking(stored.block)
     rows, columns = blocking.grid
+    columns //= tied  # kernel positions come one after the other
     worth = torch.rand(rows, columns, generator=generator)
     worth[torch.arange(rows), torch.randint(columns, (rows,), generator=generator)] = 2.0
     kept = torch.zeros(rows * columns, dtype=torch.bool)
-    kept[worth.flatten().topk(stored.blocks, sorted=False).indices] = True
+    kept[worth.flatten().topk(stored.blocks // tied, sorted=False).indices] = True
 
-    def order(size: int) -> torch.Tensor:
+    def order(size: int) -> torch.Tensor | None:
+        if not reordered:
+            return None
         own = size // problem.groups
         parts = [torch.randperm(own, generator=generator) + own * g for g in range(problem.groups)]
         return torch.cat(parts).to(torch.int32)
 
     return BlockLayout.from_block_mask(
-        kept.view(rows, columns),
+        kept.view(rows, columns).repeat(1, tied),
         stored.block,
         problem.outputs,
         problem.inputs,

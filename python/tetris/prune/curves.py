@@ -75,7 +75,8 @@ def choose(
 
     Each layer starts from its fastest candidate, and steps along the concave hull of its curve; the
     step that brings the most saliency for its time comes first, while the budget lasts. That is
-    the best choice for what it spends (a Lagrangian's), and what is over is at most the next step.
+    the best choice for what it spends (a Lagrangian's), and what is over is at most the next step,
+    which may be a large one, such as to the dense layer. It goes to candidates beside the hulls.
 
     Returns:
         name -> candidate; None if even the fastest ones take longer than the budget.
@@ -98,7 +99,24 @@ def choose(
             continue
         chosen[name] = i + 1
         left -= extra
-    return {name: hulls[name][i] for name, i in chosen.items()}
+    return _filled(candidates, {name: hulls[name][i] for name, i in chosen.items()}, left)
+
+
+def _filled(
+    candidates: Mapping[str, Sequence[Candidate]], chosen: dict[str, Candidate], left: float
+) -> dict[str, Candidate]:
+    """Each layer's candidate that retains the most for what is left, largest gains first."""
+
+    def better(name: str) -> Candidate:
+        most = chosen[name].seconds + max(left, 0.0)  # rounding may leave less than nothing
+        return max((c for c in candidates[name] if c.seconds <= most), key=lambda c: c.retained)
+
+    for name in sorted(chosen, key=lambda n: chosen[n].retained - better(n).retained):
+        found = better(name)
+        if found.retained > chosen[name].retained:
+            left -= found.seconds - chosen[name].seconds
+            chosen[name] = found
+    return chosen
 
 
 def _pairs(hull: Sequence[Candidate]) -> Iterable[tuple[int, tuple[Candidate, Candidate]]]:

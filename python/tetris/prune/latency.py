@@ -4,64 +4,87 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_block, describe
+from ..checks import check_block, check_weight, describe
 from ..cost import store
 from ..cost.calls import Call, ModelTimes, calls_of, measured_times
 from ..cost.features import Point
 from ..cost.model import CostModel, come_from_memory
-from ..cost.problem import Stored
+from ..cost.problem import Problem, Stored
+from ..cost.trials import relative_time, times_with
 from ..nn.kinds import DenseLayer, groups_of, oriented
+from ..progress import steps
 from . import ranks
-from .curves import Candidate, choose, retained_at
+from .curves import Candidate, retained_at
 from .options import LayerOptions
+from .refine import TRIALS, OutOfReachError, refine
 from .saliency import layer_saliency, prepare_importance
+from .stand_ins import stand_ins, tied_positions
 from .target import Budget, Target
 from .tree import Selection, fitting_block
 
 BLOCKS = ((4, 1), (8, 1), (16, 1), (8, 8), (16, 16), (32, 32))
 """Block shapes that ``block="auto"`` chooses from."""
-DENSITIES = tuple(0.9**i for i in range(3, 38))
-"""Shares of the blocks that are tried, from 0.73 to 0.02."""
+DENSITIES = tuple(0.97**i for i in range(4, 129))
+"""Shares of the blocks that are tried, from 0.89 to 0.02: each step is as much as a budget may be
+missed by, for models that are one large layer."""
 
 
 @dataclass(frozen=True)
 class LatencyPlan:
     """What a latency target chose, in milliseconds of the whole model for the example.
 
+    Times are relative to the dense model's: it takes turns with what is measured, so that a machine
+    that has become slower or faster in between does not count.
+
     Attributes:
         dense_ms: Of the dense model, measured.
         budget_ms: That were asked for.
         other_ms: Of everything but the layers that could be pruned, measured: it stays.
-        predicted_ms: Of the sparse model.
-        measured_ms: Of the sparse model, if it was measured.
+        predicted_ms: Of the choice, before it was measured.
+        measured_ms: Of the sparse model (one that is pruned in place: as the clock says, there is
+            no dense one left). Of a pruner's, which is not sparse yet, what ``trials`` say.
         threads: That all this is for.
         source: Where the figures of the cost model come from.
+        trials: Predicted and measured milliseconds of each choice that was measured, in turn, with
+            blocks at random places. The first one is predicted by the cost model alone.
     """
 
     dense_ms: float
     budget_ms: float
     other_ms: float
     predicted_ms: float
+    measured_ms: float
     threads: int
     source: str
-    measured_ms: float | None = None
+    trials: tuple[tuple[float, float], ...]
 
     def __str__(self) -> str:
-        measured = "" if self.measured_ms is None else f", measured {self.measured_ms:.3g} ms"
+        tried = ", then ".join(f"{p:.3g} ms predicted, {m:.3g} measured" for p, m in self.trials)
         return (
-            f"latency: asked for {self.budget_ms:.3g} ms, predicted {self.predicted_ms:.3g} ms"
-            f"{measured}; dense {self.dense_ms:.3g} ms, of which {self.other_ms:.3g} ms stay as "
-            f"they are ({self.threads} thread{'s' * (self.threads > 1)}; cost model "
-            f"{self.source})"
+            f"latency: asked for {self.budget_ms:.3g} ms, predicted {self.predicted_ms:.3g} ms, "
+            f"measured {self.measured_ms:.3g} ms ({self.measured_ms / self.budget_ms:.1%} of what "
+            f"was asked for); dense {self.dense_ms:.3g} ms, of which {self.other_ms:.3g} ms stay "
+            f"as they are ({self.threads} thread{'s' * (self.threads > 1)}; cost model "
+            f"{self.source}; tried: {tried})"
         )
+
+
+class _Decision(NamedTuple):
+    """What was chosen for the first layer of each weight, and what from."""
+
+    plan: LatencyPlan
+    chosen: dict[str, Candidate]
+    candidates: Mapping[str, Sequence[Candidate]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +100,11 @@ class Latency(Target):
     stays dense where no sparse one would be faster, or where the time suffices. Saliency of
     different layers is compared number by number, as with ``scope="global"``, which has no other
     effect here.
+
+    What was chosen is measured, with blocks at random places, in turns with the dense model; the
+    predictions are corrected layer by layer, and the choice is made again, up to three times, until
+    it takes between 97 and 100 % of the time that there is. That takes some seconds, and as much
+    memory as the chosen layers.
 
     What overrides fix is kept: a layer with a ``sparsity`` of its own counts by its predicted time,
     one with a ``block`` is tried with this block only.
@@ -99,7 +127,12 @@ class Latency(Target):
 
     Raises:
         ValueError: neither or both of ``kept`` and ``ms``; when the target is used: the dense
-            model is fast enough, or no choice is (the message says what can be reached).
+            model is fast enough, or no choice is, measured (the message says what can be
+            reached); a layer has no kernels, such as half precision on the CPU.
+
+    Warns:
+        UserWarning: the last choice takes longer than asked for, as on a machine whose other work
+            disturbs the measurements.
 
     Example:
         >>> target = tetris.prune.Latency(0.5, torch.randn(32, 512))
@@ -178,7 +211,8 @@ class Latency(Target):
         calls = calls_of("tetris.prune.Latency", model, layers, self.example_inputs)
         cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
         return {
-            n: _seconds(cost, own, None, cold) / own[0].problem.weights for n, own in calls.items()
+            n: _seconds(cost, own, [None], cold).item() / own[0].problem.weights
+            for n, own in calls.items()
         }
 
     def resolve(
@@ -190,11 +224,13 @@ class Latency(Target):
         options: Mapping[str, LayerOptions],
         fixed: set[str],
         together: bool,
+        progress: bool,
     ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]]:
         """Choose for every layer; those that stay dense leave the selection."""
 
-        def decide() -> tuple[LatencyPlan, dict[str, Candidate], dict[str, list[Candidate]]]:
-            return self._decide(where, model, selection, options, fixed)
+        def decide() -> _Decision:
+            with steps(progress, "measuring", 1 + TRIALS) as advance:
+                return self._decide(where, model, selection, options, fixed, advance)
 
         # Each process would measure other times, and then train other layers.
         plan, chosen, candidates = ranks.first(decide) if together else decide()
@@ -208,6 +244,14 @@ class Latency(Target):
                         options[name], block=candidate.block, sparsity=candidate.sparsity
                     )
         _leave_dense(selection, candidates, chosen)
+        over = plan.measured_ms / plan.budget_ms
+        if over > 1.0:
+            warnings.warn(
+                f"{where}: the choice takes {plan.measured_ms:.3g} ms, measured, {over - 1.0:.1%} "
+                f"more than the latency target of {plan.budget_ms:.3g} ms; measure again where "
+                "other programs disturb less, or ask for less time",
+                stacklevel=4,
+            )
         if not selection.layers:
             raise ValueError(
                 f"{where}: no sparse layer would be faster than the dense one here: "
@@ -223,89 +267,126 @@ class Latency(Target):
         selection: Selection,
         options: Mapping[str, LayerOptions],
         fixed: set[str],
-    ) -> tuple[LatencyPlan, dict[str, Candidate], dict[str, list[Candidate]]]:
+        advance: Callable[[], None],
+    ) -> _Decision:
         """What to choose, and for the first layer of each weight what was chosen from what."""
         layers = selection.layers
+        for name, layer in layers.items():
+            check_weight(f"{where}: layer {name!r}", layer.weight)
         calls = calls_of(where, model, layers, self.example_inputs)
         times = measured_times(model, layers, self.example_inputs)
+        advance()
+        dense = times.total
+        budget = self.kept * dense if self.kept is not None else 1e-3 * (self.ms or 0.0)
+        if budget >= dense:
+            raise ValueError(
+                f"{where}: the dense model takes {1e3 * dense:.3g} ms, within the latency target "
+                f"of {1e3 * budget:.3g} ms: there is nothing to prune"
+            )
+        candidates = self._all_candidates(where, model, selection, options, fixed, calls, times)
+
+        def measure(chosen: Mapping[str, Candidate]) -> ModelTimes:
+            sparse = stand_ins(where, selection, options, calls, chosen)
+            found = times_with(model, layers, sparse, self.example_inputs, dense)
+            advance()
+            own = {f: sum(found.layers[n] for n in selection.tied[f]) for f in chosen}
+            return replace(found, layers=own)
+
+        something = Stored((1, 1), 1, 1)
+        families = {f: Point(calls[f][0].problem, something).family for f in candidates}
+        try:
+            result = refine(candidates, families, times.others, budget, measure)
+        except OutOfReachError as error:
+            raise ValueError(
+                f"{where}: the latency target of {1e3 * budget:.3g} ms is out of reach: the least "
+                f"that can be reached is {1e3 * error.least:.3g} ms, measured "
+                f"({error.least / dense:.0%} of the dense model's {1e3 * dense:.3g} ms; "
+                f"{1e3 * times.others:.3g} ms are not of the layers to prune); ask for more time, "
+                "allow other blocks, or exclude fewer layers"
+            ) from None
+        plan = LatencyPlan(
+            dense_ms=1e3 * dense,
+            budget_ms=1e3 * budget,
+            other_ms=1e3 * times.others,
+            predicted_ms=1e3 * result.best.predicted,
+            measured_ms=1e3 * result.best.measured,
+            threads=torch.get_num_threads(),
+            source=(self.cost or store.load()).source,
+            trials=tuple((1e3 * t.predicted, 1e3 * t.measured) for t in result.trials),
+        )
+        return _Decision(plan, dict(result.best.chosen), result.candidates)
+
+    def measured(
+        self, plan: LatencyPlan, result: nn.Module, dense: nn.Module | None
+    ) -> LatencyPlan:
+        """The plan with the time of the sparse model in it.
+
+        Args:
+            plan: What was chosen.
+            result: The sparse model.
+            dense: The dense one, to take turns with; None if there is none left.
+        """
+        if dense is None:
+            taken = 1e3 * measured_times(result, {}, self.example_inputs).total
+        else:
+            taken = plan.dense_ms * relative_time(result, dense, self.example_inputs)
+        return replace(plan, measured_ms=taken)
+
+    def _all_candidates(
+        self,
+        where: str,
+        model: nn.Module,
+        selection: Selection,
+        options: Mapping[str, LayerOptions],
+        fixed: set[str],
+        calls: Mapping[str, list[Call]],
+        times: ModelTimes,
+    ) -> dict[str, list[Candidate]]:
+        """Name of the first of each group of tied layers -> what they could be."""
         cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
         scale = _scale(cost, calls, times, cold)
         saliency = _saliency(where, model, selection, options)
-        candidates: dict[str, list[Candidate]] = {}
+        result: dict[str, list[Candidate]] = {}
         for first, group in selection.tied.items():
             own = [call for name in group for call in calls[name]]
-            candidates[first] = self._candidates(
-                where, layers[first], own, options[first], first in fixed,
+            result[first] = self._candidates(
+                where, selection.layers[first], own[0].problem, options[first], first in fixed,
                 first in selection.own_block, saliency[first],
+                sum(times.layers[name] for name in group),
                 lambda stored, own=own: scale * _seconds(cost, own, stored, cold),
             )  # fmt: skip
-        other = times.others
-        if self.kept is not None:
-            budget = self.kept * times.total
-        else:
-            assert self.ms is not None
-            budget = 1e-3 * self.ms
-        if budget >= times.total:
-            raise ValueError(
-                f"{where}: the dense model takes {1e3 * times.total:.3g} ms, within the latency "
-                f"target of {1e3 * budget:.3g} ms: there is nothing to prune"
-            )
-        chosen = choose(candidates, budget - other)
-        if chosen is None:
-            least = other + sum(min(c.seconds for c in own) for own in candidates.values())
-            raise ValueError(
-                f"{where}: the latency target of {1e3 * budget:.3g} ms is out of reach: the least "
-                f"that can be reached is {1e3 * least:.3g} ms ({least / times.total:.0%} of the "
-                f"dense model's {1e3 * times.total:.3g} ms; {1e3 * other:.3g} ms are not of the "
-                "layers to prune); ask for more time, allow other blocks, or exclude fewer layers"
-            )
-        plan = LatencyPlan(
-            1e3 * times.total,
-            1e3 * budget,
-            1e3 * other,
-            1e3 * (other + sum(c.seconds for c in chosen.values())),
-            torch.get_num_threads(),
-            cost.source,
-        )
-        return plan, chosen, candidates
-
-    def measure(self, model: nn.Module) -> float:
-        """Milliseconds of a model for the example, on torch's current number of threads."""
-        return 1e3 * measured_times(model, {}, self.example_inputs).total
+        return result
 
     def _candidates(
         self,
         where: str,
         layer: DenseLayer,
-        own: list[Call],
+        problem: Problem,
         options: LayerOptions,
         fixed: bool,
         own_block: bool,
         saliency: Tensor,
-        seconds: Any,
+        dense: float,
+        seconds: Callable[[Sequence[Stored]], np.ndarray],
     ) -> list[Candidate]:
-        """The dense layer, and the sparse ones that are faster; or the one that is fixed."""
-        problem = own[0].problem
-        dense = Candidate(seconds(None), float(saliency.double().sum()))
-        result = [] if fixed else [dense]
+        """The dense layer, and sparse ones of all blocks; or the one that is fixed."""
+        result = [] if fixed else [Candidate(dense, float(saliency.double().sum()))]
         given = fixed or own_block or self.blocks is None
         shapes = [options.block] if given else self.blocks or ()
         groups = groups_of(layer)
         for block in dict.fromkeys(fitting_block(layer, b) for b in shapes):
             blocked = replace(options, block=block)
             sparsities = [options.sparsity] if fixed else [1.0 - d for d in DENSITIES]
-            tied = problem.taps if options.tie_kernel and problem.kernel else 1
-            stored = dict.fromkeys(Stored.of(problem, block, s, tied) for s in sparsities)
+            tied = tied_positions(problem, options)
+            stored = [*dict.fromkeys(Stored.of(problem, block, s, tied) for s in sparsities)]
             total = math.prod(problem.blocking(block).grid)
             kept = retained_at(where, saliency, blocked, groups, [s.blocks for s in stored])
-            for what, retained in zip(stored, kept, strict=True):
+            for what, retained, taken in zip(stored, kept, seconds(stored).tolist(), strict=True):
                 # Half a block more, and floor() finds the number of removed ones again.
                 sparsity = min(1.0, (total - what.blocks + 0.5) / total)
                 if fixed:
                     sparsity = options.sparsity
-                candidate = Candidate(seconds(what), retained, block, sparsity)
-                if fixed or candidate.seconds < dense.seconds:
-                    result.append(candidate)
+                result.append(Candidate(taken, retained, block, sparsity))
         return result
 
 
@@ -324,15 +405,21 @@ def _weights_come_from_memory(model: nn.Module) -> bool:
     return come_from_memory(sum(p.numel() * p.element_size() for p in model.parameters()))
 
 
-def _seconds(cost: CostModel, own: list[Call], stored: Stored | None, cold: bool) -> float:
-    """All calls of a layer; a weight used again at once is in cache."""
-    return sum(cost.seconds(Point(c.problem, stored, cold and i == 0)) for i, c in enumerate(own))
+def _seconds(
+    cost: CostModel, own: Sequence[Call], stored: Sequence[Stored | None], cold: bool
+) -> np.ndarray:
+    """All calls of a layer, storing one or the other; a weight used again at once is in cache."""
+    seconds = np.zeros(len(stored))
+    for i, call in enumerate(own):
+        points = [Point(call.problem, what, cold and i == 0) for what in stored]
+        seconds += cost.seconds_of(points)
+    return seconds
 
 
 def _scale(
     cost: CostModel, calls: Mapping[str, list[Call]], times: ModelTimes, cold: bool
 ) -> float:
-    predicted = sum(_seconds(cost, own, None, cold) for own in calls.values())
+    predicted = sum(_seconds(cost, own, [None], cold).item() for own in calls.values())
     return sum(times.layers.values()) / predicted
 
 
@@ -359,11 +446,11 @@ def _leave_dense(
     for first, candidate in chosen.items():
         if candidate.block is not None:
             continue
-        sparse = [c.seconds for c in candidates[first] if c.block is not None]
+        fastest = min((c.seconds for c in candidates[first] if c.block is not None), default=0.0)
         reason = (
             f"the time suffices: dense {1e3 * candidate.seconds:.3g} ms, sparse from "
-            f"{1e3 * min(sparse):.3g} ms (predicted)"
-            if sparse
+            f"{1e3 * fastest:.3g} ms (predicted)"
+            if fastest < candidate.seconds
             else f"no sparse one is predicted to be faster than the dense layer's "
             f"{1e3 * candidate.seconds:.3g} ms"
         )

@@ -147,6 +147,7 @@ class Pruner:
             self._fixed,
             "sparsity" in settings or options is not None,
             together=True,
+            progress=progress,
         )
         check_bounds(where, scope, self.layer_options, self._fixed)
         self._check_execution()

@@ -74,6 +74,7 @@ class Target(ABC):
         options: Mapping[str, LayerOptions],
         fixed: set[str],
         together: bool,
+        progress: bool,
     ) -> tuple[Budget, LayerOptions, dict[str, LayerOptions]] | None:
         """Settings that the target chooses by itself, as :func:`budgeted` returns them.
 
@@ -186,6 +187,7 @@ def budgeted(
     fixed: set[str],
     has_sparsity: bool,
     together: bool = False,
+    progress: bool = False,
 ) -> tuple[Budget | None, LayerOptions, dict[str, LayerOptions]]:
     """Work a target out, and put it in the place of the sparsity in settings.
 
@@ -199,6 +201,7 @@ def budgeted(
         fixed: Layers whose sparsity an override sets.
         has_sparsity: The user gave a sparsity, too.
         together: All processes of a distributed training call this, as they make a pruner.
+        progress: Show a progress bar.
 
     Raises:
         TypeError: it is no target.
@@ -219,7 +222,9 @@ def budgeted(
     layers = {n: layer for n, layer in selection.layers.items() if n not in fixed}
     if not layers:
         raise ValueError(f"{where}: overrides set the sparsity of all layers, target= has none")
-    if decided := target.resolve(where, model, selection, asked, options, fixed, together):
+    if decided := target.resolve(
+        where, model, selection, asked, options, fixed, together, progress
+    ):
         return decided
     costs = target.costs(model, layers)
     units = {n: _units(where, n, layer, options[n], costs[n]) for n, layer in layers.items()}

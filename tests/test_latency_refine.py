@@ -18,7 +18,7 @@ from tetris.prune import latency
 from tetris.prune.curves import Candidate
 from tetris.prune.latency import DENSITIES
 from tetris.prune.options import LayerOptions
-from tetris.prune.refine import TOLERANCE, TRIALS, OutOfReachError, refine
+from tetris.prune.refine import TOLERANCE, TRIALS, OutOfReachError, _Factors, refine
 from tetris.prune.stand_ins import stand_ins
 from tetris.prune.tree import select_layers
 
@@ -87,6 +87,24 @@ def test_a_wrong_model_is_corrected(wrong, share):
         assert abs(first.measured / first.predicted - 1.0) > abs(
             found.best.measured / found.best.predicted - 1.0
         )
+
+
+def test_factors_are_those_of_blocks_then_layers_then_families():
+    blocks = [None, (4, 1), (8, 1), (16, 1)]
+    candidates = {n: [Candidate(10.0, 1.0, block) for block in blocks] for n in FAMILIES}
+
+    def seconds(name):
+        return [c.seconds for c in factors.applied(candidates)[name]]
+
+    factors = _Factors(FAMILIES)
+    for taken, chosen in ((20.0, 1), (12.0, 2), (9.0, 0)):
+        now = factors.applied(candidates)
+        factors.note({"a": now["a"][chosen]}, {"a": taken})
+    assert seconds("a") == pytest.approx([9.0, 20.0, 12.0, 16.0])  # the last one: never measured
+    assert seconds("b") == pytest.approx([10.0, 16.0, 16.0, 16.0])
+    assert seconds("c") == [10.0] * 4  # of another family
+    factors.note({"a": factors.applied(candidates)["a"][1]}, {"a": 0.0})  # was not called
+    assert seconds("a") == pytest.approx([9.0, 20.0, 12.0, 16.0])
 
 
 def test_corrections_change_what_is_chosen():
@@ -170,7 +188,7 @@ def test_noise_is_lived_with(seed):
 
 def test_a_machine_that_gets_slower_and_slower():
     """Nothing keeps the budget, though nothing says that it is out of reach."""
-    candidates, slower = curves(), (1.1, 1.25, 1.4, 1.6)
+    candidates, slower = curves(), (1.1, 1.25, 1.4, 1.6, 1.8)
     measure, asked = truth(candidates, lambda n, c: 1.0, noise=slower)
     found = refine(candidates, FAMILIES, OTHERS, 3.0, measure)
     assert len(asked) == TRIALS
@@ -245,7 +263,7 @@ def test_a_family_that_is_wrong_by_half(library_is_right, threads, factor, block
 
 def test_what_takes_too_long_in_the_end_is_warned_of(library_is_right, threads):
     threads(1)
-    library_is_right += [1.0, 1.1, 1.25, 1.4, 1.6]  # of the dense model, and of each trial
+    library_is_right += [1.0, 1.1, 1.25, 1.4, 1.6, 1.8]  # of the dense model, and of each trial
     target = tetris.prune.Latency(0.4, torch.randn(128, 256))
     with pytest.warns(UserWarning, match=r"measured, \d+\.\d% more than the latency target of"):
         tetris.prune.TetrisPruner(mlp(), target=target, exclude="4", reorder=False)
@@ -397,3 +415,41 @@ def test_a_real_model_is_measured_with_sparse_layers(threads):
     assert 0.0 < sum(times.layers.values())
     assert 0.0 < times.total
     assert torch.equal(model(x), before)
+
+
+# -- the benchmark --------------------------------------------------------------------------------
+
+
+def test_the_benchmark_writes_its_table(tmp_path, monkeypatch, capsys, threads):
+    from benchmarks import latency_targets
+
+    threads(1)
+
+    small = (nn.Sequential(collections.OrderedDict(a=nn.Linear(64, 64))), torch.randn(4, 64))
+    monkeypatch.setattr(latency_targets, "MODELS", {"small": lambda: small})
+    plan = latency.LatencyPlan(8.0, 4.0, 1.0, 3.9, 3.92, 1, "made up", ((3.8, 4.75), (3.9, 3.96)))
+    report = tetris.prune.SparsifyReport((), {}, plan)
+
+    def sparsify(model, latency, **arguments):
+        if latency == 0.1:
+            raise ValueError("tetris.sparsify: the latency target is out of reach")
+        return model, report
+
+    monkeypatch.setattr(tetris, "sparsify", sparsify)
+    words = ["--models", "small", "--shares", "0.5", "0.1", "--out", str(tmp_path)]
+    assert latency_targets.main(words) == 0
+    text = (tmp_path / "latency_targets.md").read_text()
+    row = "8.00 ms | 4.00 ms | 3.80 ms | 4.75 ms | +25.0% | 2 | 3.90 ms | 3.96 ms | 99.0% | 98.0% |"
+    assert f"| small | 0.5 | {row}" in text
+    assert "| small | 0.1 | out of reach |" in text
+    assert "small at 0.1: the latency target is out of reach." in text
+    assert "written:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_models_of_the_benchmark_run(name):
+    from benchmarks import latency_targets
+
+    model, x = latency_targets.MODELS[name]()
+    with torch.no_grad():
+        assert model.eval()(x).shape == (len(x), 10)

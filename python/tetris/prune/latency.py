@@ -382,10 +382,7 @@ class Latency(Target):
             total = math.prod(problem.blocking(block).grid)
             kept = retained_at(where, saliency, blocked, groups, [s.blocks for s in stored])
             for what, retained, taken in zip(stored, kept, seconds(stored).tolist(), strict=True):
-                # Half a block more, and floor() finds the number of removed ones again.
-                sparsity = min(1.0, (total - what.blocks + 0.5) / total)
-                if fixed:
-                    sparsity = options.sparsity
+                sparsity = options.sparsity if fixed else (total - what.blocks) / total
                 result.append(Candidate(taken, retained, block, sparsity))
         return result
 

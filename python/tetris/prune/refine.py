@@ -10,7 +10,7 @@ from .curves import Candidate, choose
 
 TOLERANCE = 0.03
 """A choice is good that takes less than the budget by no more than this share of it."""
-TRIALS = 4
+TRIALS = 5
 """As many choices are measured at most."""
 
 _AIM = 1.0 - TOLERANCE / 2  # for the middle of what is good
@@ -69,10 +69,11 @@ def refine(
 ) -> Refined:
     """Choose, measure, correct the predictions, and choose again, until the budget is met.
 
-    Each layer has a factor, measured over predicted time of what was chosen for it last, one while
-    it is sparse and one while it is dense. With these factors the same choice would be predicted
-    exactly, so what is left is by how much errors change from one choice to the next. A layer that
-    has not been measured as a sparse one has the factor of all those of its family together.
+    Each layer has a factor for each block it was measured with, measured over predicted time, and
+    one of the dense layer. With these factors the same choice would be predicted exactly, so what
+    is left is by how much errors change with sparsity from one choice to the next. Blocks that a
+    layer was not measured with have the factor of those that it was, together; a layer that was
+    not measured as a sparse one has that of its family.
 
     Stops with a choice that takes between ``1 - TOLERANCE`` and 1 of the budget, when there is
     nothing better to try, and after :data:`TRIALS` choices.
@@ -117,40 +118,40 @@ class _Factors:
 
     def __init__(self, families: Mapping[str, str]) -> None:
         self.families = families
-        self.seen: dict[tuple[str, bool], tuple[float, float]] = {}  # predicted at first, measured
+        # name, block -> seconds, predicted before any correction and measured last
+        self.seen: dict[tuple[str, tuple[int, int] | None], tuple[float, float]] = {}
 
     def applied(self, candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Candidate]]:
         """The candidates with corrected seconds."""
         result = {}
         for name, own in candidates.items():
-            dense, sparse = self._of(name, sparse=False), self._of(name, sparse=True)
-            result[name] = [
-                replace(c, seconds=c.seconds * (dense if c.block is None else sparse)) for c in own
-            ]
+            factors = {block: self._of(name, block) for block in {c.block for c in own}}
+            result[name] = [replace(c, seconds=c.seconds * factors[c.block]) for c in own]
         return result
 
     def note(self, chosen: Mapping[str, Candidate], seconds: Mapping[str, float]) -> None:
         """Learn from the seconds of layers; the candidates are corrected ones."""
         found = {}
         for name, candidate in chosen.items():
-            sparse = candidate.block is not None
-            predicted = candidate.seconds / self._of(name, sparse)
             if seconds[name] > 0.0:  # else nothing went through it this time
-                found[name, sparse] = (predicted, seconds[name])
+                predicted = candidate.seconds / self._of(name, candidate.block)
+                found[name, candidate.block] = (predicted, seconds[name])
         self.seen.update(found)
 
-    def _of(self, name: str, sparse: bool) -> float:
-        if (name, sparse) in self.seen:
-            predicted, measured = self.seen[name, sparse]
-            return measured / predicted
-        like = [
-            both
-            for (other, is_sparse), both in self.seen.items()
-            if is_sparse and self.families[other] == self.families[name]
-        ]
-        if not sparse or not like:  # dense layers have been measured before
+    def _of(self, name: str, block: tuple[int, int] | None) -> float:
+        if (name, block) in self.seen:
+            return _factor([self.seen[name, block]])
+        if block is None:  # dense layers have been measured before
             return 1.0
-        return sum(measured for _, measured in like) / sum(predicted for predicted, _ in like)
+        sparse = [(n, both) for (n, b), both in self.seen.items() if b is not None]
+        own = [both for n, both in sparse if n == name]
+        like = [both for n, both in sparse if self.families[n] == self.families[name]]
+        return _factor(own or like)
+
+
+def _factor(seen: Sequence[tuple[float, float]]) -> float:
+    """Measured over predicted seconds, of several together."""
+    return sum(m for _, m in seen) / sum(p for p, _ in seen) if seen else 1.0
 
 
 def _fastest(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:

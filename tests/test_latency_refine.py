@@ -369,6 +369,8 @@ def test_times_are_those_with_the_stand_ins(clock):
     assert times.total == pytest.approx(0.016)  # as if the dense model's 32 s were 32 ms
     assert times.layers == {"first": pytest.approx(0.010), "second": pytest.approx(0.004)}
     assert times.others == pytest.approx(0.002)
+    times = times_with(model, layers, {"second": clock.layer(4.0)}, torch.zeros(1))
+    assert times == ModelTimes(16.0, {"first": 10.0, "second": 4.0}, 2.0)  # as the clock says
     for name, module in model.named_modules():
         assert module.__dict__.keys() == before[name].keys()
         assert not module._forward_hooks

@@ -116,7 +116,8 @@ def sparsify(
             sparsity is chosen for each layer, and with ``block="auto"`` the block's shape, too;
             layers stay dense where sparse ones would lose. Short for
             ``target=tetris.prune.Latency(...)``, which explains it. Uses the calibration of this
-            machine (:func:`tetris.calibrate`) if there is one; nothing else here does.
+            machine (:func:`tetris.calibrate`) if there is one; nothing else here does. What is
+            chosen is measured, and predictions are corrected: that takes some seconds.
         example_inputs: With ``latency``: what the model is called with, a tensor, a tuple of
             arguments, or a dict of them by name.
         types: Exact types to replace. Subclasses must be named here: their ``forward`` is lost.

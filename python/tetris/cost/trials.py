@@ -1,4 +1,4 @@
-"""How long a model takes with other layers in the place of its own, beside itself."""
+"""How long a model takes with other layers in the place of its own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..prune.batches import Batch, undisturbed
-from ..timing import Plan, interleave
+from ..timing import Candidate, Plan, interleave
 from .calls import ModelTimes, computing, watched
 from .measure import clock
 
@@ -24,12 +24,13 @@ def times_with(
     layers: Mapping[str, nn.Module],
     stand_ins: Mapping[str, nn.Module],
     example_inputs: Any,
-    seconds: float,
+    seconds: float | None = None,
 ) -> ModelTimes:
     """Measure a model while other layers compute in the place of some of its own.
 
-    The model as it is takes turns with what is measured, and all times are relative to it: a
-    machine that has become slower since, or is slower for a while, does not count.
+    If it is known what the model takes as it is, it takes turns with what is measured, and all
+    times are relative to it: a machine that has become slower since, or is slower for a while, does
+    not count.
 
     Args:
         model: The model; as it was afterwards.
@@ -37,7 +38,7 @@ def times_with(
         stand_ins: name of such a layer -> what computes in its place.
         example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of
             them by name.
-        seconds: What the model as it is takes; the unit of the result.
+        seconds: What the model as it is takes; None for times as the clock says.
 
     Returns:
         Medians of several rounds; ``others`` is what the total leaves beside the layers.
@@ -55,11 +56,16 @@ def times_with(
             batch.run(model)
         seen.append(taken)
 
+    calls: dict[str, Candidate] = {"trial": trial, "layers": looked_into}
+    if seconds is not None:
+        calls["model"] = lambda: batch.run(model)
     with undisturbed(model):
-        calls = {"model": lambda: batch.run(model), "trial": trial, "layers": looked_into}
         durations = interleave(calls, _PLAN, now)
-    total = seconds * _ratio(durations["trial"], durations["model"])
-    unit = seconds / float(np.median(durations["model"]))
+    if seconds is None:
+        total, unit = float(np.median(durations["trial"])), 1.0
+    else:
+        total = seconds * _ratio(durations["trial"], durations["model"])
+        unit = seconds / float(np.median(durations["model"]))
     own = {n: unit * float(np.median([s.get(n, 0.0) for s in seen])) for n in layers}
     return ModelTimes(total, own, max(total - sum(own.values()), 0.0))
 

@@ -43,8 +43,9 @@ missed by, for models that are one large layer."""
 class LatencyPlan:
     """What a latency target chose, in milliseconds of the whole model for the example.
 
-    Times are relative to the dense model's: it takes turns with what is measured, so that a machine
-    that has become slower or faster in between does not count.
+    Where a share of the dense model's time was asked for, times are relative to it: it takes turns
+    with what is measured, so that a machine that has become slower or faster in between does not
+    count. Milliseconds that were asked for are compared with what the clock says.
 
     Attributes:
         dense_ms: Of the dense model, measured.
@@ -101,10 +102,10 @@ class Latency(Target):
     different layers is compared number by number, as with ``scope="global"``, which has no other
     effect here.
 
-    What was chosen is measured, with blocks at random places, in turns with the dense model; the
-    predictions are corrected layer by layer, and the choice is made again, up to three times, until
-    it takes between 97 and 100 % of the time that there is. That takes some seconds, and as much
-    memory as the chosen layers.
+    What was chosen is measured, with blocks at random places, for a share in turns with the dense
+    model. The predictions are corrected layer by layer, and the choice is made again, until it
+    takes between 97 and 100 % of the time that there is, or five were measured. That takes some
+    seconds, and as much memory as the chosen layers.
 
     What overrides fix is kept: a layer with a ``sparsity`` of its own counts by its predicted time,
     one with a ``block`` is tried with this block only.
@@ -285,9 +286,12 @@ class Latency(Target):
             )
         candidates = self._all_candidates(where, model, selection, options, fixed, calls, times)
 
+        # A share is one of what the dense model takes at the same time.
+        reference = None if self.kept is None else dense
+
         def measure(chosen: Mapping[str, Candidate]) -> ModelTimes:
             sparse = stand_ins(where, selection, options, calls, chosen)
-            found = times_with(model, layers, sparse, self.example_inputs, dense)
+            found = times_with(model, layers, sparse, self.example_inputs, reference)
             advance()
             own = {f: sum(found.layers[n] for n in selection.tied[f]) for f in chosen}
             return replace(found, layers=own)
@@ -324,9 +328,10 @@ class Latency(Target):
         Args:
             plan: What was chosen.
             result: The sparse model.
-            dense: The dense one, to take turns with; None if there is none left.
+            dense: The dense one, for a share of its time to take turns with; None if there is none
+                left.
         """
-        if dense is None:
+        if dense is None or self.kept is None:
             taken = 1e3 * measured_times(result, {}, self.example_inputs).total
         else:
             taken = plan.dense_ms * relative_time(result, dense, self.example_inputs)

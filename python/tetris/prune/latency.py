@@ -284,7 +284,10 @@ class Latency(Target):
                 f"{where}: the dense model takes {1e3 * dense:.3g} ms, within the latency target "
                 f"of {1e3 * budget:.3g} ms: there is nothing to prune"
             )
-        candidates = self._all_candidates(where, model, selection, options, fixed, calls, times)
+        cost = self.cost or store.load()
+        candidates = self._all_candidates(
+            where, model, selection, options, fixed, calls, times, cost
+        )
 
         # A share is one of what the dense model takes at the same time.
         reference = None if self.kept is None else dense
@@ -315,7 +318,7 @@ class Latency(Target):
             predicted_ms=1e3 * result.best.predicted,
             measured_ms=1e3 * result.best.measured,
             threads=torch.get_num_threads(),
-            source=(self.cost or store.load()).source,
+            source=cost.source,
             trials=tuple((1e3 * t.predicted, 1e3 * t.measured) for t in result.trials),
         )
         return _Decision(plan, dict(result.best.chosen), result.candidates)
@@ -346,9 +349,10 @@ class Latency(Target):
         fixed: set[str],
         calls: Mapping[str, list[Call]],
         times: ModelTimes,
+        cost: CostModel,
     ) -> dict[str, list[Candidate]]:
         """Name of the first of each group of tied layers -> what they could be."""
-        cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
+        cold = _weights_come_from_memory(model)
         scale = _scale(cost, calls, times, cold)
         saliency = _saliency(where, model, selection, options)
         result: dict[str, list[Candidate]] = {}

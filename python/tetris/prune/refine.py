@@ -133,7 +133,7 @@ class _Factors:
         """Learn from the seconds of layers; the candidates are corrected ones."""
         found = {}
         for name, candidate in chosen.items():
-            if seconds[name] > 0.0:  # else nothing went through it this time
+            if min(seconds[name], candidate.seconds) > 0.0:  # else nothing went through it
                 predicted = candidate.seconds / self._of(name, candidate.block)
                 found[name, candidate.block] = (predicted, seconds[name])
         self.seen.update(found)

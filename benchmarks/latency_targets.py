@@ -26,9 +26,9 @@ from rich.markdown import Markdown
 from torch import Tensor, nn
 
 import tetris
+from tetris.bench import machine
 from tetris.progress import steps
 
-from . import machine
 from .models import basic_block, conv_norm
 from .report import table
 from .transformer_blocks import BertLayer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -23,6 +22,7 @@ from ..cost.problem import Problem, Stored
 from ..cost.trials import relative_time, times_with
 from ..nn.kinds import DenseLayer, groups_of, oriented
 from ..progress import steps
+from ..warn import warn
 from . import ranks
 from .curves import Candidate, retained_at
 from .options import LayerOptions
@@ -247,11 +247,10 @@ class Latency(Target):
         _leave_dense(selection, candidates, chosen)
         over = plan.measured_ms / plan.budget_ms
         if over > 1.0:
-            warnings.warn(
+            warn(
                 f"{where}: the choice takes {plan.measured_ms:.3g} ms, measured, {over - 1.0:.1%} "
                 f"more than the latency target of {plan.budget_ms:.3g} ms; measure again where "
-                "other programs disturb less, or ask for less time",
-                stacklevel=4,
+                "other programs disturb less, or ask for less time"
             )
         if not selection.layers:
             raise ValueError(

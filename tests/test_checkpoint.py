@@ -376,6 +376,10 @@ def test_layers_with_hooks_are_not_replaced(saved):
     model = convolutional()
     model[3].register_forward_hook(lambda *_: None)
     refused(path, model, "forward_hooks")
+    model = convolutional()
+    model[3].register_load_state_dict_post_hook(lambda *_: None)
+    model[3].weight.register_hook(lambda grad: grad)
+    refused(path, model, "has load_state_dict_post_hooks, parameter_backward_hooks, which would")
 
 
 def test_bad_arguments(saved, tmp_path):

@@ -267,6 +267,60 @@ def test_hooks_are_not_lost_silently():
     sparsify(model, **FAST)
 
 
+STATE_HOOKS = {
+    "state_dict_hooks": lambda layer: layer.register_state_dict_post_hook(lambda *_: None),
+    "state_dict_pre_hooks": lambda layer: layer.register_state_dict_pre_hook(lambda *_: None),
+    "load_state_dict_pre_hooks": lambda m: m.register_load_state_dict_pre_hook(lambda *_: None),
+    "load_state_dict_post_hooks": lambda m: m.register_load_state_dict_post_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("kind", STATE_HOOKS)
+def test_hooks_of_states_are_not_lost_silently(kind):
+    model = mlp()
+    handle = STATE_HOOKS[kind](model[0])
+    message = f"layer '0' has {kind}, which its sparse replacement would not have"
+    with pytest.raises(ValueError, match=message):
+        sparsify(model, **FAST)
+    pruner = tetris.prune.TetrisPruner(model, **FAST)  # masked layers keep them
+    with pytest.raises(ValueError, match=message):
+        pruner.finalize()
+    handle.remove()
+    sparse = pruner.finalize()
+    STATE_HOOKS[kind](sparse[0])
+    with pytest.raises(ValueError, match=kind):
+        tetris.densify(sparse)
+
+
+@pytest.mark.parametrize("kind", ["register_hook", "register_post_accumulate_grad_hook"])
+def test_hooks_of_parameters_are_not_lost_silently(kind):
+    model = mlp()
+    handle = getattr(model[0].weight, kind)(lambda _: None)
+    sparsify(model, **FAST)  # torch's copy has none either
+    message = "layer '0' has parameter.*hooks"
+    with pytest.raises(ValueError, match=message):
+        sparsify(model, inplace=True, **FAST)
+    handle.remove()
+    sparse = sparsify(model, inplace=True, **FAST)
+    handle = getattr(sparse[0].values, kind)(lambda _: None)
+    with pytest.raises(ValueError, match=message):
+        tetris.densify(sparse, inplace=True)
+    handle.remove()
+    pruner = tetris.prune.TetrisPruner(mlp(), **FAST)
+    getattr(pruner.model[0].parametrizations.weight.original, kind)(lambda _: None)
+    with pytest.raises(ValueError, match=message):
+        pruner.finalize(inplace=True)
+    pruner.finalize()
+
+
+def test_what_torchs_weight_norm_leaves_behind_is_no_hook_of_the_user():
+    model = mlp()
+    nn.utils.parametrizations.weight_norm(model[0])
+    nn.utils.parametrize.remove_parametrizations(model[0], "weight")
+    assert model[0]._load_state_dict_pre_hooks
+    assert isinstance(sparsify(model, **FAST)[0], SparseLinear)
+
+
 def test_a_model_that_is_one_layer():
     layer = nn.Linear(16, 16)
     assert isinstance(sparsify(layer, **FAST), SparseLinear)

@@ -310,12 +310,13 @@ def _find(where: str, model: nn.Module, name: str, stored: StoredLayer) -> nn.Mo
             f"{where}: {_shown(name)} fuses {stored.activation!r}, which this version has not"
         )
     if not isinstance(layer, SparseLayer):
-        check_weight(f"{where}: {_shown(name)}", cast(Tensor, layer.weight))
-    if not isinstance(layer, SparseLayer) and hooks_of(layer):
-        raise ValueError(
-            f"{where}: {_shown(name)} has {hooks_of(layer)}, which would be lost when the layer is "
-            "replaced; load first and register them afterwards"
-        )
+        weight = cast(Tensor, layer.weight)
+        check_weight(f"{where}: {_shown(name)}", weight)
+        if hooks := hooks_of(layer, weight, state=True):
+            raise ValueError(
+                f"{where}: {_shown(name)} has {hooks}, which would be lost when the layer is "
+                "replaced; load first and register them afterwards"
+            )
     return layer
 
 

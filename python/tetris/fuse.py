@@ -431,7 +431,7 @@ class _Fuser:
 
     def _unique(self, module: nn.Module) -> str | None:
         """Why a module may not change, if it may not."""
-        if hooks := hooks_of(module):
+        if hooks := hooks_of(module, state=True):
             return f"has {hooks}"
         if self.calls[id(module)] > 1:
             return f"is used {self.calls[id(module)]} times"

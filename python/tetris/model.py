@@ -193,7 +193,8 @@ def sparsify(
         progress=progress,
     )
     for name, layer in selection.layers.items():
-        check_hooks(where, name, layer)
+        # Of a copy torch drops the hooks of Parameters anyway.
+        check_hooks(where, name, layer, layer.weight if inplace else None)
         check_weight(f"{where}: layer {name!r}", layer.weight)
     prepare_importance(model, selection.layers, options)
 
@@ -366,8 +367,9 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         )
     for name in names:
         layer = model.get_submodule(name)
-        check_hooks(where, name, layer)
-        if isinstance(layer, SparseLayer) and layer.activation != "none":
+        assert isinstance(layer, SparseLayer)
+        check_hooks(where, name, layer, layer.values if inplace else None)
+        if layer.activation != "none":
             raise ValueError(
                 f"{where}: layer {name!r} fuses {layer.activation!r}, which "
                 f"{layer.dense_name()} cannot express; set its "

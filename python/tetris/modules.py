@@ -33,10 +33,37 @@ def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module
     return model
 
 
-def hooks_of(module: nn.Module) -> str:
-    """The kinds of hooks a module has, or an empty string."""
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return ", ".join(kind.strip("_") for kind in kinds if getattr(module, kind, None))
+def hooks_of(module: nn.Module, *parameters: Tensor | None, state: bool = False) -> str:
+    """The kinds of hooks a module has, or an empty string.
+
+    Args:
+        module: The module; hooks of its forward and backward passes count.
+        *parameters: Of the module: their hooks count, too.
+        state: Those of its state_dict and load_state_dict count, too.
+    """
+    kinds = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
+    found = [kind for kind in kinds if getattr(module, kind, None)]
+    for kind in _STATE_HOOKS if state else ():
+        if not all(map(_of_torch, getattr(module, kind, {}).values())):
+            found.append(kind)
+    for parameter in parameters:
+        found += [f"parameter{kind}" for kind in _TENSOR_HOOKS if getattr(parameter, kind, None)]
+    return ", ".join(kind.strip("_") for kind in found)
+
+
+_STATE_HOOKS = (
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
+_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _of_torch(hook: object) -> bool:
+    """Of torch: weight_norm leaves one behind, for names of old states, when it is removed."""
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith("torch.")
 
 
 def unparametrize(module: nn.Module, name: str, *, leave_parametrized: bool) -> None:

@@ -373,8 +373,9 @@ class Pruner:
         check_whole(f"{self.name}.finalize", self.model.parameters(), GATHER)
         unfinished = {n: m for n, m in self.modules().items() if not isinstance(m, SparseLayer)}
         for name, layer in unfinished.items():
-            check_hooks(self.name, name, layer)
-            check_weight(f"{self.name}.finalize: layer {name!r}", self._masks[name].parameter)
+            parameter = self._masks[name].parameter
+            check_hooks(self.name, name, layer, parameter if inplace else None)
+            check_weight(f"{self.name}.finalize: layer {name!r}", parameter)
         if inplace and "" in self.layers:
             raise ValueError(
                 f"{self.name}: a model that is one layer cannot be replaced in place; "

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..checks import check_model, describe, listed
@@ -200,9 +200,9 @@ def fit(block: tuple[int, int], out: int, in_: int) -> tuple[int, int]:
     return (out, -(-in_ // 2)) if in_ >= out else (-(-out // 2), in_)
 
 
-def check_hooks(where: str, name: str, module: nn.Module) -> None:
-    """Raise if replacing a module would lose hooks."""
-    if found := hooks_of(module):
+def check_hooks(where: str, name: str, module: nn.Module, parameter: Tensor | None = None) -> None:
+    """Raise if replacing a module, and the Parameter that is passed, would lose hooks."""
+    if found := hooks_of(module, parameter, state=True):
         raise ValueError(
             f"{where}: layer {name!r} has {found}, which its sparse replacement would "
             "not have; remove them and register them on the result, or exclude the layer"

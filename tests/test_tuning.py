@@ -1,6 +1,7 @@
 """Files of `tetris tune` and the tuning loop, without a GPU."""
 
 import json
+import os
 
 import pytest
 
@@ -122,6 +123,47 @@ def test_tune_command_checks_its_words(words, message, capsys):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tune", *words])
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """HOME is not set, and the user has no entry that names a home."""
+
+    def unknown(_):
+        raise KeyError("no such user")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TETRIS_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    tuning._homeless.cache_clear()
+    yield
+    tuning._homeless.cache_clear()
+
+
+def test_without_a_home_a_temporary_folder_is_named_once(homeless, monkeypatch, tmp_path, recwarn):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = tetris.cost.load()  # nothing is there
+    own = tuning.folder()
+    assert own == tmp_path / f"tetris-{os.getuid()}"
+    assert tetris.info().problems == ()
+    tuning.load()
+    tuning.make_folder()
+    path = tuning.save("GPU", {})
+    assert path.parent == own
+    assert tuning.read(path) == ("GPU", {})
+    assert model.cpu == tetris.cost.default().cpu
+    [warning] = recwarn
+    assert "no home directory" in str(warning.message)
+    assert str(own) in str(warning.message)
+    assert warning.filename == __file__
+
+
+def test_a_folder_that_is_named_needs_no_home(homeless, monkeypatch, tmp_path, recwarn):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert tuning.folder() == tmp_path / "cache" / "tetris"
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(tmp_path))
+    assert tuning.folder() == tmp_path
+    assert not list(recwarn)
 
 
 def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):

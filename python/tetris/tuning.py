@@ -1,13 +1,15 @@
 """Which CUDA kernel is fastest for a problem, as ``tetris tune`` measured it on this machine.
 
 One file for each kind of GPU, in ``TETRIS_CACHE_DIR``, ``XDG_CACHE_HOME/tetris`` or
-``~/.cache/tetris``. It holds the version of this library: kernels change, and with them what is
-fastest, so the measurements of another version are ignored, as is a file that cannot be read; both
-with a warning. Where nothing was measured, the library's own guess is used.
+``~/.cache/tetris``; for a user without a home in a temporary folder. It holds the version of this
+library: kernels change, and with them what is fastest, so the measurements of another version are
+ignored, as is a file that cannot be read; both with a warning. Where nothing was measured, the
+library's own guess is used.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -42,10 +44,30 @@ class Measurement:
 
 
 def folder() -> Path:
-    """Where the files are."""
+    """Where the files are.
+
+    Warns:
+        UserWarning: there is no home directory, once: a temporary folder takes its place.
+    """
     if own := os.environ.get("TETRIS_CACHE_DIR"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tetris"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "tetris"
+    try:
+        return Path.home() / ".cache" / "tetris"
+    except RuntimeError:  # as in a container whose user has no name
+        return _homeless()
+
+
+@functools.cache
+def _homeless() -> Path:
+    user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""
+    own = Path(tempfile.gettempdir()) / f"tetris{user}"
+    warn(
+        f"tetris: this user has no home directory (HOME is not set), so measurements are kept in "
+        f"{own}, which may not last; TETRIS_CACHE_DIR names another folder"
+    )
+    return own
 
 
 def path_of(device: str) -> Path:

@@ -151,5 +151,8 @@ def test_a_damaged_state_is_refused_and_changes_nothing(case):
             with pytest.raises(ValueError, match=f"^{pruner.name}.load_state_dict: "):
                 pruner.load_state_dict(damaged(state, path, value))
             assert same(now(), before), path
+    for whole in (None, "damaged", [state]):
+        with pytest.raises(ValueError, match=f"^{pruner.name}.load_state_dict: takes what"):
+            pruner.load_state_dict(whole)
     pruner.load_state_dict(state)
     assert same(pruner.state_dict(), state)

@@ -30,7 +30,7 @@ from .orders import Share, check_share
 from .plan import Plan, Scope, plan_layers
 from .report import LayerReport, SparsifyReport
 from .saliency import check_importance
-from .states import check_count, check_flag, check_mapping
+from .states import check_count, check_flag, check_mapping, check_state
 from .stored import StoredBlocks
 from .target import Target, budgeted
 from .tree import Selector, check_hooks, layer_options, select_layers
@@ -453,10 +453,7 @@ class Pruner:
         """
         where = f"{self.name}.load_state_dict"
         self._check_attached("load_state_dict")
-        if not isinstance(state, Mapping):
-            raise ValueError(
-                f"{where}: takes what state_dict() returned, a dict (got {describe(state)})"
-            )
+        check_state(where, state)
         known = ("steps", "layers", "arguments", *self.extra_state())
         missing = [k for k in known if k not in state]
         if missing:

@@ -16,6 +16,14 @@ from torch.optim import Optimizer
 from ..checks import check_sparsity, describe
 
 
+def check_state(where: str, state: object) -> None:
+    """Raise ValueError unless a whole state is a dict."""
+    if not isinstance(state, Mapping):
+        raise ValueError(
+            f"{where}: takes what state_dict() returned, a dict (got {describe(state)})"
+        )
+
+
 def check_count(where: str, name: str, value: object) -> int:
     """Return a number of steps and the like, or raise ValueError."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:

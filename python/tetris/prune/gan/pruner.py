@@ -24,7 +24,7 @@ from ..plan import Scope
 from ..pruner import Execution
 from ..saliency import layer_saliency
 from ..schedule import Schedule
-from ..states import check_like, check_mapping
+from ..states import check_like, check_mapping, check_state
 from ..target import Target
 from ..tree import Selector
 from .checks import Atom, check_discriminator, check_settings, check_task, checked_terms
@@ -358,9 +358,11 @@ class GANPruner(BlockPruner):
 
         The discriminator's and its optimizer's states are loaded beside those of the generator.
         """
+        where = f"{self.name}.load_state_dict"
+        check_state(where, state)
         if state.get("atom", self.atom) != self.atom:
             raise ValueError(
-                f"{self.name}.load_state_dict: the state is of a pruner with "
+                f"{where}: the state is of a pruner with "
                 f"atom={state['atom']!r}, this one has {self.atom!r}; make the pruner with the same"
             )
         super().load_state_dict(state)

@@ -24,7 +24,7 @@ from ..orders import Share
 from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import SparsifyReport, warn_of_shortfall
-from ..states import check_flag, check_like, check_mapping
+from ..states import check_flag, check_like, check_mapping, check_state
 from ..stored import check_held
 from ..target import Target
 from ..tree import Selector, check_hooks
@@ -411,6 +411,7 @@ class SynapticPruner(Pruner):
                 when this pruner is beyond it.
         """
         where = f"{self.name}.load_state_dict"
+        check_state(where, state)
         if state.get("per", self.per) != self.per:
             raise ValueError(
                 f"{where}: the state is of per={state['per']!r}, this pruner of {self.per!r}; make "

@@ -25,7 +25,7 @@ from ..plan import Scope
 from ..pruner import Execution, Pruner
 from ..report import warn_of_shortfall
 from ..saliency import layer_saliency, prepare_importance
-from ..states import check_generator, check_like, check_mapping, check_optimizer
+from ..states import check_generator, check_like, check_mapping, check_optimizer, check_state
 from ..target import Target
 from ..tree import Selector, check_hooks
 from .carry import carry, spread
@@ -474,6 +474,7 @@ class VRPGEPruner(Pruner):
         """
         where = f"{self.name}.load_state_dict"
         self._check_idle("load_state_dict")
+        check_state(where, state)
         own = self.extra_state()["settings"]
         settings = check_mapping(where, "settings", state.get("settings", own), own)
         for name, value in settings.items():

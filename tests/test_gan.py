@@ -960,6 +960,7 @@ def test_distances_that_rise_are_told_from_noise():
 def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, monkeypatch):
     sys.path.insert(0, str(ROOT))
     from dataclasses import replace
+    from functools import partial
 
     from benchmarks.methods import gan, gan_training, latency
     from benchmarks.methods.experiment import Setting
@@ -972,10 +973,15 @@ def test_the_experiment_gives_every_row_and_holds_its_checks(data, tmp_path, mon
             gan_training.images("fashion", 0)
         except FileNotFoundError as error:
             pytest.skip(str(error))
-    tiny = replace(gan_training.QUICK[data], dense=3, compress=4, classifier=1, images=200)
+    tiny = replace(gan_training.QUICK[data], dense=3, compress=4, classifier=1, batch=8, images=200)
     monkeypatch.setitem(gan_training.QUICK, data, tiny)
     monkeypatch.setattr(gan, "SWEEPS", 1)
+    # Numbers mean nothing here: fewer real images, shorter averages, small batches timed once.
+    monkeypatch.setitem(gan_training.IMAGES, "fashion", 4000)
+    monkeypatch.setattr(gan, "recalibrate", partial(gan_training.recalibrate, count=2))
     quick, measure = Plan(0.0, 0.0, 1, 1), latency.measure
+    monkeypatch.setattr(gan, "BATCH", 4)
+    monkeypatch.setattr(latency, "_LOOK", quick)
     monkeypatch.setattr(latency, "measure", lambda models, x: measure(models, x, quick))
     setting = Setting(data, (0,), True, tmp_path)
     experiment = gan.EXPERIMENT

@@ -21,7 +21,7 @@ from rich.markdown import Markdown
 
 import tetris
 from tetris.bench import machine
-from tetris.commands.arguments import block_shape, checked
+from tetris.commands.arguments import block_shape, checked, sparsity_share
 from tetris.prune import SharedOrders, SparsifyReport
 
 from .folding_models import MODELS, NEEDS_TRANSFORMERS, Trained
@@ -49,7 +49,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="HxW",
         help=f"default {' '.join(BLOCKS)}",
     )
-    add("--sparsity", type=float, default=75.0, metavar="PERCENT", help="default 75")
+    add(
+        "--sparsity",
+        type=checked(sparsity_share),
+        default=0.75,
+        metavar="PERCENT",
+        help="default 75",
+    )
     add("--steps", type=int, help="of training; default 400, with --quick 30")
     add("--sweeps", type=int, help="of each search; default 60, with --quick 4")
     add("--out", type=Path, help="default benchmarks/results; build/benchmarks for a part")
@@ -78,7 +84,7 @@ def row(
 ) -> dict:
     """One model, pruned to one block size: alone, together, and in the order it has."""
     settings = {
-        "sparsity": args.sparsity / 100,
+        "sparsity": args.sparsity,
         "block": block,
         "exclude": trained.exclude,
         "sweeps": args.sweeps,
@@ -151,7 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     rows = measure(args, console)
     words = sys.argv[1:] if argv is None else argv
     result = {
-        "rows": [{**r, "sparsity": args.sparsity / 100} for r in rows],
+        "rows": [{**r, "sparsity": args.sparsity} for r in rows],
         "machine": machine.describe(),
         "command": " ".join(["python -m benchmarks.folding", *words]),
         "steps": args.steps,

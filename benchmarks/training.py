@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import tetris
 from tetris.bench import machine
-from tetris.commands.arguments import block_shape, checked
+from tetris.commands.arguments import block_shape, checked, sparsity_share
 from tetris.prune import Regrow, TetrisPruner
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles, unpacked_product
 
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--sparsity",
         nargs="+",
-        type=float,
+        type=checked(sparsity_share),
         metavar="PERCENT",
         help=f"share removed; default {' '.join(SPARSITIES)}",
     )
@@ -204,24 +204,25 @@ def candidates(
 def measure(args: argparse.Namespace, console: Console) -> list[dict]:
     """Times what the arguments ask for; one row per model, sparsity and block."""
     blocks = args.blocks or [block_shape(b) for b in (QUICK_BLOCKS if args.quick else BLOCKS)]
-    percents = args.sparsity or [float(s) for s in (QUICK_SPARSITIES if args.quick else SPARSITIES)]
+    usual = QUICK_SPARSITIES if args.quick else SPARSITIES
+    sparsities = args.sparsity or [sparsity_share(s) for s in usual]
     compiled = not args.quick if args.compile is None else args.compile
     plan = Plan(sample_s=0.0, budget_s=15.0 if args.quick else 40.0, min_rounds=3)
     torch.set_num_threads(args.threads)
     rows = []
     for name in args.models or MODELS:
-        for percent in percents:
-            console.print(f"{name}, {percent:g} % removed ...")
-            found, pruners = candidates(name, blocks, percent / 100, args.optimizer, compiled)
+        for sparsity in sparsities:
+            console.print(f"{name}, {100 * sparsity:g} % removed ...")
+            found, pruners = candidates(name, blocks, sparsity, args.optimizer, compiled)
             durations = interleave(found, plan)
             for label, pruner in pruners.items():
-                rows.append(_row(name, percent, label, pruner, durations, args))
+                rows.append(_row(name, sparsity, label, pruner, durations, args))
     return rows
 
 
 def _row(
     name: str,
-    percent: float,
+    sparsity: float,
     label: str,
     pruner: TetrisPruner,
     durations: Durations,
@@ -234,7 +235,7 @@ def _row(
     low, middle, high = quartiles(ratios)
     return {
         "model": name,
-        "sparsity": percent / 100,
+        "sparsity": sparsity,
         "stored": 1.0 - pruner.sparsity,
         "block": label,
         "optimizer": args.optimizer,

@@ -260,6 +260,24 @@ def test_parts_have_orders_of_their_own():
         assert search.retained > search.identity_retained + 0.2, name
 
 
+@pytest.mark.parametrize("faint", [0, 1])
+def test_parts_that_keep_nothing_or_all(faint):
+    """A head so faint that all of its blocks go: no order gains anything, and none is searched."""
+    g = generator()
+    saliency = {"value": torch.rand(32, 48, generator=g), "output": torch.rand(48, 32, generator=g)}
+    parts = [range(16), range(16, 32)]
+    saliency["value"][parts[faint]] *= 1e-6
+    saliency["output"][:, parts[faint]] *= 1e-6
+    options = {
+        n: LayerOptions(sparsity=0.5, block=(4, 4), allow_empty_rows=True, **FAST) for n in saliency
+    }
+    share = [SharedOrder(Part("value", p), Part("output", p)) for p in parts]
+    found = searched(saliency, options, share)
+    assert found["value"][0].row_perm is None
+    assert found["output"][0].col_perm is None
+    assert all(s.retained > 0.99 for _, s in found.values())
+
+
 def test_a_layer_that_reads_two_values_behind_each_other():
     g = generator()
     orders = [torch.randperm(n, generator=g) for n in (48, 64)]

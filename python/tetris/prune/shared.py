@@ -398,7 +398,10 @@ class _Joint:
             found = layer.search(layer.values.index_select(axis, order), *held, **arguments)
             perm = found.col_perm if axis else found.row_perm
         else:
-            table, block, sparsity = _side_by_side(members)
+            table, block, (kept, blocks) = _side_by_side(members)
+            if not 0 < kept < blocks:  # parts that keep all or nothing gain by no order
+                return 0.0
+            sparsity = (blocks - kept + 0.5) / blocks  # floor() finds the count again
             found = reorder.search(
                 table[order], (block, 1), sparsity, allow_empty_rows=True, **arguments
             )
@@ -422,8 +425,8 @@ class _Joint:
 
 def _side_by_side(
     members: list[tuple[_Layer, int, Tensor | None]],
-) -> tuple[Tensor, int, float]:
-    """One matrix of the lines of several layers, its block height, and the share to remove."""
+) -> tuple[Tensor, int, tuple[int, int]]:
+    """One matrix of the lines of several layers, its block height, blocks to keep and of all."""
     block = max(layer.options.block[axis] for layer, axis, _ in members)
     tables, prices, kept, blocks = [], [], 0, 0
     for layer, axis, index in members:
@@ -439,7 +442,7 @@ def _side_by_side(
         kept, blocks = kept + own[0], blocks + own[1]
     top = max(prices)
     table = torch.cat([x + (top - p) / block for x, p in zip(tables, prices, strict=True)], dim=1)
-    return table, block, (blocks - kept + 0.5) / blocks  # floor() finds the count again
+    return table, block, (kept, blocks)
 
 
 def _grouped(values: Tensor, dim: int, block: int) -> Tensor:

@@ -17,6 +17,9 @@ export PATH := $(abspath $(BIN)):$(PATH)
 export CMAKE_BUILD_PARALLEL_LEVEL ?= $(JOBS)
 SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.toml
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh' 'tests/*.h' 'tests/*.cpp' 'benchmarks/*.cpp')
+# kernel-bench alone; in the extension's own folder, without the flags, its kernels are there already.
+BENCH_BUILD ?= build/kernel-bench
+BENCH_FLAGS ?= -DTETRIS_BUILD_EXTENSION=OFF
 CPP_BUILD := build/cpp-test
 CPP_FLAGS := -DTETRIS_BUILD_TESTS=ON -DTETRIS_BUILD_EXTENSION=OFF
 
@@ -69,9 +72,9 @@ cpp-test: $(VENV)/.torch ## Run the C++ tests under sanitizers (needs googletest
 	ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS)
 
 kernel-bench: $(VENV)/.torch ## Time the kernels alone (needs google-benchmark; ARGS="512x1024x4096 4x1 90")
-	cmake -G Ninja -S . -B build/kernel-bench -DTETRIS_BUILD_BENCHMARKS=ON -DTETRIS_BUILD_EXTENSION=OFF
-	cmake --build build/kernel-bench --target kernel_bench
-	build/kernel-bench/benchmarks/cpp/kernel_bench $(if $(ARGS),$(ARGS),512x1024x4096 1x1 90 4x1 90 16x16 90)
+	cmake -G Ninja -S . -B $(BENCH_BUILD) -DTETRIS_BUILD_BENCHMARKS=ON $(BENCH_FLAGS)
+	cmake --build $(BENCH_BUILD) --target kernel_bench
+	$(BENCH_BUILD)/benchmarks/cpp/kernel_bench $(if $(ARGS),$(ARGS),512x1024x4096 1x1 90 4x1 90 16x16 90)
 
 gpu-check: ## On a machine with a GPU: build, test, measure with PYTHON's own torch, under ten minutes
 	$(PYTHON) tools/gpu_check.py $(ARGS)

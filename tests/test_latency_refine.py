@@ -261,12 +261,15 @@ def test_a_family_that_is_wrong_by_half(library_is_right, threads, factor, block
     assert f"measured {plan.measured_ms:.3g} ms" in str(plan)
 
 
-def test_what_takes_too_long_in_the_end_is_warned_of(library_is_right, threads):
+@pytest.mark.parametrize("prune", [tetris.sparsify, tetris.prune.TetrisPruner])
+def test_what_takes_too_long_in_the_end_is_warned_of(library_is_right, threads, prune):
     threads(1)
     library_is_right += [1.0, 1.1, 1.25, 1.4, 1.6, 1.8]  # of the dense model, and of each trial
     target = tetris.prune.Latency(0.4, torch.randn(128, 256))
-    with pytest.warns(UserWarning, match=r"measured, \d+\.\d% more than the latency target of"):
-        tetris.prune.TetrisPruner(mlp(), target=target, exclude="4", reorder=False)
+    much = r"measured, \d+\.\d% more than the latency target of"
+    with pytest.warns(UserWarning, match=much) as caught:
+        prune(mlp(), target=target, exclude="4", reorder=False)
+    assert {w.filename for w in caught} == {__file__}
 
 
 def test_layers_without_kernels_are_refused_before_anything_is_measured(monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +67,11 @@ def test_a_calibration_of_no_use_is_reported_at_the_callers_line(tmp_path, monke
             with contextlib.suppress(ValueError):  # no sparse layer so small is faster
                 call()
         assert {w.filename for w in caught} == {__file__}
+
+
+def test_the_library_warns_in_one_way():
+    files = Path(tetris.__file__).parent.rglob("*.py")
+    assert [f.name for f in files if "warnings.warn(" in f.read_text()] == ["warn.py"]
 
 
 def test_lines_of_torch_are_passed_over():

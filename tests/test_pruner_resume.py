@@ -260,3 +260,28 @@ def test_a_state_from_before_the_masks_names_the_order():
         Run(execution="sparse").model.load_state_dict(dense)
     with pytest.raises(RuntimeError, match=hint):  # masked into stored
         Run(execution="sparse").model.load_state_dict(Run().model.state_dict())
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_state_of_other_layers_alone_goes_into_a_pruned_model(execution):
+    """``strict=False``, for a new head: masked and sparse layers stay as they are."""
+    model = Run(execution=execution).model
+    name = list(model.state_dict())[-1]
+    layer, _, head = name.rpartition(".")
+    assert head == "bias"
+    before, other = copy.deepcopy(model.state_dict()), torch.full_like(model.state_dict()[name], 7)
+    found = model.load_state_dict({name: other}, strict=False)
+    assert not found.unexpected_keys
+    assert any(key.startswith("0.") for key in found.missing_keys)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, other if key == name else before[key])
+
+
+def test_a_layer_without_its_mask_takes_dense_states_again():
+    dense, run = mlp().state_dict(), Run()
+    copied, pruner = copy.deepcopy((run.model, run.pruner))
+    with pytest.raises(RuntimeError, match="layer 0 is masked by a pruner"):
+        copied.load_state_dict(dense)
+    pruner.remove().load_state_dict(dense)
+    with pytest.raises(RuntimeError, match="layer 0 is masked by a pruner"):
+        run.model.load_state_dict(dense)  # the original of the copy is still masked

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ..blocking import Blocking, swap_channels
 from ..layout import BlockLayout
@@ -111,18 +113,6 @@ class BlockMask(nn.Module):
         """The layout that a saved state of a mask stands for."""
         return self.layout_of(saved["block_mask"], saved["row_perm"], saved["col_perm"])
 
-    def _load_from_state_dict(self, state_dict, prefix, *args) -> None:  # type: ignore[override]
-        """Also say what to do where the state is of a layer without a mask."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        error_msgs: list[str] = args[-1]
-        if prefix + "block_mask" not in state_dict:
-            layer = prefix.partition("parametrizations.")[0].rstrip(".") or "(root)"
-            error_msgs.append(
-                f"layer {layer} is masked by a pruner, and the state has no mask for it. To "
-                "resume, load the pruner's state before the model's (docs/training.md); a dense "
-                "state goes into the model before the pruner is made"
-            )
-
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight, zero outside kept blocks (even where it is NaN)."""
         return torch.where(self.element_mask(), weight, 0.0)
@@ -148,6 +138,7 @@ class MaskedWeight:
         self.block = layout.block
         self._whole = layout  # while there is no mask
         self._mask: BlockMask | None = None
+        self._refusal: RemovableHandle | None = None  # of dense states, while there is a mask
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -202,6 +193,7 @@ class MaskedWeight:
             mask = BlockMask(layout, transposed=is_transposed(self.module))
             parametrize.register_parametrization(self.module, "weight", mask)
             self._mask = mask
+            self._refusal = self.module.register_load_state_dict_pre_hook(_refuse_dense)
         else:
             self.apply()  # what comes back is zero, not what the last optimizer step made of it
             before = self._mask.element_mask()
@@ -221,3 +213,21 @@ class MaskedWeight:
         check_whole("tetris.prune", [self.parameter], GATHER)
         unparametrize(self.module, "weight", leave_parametrized=masked)
         self._mask = None
+        if self._refusal is not None:
+            self._refusal.remove()
+            self._refusal = None
+
+
+def _refuse_dense(layer: nn.Module, state: Mapping[str, Any], prefix: str, *others: Any) -> None:
+    """Say what to do where a masked layer gets the weight of a dense one.
+
+    A hook of the layer: a mask sees no more of the state than its own part, so that it cannot tell
+    a dense layer from one that the state is not of, as with ``strict=False``.
+    """
+    error_msgs: list[str] = others[-1]
+    if prefix + "weight" in state and parametrize.is_parametrized(layer, "weight"):
+        error_msgs.append(
+            f"layer {prefix.rstrip('.') or '(root)'} is masked by a pruner, and the state has no "
+            "mask for it. To resume, load the pruner's state before the model's "
+            "(docs/training.md); a dense state goes into the model before the pruner is made"
+        )

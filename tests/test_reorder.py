@@ -334,6 +334,30 @@ def test_absolute_is_the_search_of_the_magnitudes(method, scale, tie_kernel):
     assert torch.equal(mask, a.mask)
 
 
+def test_weights_as_they_lie():
+    """Not aligned, as behind the header of a file; or views that negate what they show."""
+    weight = torch.randn(16, 32, generator=torch.Generator().manual_seed(0))
+    buffer = bytearray(1) + weight.numpy().tobytes()
+    unaligned = np.frombuffer(buffer, np.float32, offset=1).reshape(16, 32)
+    negated = torch.complex(torch.zeros(()), -weight).conj().imag
+    assert not unaligned.flags.aligned
+    assert negated.is_neg()
+    assert torch.equal(negated, weight)
+    expected = reorder.search(weight, (4, 1), 0.5, sweeps=1, absolute=True)
+    for other in (unaligned, torch.from_numpy(unaligned), negated):
+        found = reorder.search(other, (4, 1), 0.5, sweeps=1, absolute=True)
+        assert torch.equal(found.mask, expected.mask)
+        assert torch.equal(found.row_perm, expected.row_perm)
+        problem = reorder._Problem.of("test", other, (4, 1), 0.5, False, True)
+        assert problem.values.flags.aligned  # what C++ may assume
+
+
+def test_an_aligned_weight_is_not_copied():
+    weight = torch.randn(16, 32)
+    problem = reorder._Problem.of("test", weight, (4, 1), 0.5, False, True)
+    assert problem.values.ctypes.data == weight.data_ptr()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -327,7 +327,7 @@ class _Problem:
         absolute: bool,
     ) -> _Problem:
         if isinstance(saliency, torch.Tensor):
-            tensor = check_tensor(where, "saliency", saliency).detach().cpu()
+            tensor = check_tensor(where, "saliency", saliency).detach().cpu().resolve_neg()
             if tensor.dtype in (torch.float16, torch.bfloat16):
                 tensor = tensor.float()
             array = tensor.numpy()
@@ -365,7 +365,8 @@ class _Problem:
         if tie_kernel and positions > 1:
             array = np.abs(array).reshape(rows, cols, positions).sum(axis=2)
         tied = positions if tie_kernel else 1
-        values = np.ascontiguousarray(array, dtype=np.float32).reshape(rows, cols, -1)
+        # Aligned, too, which a buffer that was read from a file need not be.
+        values = np.require(array, np.float32, ["C", "A"]).reshape(rows, cols, -1)
         blocks = -(-rows // bo) * -(-cols // bi) * values.shape[2]
         return _Problem(values, (bo, bi), blocks - removed_count(sparsity, blocks), tied)
 

@@ -136,7 +136,7 @@ needs_proc = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("inplace", "search"), [(False, {"reorder": False}), (True, {"budget": 0.5})], ids=str
 )
-def test_sparsify_peaks_a_little_above_the_largest_layer(inplace, block, search):
+def test_sparsify_takes_less_than_the_largest_layer(inplace, block, search):
     """The sums of one layer's blocks, what a search copies of it, and what will be stored."""
     high, after = peak(SPARSIFY, inplace, block, search, FEATURES, 3)
     assert high < 0.6
@@ -156,9 +156,9 @@ def test_the_default_search_peaks_as_low():
 @needs_proc
 @pytest.mark.parametrize("block", [(16, 16), (4, 1)], ids=lambda block: f"{block[0]}x{block[1]}")
 def test_training_takes_what_is_stored(block):
-    """Gradient, two moments and what Adam computes with: a tenth of what a dense layer takes."""
+    """Gradient, two moments and what Adam computes with, a tenth each; and buffers of products."""
     high, _ = peak(TRAIN, block, FEATURES, 1)
-    assert high < 0.6
+    assert high < 0.7
 
 
 @needs_proc

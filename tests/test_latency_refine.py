@@ -11,7 +11,7 @@ from torch import nn
 
 import tetris
 from tetris.cost import CostModel, Point, Stored, store, trials
-from tetris.cost.calls import ModelTimes, calls_of
+from tetris.cost.calls import ModelTimes, calls_of, measured_times
 from tetris.cost.trials import relative_time, times_with
 from tetris.nn import SparseLayer
 from tetris.prune import latency
@@ -20,6 +20,7 @@ from tetris.prune.latency import DENSITIES
 from tetris.prune.options import LayerOptions
 from tetris.prune.refine import TOLERANCE, TRIALS, OutOfReachError, _Factors, refine
 from tetris.prune.stand_ins import stand_ins
+from tetris.prune.target import uses_of
 from tetris.prune.tree import select_layers
 
 FAMILIES = {"a": "sparse linear", "b": "sparse linear", "c": "sparse convolution"}
@@ -420,6 +421,33 @@ def test_a_real_model_is_measured_with_sparse_layers(threads):
     assert 0.0 < sum(times.layers.values())
     assert 0.0 < times.total
     assert torch.equal(model(x), before)
+
+
+RUNS = {
+    "calls": lambda model, layers, x: calls_of("test", model, layers, x),
+    "dense": measured_times,
+    "trial": lambda model, layers, x: times_with(model, layers, layers, x, 1.0),
+    "relative": lambda model, layers, x: relative_time(model, model, x),
+    "uses": uses_of,
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("inference", [False, True])
+def test_what_is_measured_is_inference(run, inference):
+    """No graph is recorded: it takes time, and keeps all activations."""
+    recorded = []
+
+    class Probe(nn.Module):
+        def forward(self, x):
+            recorded.append(x.requires_grad)
+            return x
+
+    with torch.inference_mode(inference):  # Parameters made in this mode record none anyway
+        model = nn.Sequential(nn.Linear(16, 16), Probe(), nn.Linear(16, 16))
+    RUNS[run](model, {"0": model[0], "2": model[2]}, torch.randn(4, 16))
+    assert recorded
+    assert not any(recorded)
 
 
 # -- the benchmark --------------------------------------------------------------------------------

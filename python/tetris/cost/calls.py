@@ -36,7 +36,6 @@ class Call:
     input_shape: tuple[int, ...]
 
 
-@torch.no_grad()
 def calls_of(
     where: str, model: nn.Module, layers: Mapping[str, DenseLayer], example_inputs: Any
 ) -> dict[str, list[Call]]:
@@ -68,7 +67,7 @@ def calls_of(
     with _hooks(
         layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()
     ):
-        with undisturbed(model):
+        with undisturbed(model), torch.no_grad():
             Batch(example_inputs).outputs(where, model)
     if unused := [name for name, calls in found.items() if not calls]:
         raise ValueError(
@@ -95,7 +94,6 @@ class ModelTimes:
     others: float
 
 
-@torch.no_grad()
 def measured_times(
     model: nn.Module, layers: Mapping[str, nn.Module], example_inputs: Any
 ) -> ModelTimes:
@@ -108,7 +106,7 @@ def measured_times(
     batch = Batch(example_inputs)
     rounds: list[dict[str, float]] = []
     between: list[float] = []
-    with undisturbed(model):
+    with undisturbed(model), torch.no_grad():
         seconds_of_call(lambda: batch.run(model))  # caches and clocks settle
         begun = time.perf_counter()
         with watched(layers, now) as taken:

@@ -18,7 +18,6 @@ from .measure import clock
 _PLAN = Plan(sample_s=0.02, budget_s=2.0, min_rounds=3, max_rounds=15)
 
 
-@torch.no_grad()
 def times_with(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
@@ -59,7 +58,7 @@ def times_with(
     calls: dict[str, Candidate] = {"trial": trial, "layers": looked_into}
     if seconds is not None:
         calls["model"] = lambda: batch.run(model)
-    with undisturbed(model):
+    with undisturbed(model), torch.no_grad():
         durations = interleave(calls, _PLAN, now)
     if seconds is None:
         total, unit = float(np.median(durations["trial"])), 1.0
@@ -70,11 +69,10 @@ def times_with(
     return ModelTimes(total, own, max(total - sum(own.values()), 0.0))
 
 
-@torch.no_grad()
 def relative_time(model: nn.Module, reference: nn.Module, example_inputs: Any) -> float:
     """How long a model takes in units of another, both on the example in turns; a median."""
     batch = Batch(example_inputs)
-    with undisturbed(model), undisturbed(reference):
+    with undisturbed(model), undisturbed(reference), torch.no_grad():
         calls = {"model": lambda: batch.run(model), "reference": lambda: batch.run(reference)}
         durations = interleave(calls, _PLAN, clock())
     return _ratio(durations["model"], durations["reference"])

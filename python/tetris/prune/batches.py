@@ -160,6 +160,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
     That is each module's mode, buffers and torch's random numbers. Modes are set as attributes:
     ``train()`` of some modules does more, such as merging weights, which would not be undone.
+    Gradients are recorded inside, for importances that need them, even where the caller has
+    switched them off: what needs none says ``torch.no_grad()`` after it.
     """
     modes = [(module, module.training) for module in model.modules()]
     buffers = [

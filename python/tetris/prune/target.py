@@ -138,7 +138,6 @@ class Flops(Target):
         return {name: 2.0 * count for name, count in uses.items()}
 
 
-@torch.no_grad()
 def uses_of(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
@@ -169,7 +168,7 @@ def uses_of(
         layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()
     ]
     try:
-        with undisturbed(model):
+        with undisturbed(model), torch.no_grad():
             Batch(example_inputs).outputs(where, model)
     finally:
         for handle in handles:

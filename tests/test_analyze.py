@@ -170,6 +170,23 @@ def test_without_an_example_there_are_no_times():
     assert "pass example_inputs" in str(report)
     assert "speed-up" not in str(report)
     assert report.to_dict()["layers"][0]["dense_ms"] is None
+    with pytest.raises(ValueError, match=r"AnalysisReport\.dense: .*pass example_inputs="):
+        report.dense  # noqa: B018  # all layers, if it did not raise: nothing left to prune
+    with pytest.raises(ValueError, match=r"AnalysisReport\.overrides: .*pass example_inputs="):
+        report.overrides()
+
+
+@pytest.mark.parametrize(("wrong", "right"), [("block", "blocks"), ("sparsity", "sparsities")])
+def test_the_names_that_sparsify_has_are_corrected(wrong, right):
+    with pytest.raises(TypeError, match=f"unexpected argument '{wrong}' .did you mean '{right}'"):
+        tetris.analyze(mlp(), **{wrong: 0.9})
+
+
+def test_a_choice_that_a_small_layer_cannot_tell_from_another_is_there_once():
+    """Each of the 16 block rows keeps one of 4 blocks: 90 % is 75 %."""
+    layer = nn.Linear(64, 256)
+    report = tetris.analyze(layer, blocks=[(16, 16)], sparsities=[0.5, 0.75, 0.9], sweeps=1)
+    assert [choice.sparsity for choice in report.layers[0].choices] == [0.5, 0.75]
 
 
 class Tied(nn.Module):

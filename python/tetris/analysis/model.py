@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def analyze(
         model: Any module.
         example_inputs: What the model is called with: a tensor, a tuple of arguments, or a dict of
             them by name; run once, in eval mode, to see how many tokens and pixels each layer gets.
-            Without it there are no times and no recommendations.
+            Without it there are no times and no recommendations: ``dense`` and ``overrides()`` of
+            the report raise ValueError.
         blocks: Block shapes (bo, bi) to look at.
         sparsities: Shares of the blocks to remove, each with each block.
         include: Layers to analyze, as for :func:`tetris.sparsify`.
@@ -100,7 +102,10 @@ def analyze(
     where = "tetris.analyze"
     shapes, shares = checked_grid(where, blocks, sparsities)
     check_search(where, threads=threads)
-    check_keywords(where, search, SearchOptions.__annotations__)
+    own = [
+        name for name in inspect.signature(analyze).parameters if name not in ("model", "search")
+    ]
+    check_keywords(where, search, [*own, *SearchOptions.__annotations__])
     options = LayerOptions(importance=importance, **search, where=where)
     if cost is not None and not isinstance(cost, CostModel):
         raise TypeError(f"{where}: cost must be a tetris.cost.CostModel (got {describe(cost)})")

@@ -95,16 +95,25 @@ class AnalysisReport:
 
     @property
     def dense(self) -> tuple[str, ...]:
-        """Names of the analyzed layers that are to stay dense, for ``exclude=``."""
+        """Names of the analyzed layers that are to stay dense, for ``exclude=``.
+
+        Raises:
+            ValueError: there are no times, so that nothing is recommended.
+        """
+        self._check_timed("dense")
         return tuple(n for layer in self.layers if layer.best is None for n in layer.names)
 
     def overrides(self) -> dict[str, dict[str, Any]]:
         """What is recommended for each other layer, for ``overrides=``.
 
+        Raises:
+            ValueError: there are no times, so that nothing is recommended.
+
         Example:
             >>> report = tetris.analyze(model, x)
             >>> tetris.sparsify(model, overrides=report.overrides(), exclude=report.dense)
         """
+        self._check_timed("overrides")
         return {
             name: {"block": layer.best.block, "sparsity": layer.best.sparsity}
             for layer in self.layers
@@ -161,9 +170,20 @@ class AnalysisReport:
         lines += [f"{name or '(root)'}: {text}" for name, text in self._advice()]
         return "\n".join([*lines, self._foot()]).strip("\n")
 
+    @property
+    def _timed(self) -> bool:
+        return any(not math.isnan(layer.dense_ms) for layer in self.layers)
+
+    def _check_timed(self, name: str) -> None:
+        if not self._timed:
+            raise ValueError(
+                f"AnalysisReport.{name}: nothing is recommended without times; pass "
+                "example_inputs= to tetris.analyze (got none)"
+            )
+
     def _rows(self) -> tuple[list[str], list[tuple[bool, list[str]]]]:
         """Head, and rows with whether they are the first of their layer."""
-        timed = any(not math.isnan(layer.dense_ms) for layer in self.layers)
+        timed = self._timed
         measured = any(layer.dense_measured_ms is not None for layer in self.layers)
         head = ["layer", "shape", "block", "sparsity", "TETRIS", "L1 sort", "no order", "elements"]
         if timed:
@@ -201,12 +221,12 @@ class AnalysisReport:
         return head, rows
 
     def _advice(self) -> list[tuple[str, str]]:
-        advice = [(layer.name, layer.reason) for layer in self.layers]
+        advice = [(layer.name, layer.reason) for layer in self.layers if layer.reason]
         return advice + [(name, f"skipped: {why}") for name, why in self.skipped.items()]
 
     def _foot(self) -> str:
-        if all(math.isnan(layer.dense_ms) for layer in self.layers):
-            return "no times: pass example_inputs for them"
+        if not self._timed:
+            return "no times, and so no recommendations: pass example_inputs for them"
         dense = sum(layer.dense_ms for layer in self.layers)
         best = sum(
             layer.dense_ms if layer.best is None else layer.best.predicted_ms

@@ -14,6 +14,7 @@ from tetris.nn import SparseLayer
 from tetris.prune.curves import Candidate, _hull, choose, retained_at
 from tetris.prune.latency import BLOCKS
 from tetris.prune.options import LayerOptions
+from tetris.timing import ms_text
 
 
 @pytest.fixture(autouse=True)
@@ -443,3 +444,13 @@ def test_the_rest_is_measured_while_the_layers_do_nothing():
         nn.init.zeros_(model[0].weight)
         assert torch.equal(model(x), before)  # layers are not asked
     assert not torch.equal(model(x), before)
+
+
+def test_seconds_are_read_as_milliseconds_without_an_exponent():
+    assert [ms_text(ms) for ms in (0.01234, 3.0, 999.4, 999.6, 12345.6)] == [
+        "0.0123 ms",
+        "3 ms",
+        "999 ms",
+        "1000 ms",
+        "12346 ms",
+    ]

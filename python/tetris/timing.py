@@ -33,6 +33,11 @@ class Plan:
     max_rounds: int = 15
 
 
+def ms_text(ms: float) -> str:
+    """Milliseconds for people to read: three digits, also where they are thousands."""
+    return f"{ms:.0f} ms" if ms >= 999.5 else f"{ms:.3g} ms"
+
+
 def interleave(
     candidates: dict[str, Candidate],
     plan: Plan | None = None,

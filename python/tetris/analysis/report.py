@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from os import PathLike
 from typing import Any
 
+from ..timing import ms_text
+
 LEAST_GAIN = 1.1
 """A sparse layer is recommended from this predicted speed-up on: below it, the prediction's own
 error decides."""
@@ -233,14 +235,14 @@ class AnalysisReport:
             for layer in self.layers
         )
         return (
-            f"predicted for these layers as recommended (*): {_ms(best)} ms instead of "
-            f"{_ms(dense)} ms, {dense / best:.2f}x; {self.threads} "
+            f"predicted for these layers as recommended (*): {ms_text(best)} instead of "
+            f"{ms_text(dense)}, {dense / best:.2f}x; {self.threads} "
             f"thread{'s' * (self.threads > 1)}; cost model {self.source}"
         )
 
 
 def _ms(value: float) -> str:
-    return f"{value:.3g}"
+    return ms_text(value).removesuffix(" ms")
 
 
 def _plain(value: Any) -> Any:

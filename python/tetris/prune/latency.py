@@ -22,6 +22,7 @@ from ..cost.problem import Problem, Stored
 from ..cost.trials import relative_time, times_with
 from ..nn.kinds import DenseLayer, groups_of, oriented
 from ..progress import steps
+from ..timing import ms_text
 from ..warn import warn
 from . import ranks
 from .curves import Candidate, retained_at
@@ -70,13 +71,16 @@ class LatencyPlan:
     trials: tuple[tuple[float, float], ...]
 
     def __str__(self) -> str:
-        tried = ", then ".join(f"{p:.3g} ms predicted, {m:.3g} measured" for p, m in self.trials)
+        tried = ", then ".join(
+            f"{ms_text(p)} predicted, {ms_text(m)} measured" for p, m in self.trials
+        )
         return (
-            f"latency: asked for {self.budget_ms:.3g} ms, predicted {self.predicted_ms:.3g} ms, "
-            f"measured {self.measured_ms:.3g} ms ({self.measured_ms / self.budget_ms:.1%} of what "
-            f"was asked for); dense {self.dense_ms:.3g} ms, of which {self.other_ms:.3g} ms stay "
-            f"as they are ({self.threads} thread{'s' * (self.threads > 1)}; cost model "
-            f"{self.source}; tried: {tried})"
+            f"latency: asked for {ms_text(self.budget_ms)}, "
+            f"predicted {ms_text(self.predicted_ms)}, measured {ms_text(self.measured_ms)} "
+            f"({self.measured_ms / self.budget_ms:.1%} of what was asked for); dense "
+            f"{ms_text(self.dense_ms)}, of which {ms_text(self.other_ms)} stay as they are "
+            f"({self.threads} thread{'s' * (self.threads > 1)}; cost model {self.source}; "
+            f"tried: {tried})"
         )
 
 
@@ -248,9 +252,9 @@ class Latency(Target):
         over = plan.measured_ms / plan.budget_ms
         if over > 1.0:
             warn(
-                f"{where}: the choice takes {plan.measured_ms:.3g} ms, measured, {over - 1.0:.1%} "
-                f"more than the latency target of {plan.budget_ms:.3g} ms; measure again where "
-                "other programs disturb less, or ask for less time"
+                f"{where}: the choice takes {ms_text(plan.measured_ms)}, measured, "
+                f"{over - 1.0:.1%} more than the latency target of {ms_text(plan.budget_ms)}; "
+                "measure again where other programs disturb less, or ask for less time"
             )
         if not selection.layers:
             raise ValueError(
@@ -280,8 +284,8 @@ class Latency(Target):
         budget = self.kept * dense if self.kept is not None else 1e-3 * (self.ms or 0.0)
         if budget >= dense:
             raise ValueError(
-                f"{where}: the dense model takes {1e3 * dense:.3g} ms, within the latency target "
-                f"of {1e3 * budget:.3g} ms: there is nothing to prune"
+                f"{where}: the dense model takes {ms_text(1e3 * dense)}, within the latency target "
+                f"of {ms_text(1e3 * budget)}: there is nothing to prune"
             )
         cost = self.cost or store.load()
         candidates = self._all_candidates(
@@ -304,11 +308,11 @@ class Latency(Target):
             result = refine(candidates, families, times.others, budget, measure)
         except OutOfReachError as error:
             raise ValueError(
-                f"{where}: the latency target of {1e3 * budget:.3g} ms is out of reach: the least "
-                f"that can be reached is {1e3 * error.least:.3g} ms, measured "
-                f"({error.least / dense:.0%} of the dense model's {1e3 * dense:.3g} ms; "
-                f"{1e3 * times.others:.3g} ms are not of the layers to prune); ask for more time, "
-                "allow other blocks, or exclude fewer layers"
+                f"{where}: the latency target of {ms_text(1e3 * budget)} is out of reach: the "
+                f"least that can be reached is {ms_text(1e3 * error.least)}, measured "
+                f"({error.least / dense:.0%} of the dense model's {ms_text(1e3 * dense)}; "
+                f"{ms_text(1e3 * times.others)} are not of the layers to prune); ask for more "
+                "time, allow other blocks, or exclude fewer layers"
             ) from None
         plan = LatencyPlan(
             dense_ms=1e3 * dense,
@@ -453,11 +457,11 @@ def _leave_dense(
             continue
         fastest = min((c.seconds for c in candidates[first] if c.block is not None), default=0.0)
         reason = (
-            f"the time suffices: dense {1e3 * candidate.seconds:.3g} ms, sparse from "
-            f"{1e3 * fastest:.3g} ms (predicted)"
+            f"the time suffices: dense {ms_text(1e3 * candidate.seconds)}, sparse from "
+            f"{ms_text(1e3 * fastest)} (predicted)"
             if fastest < candidate.seconds
             else f"no sparse one is predicted to be faster than the dense layer's "
-            f"{1e3 * candidate.seconds:.3g} ms"
+            f"{ms_text(1e3 * candidate.seconds)}"
         )
         for name in selection.tied.pop(first):
             del selection.layers[name]

@@ -144,6 +144,44 @@ def test_a_model_without_layers_to_prune(call):
         call(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()))
 
 
+EXAMPLE = torch.zeros(2, 16)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("tetris.sparsify", sparsify),
+        ("tetris.analyze", tetris.analyze),
+        ("TetrisPruner", TetrisPruner),
+        ("tetris.fuse", tetris.fuse),
+        ("tetris.fold", lambda model: tetris.fold(model, EXAMPLE, sparsity=0.9)),
+        ("tetris.shared_orders", lambda model: tetris.shared_orders(model, EXAMPLE)),
+    ],
+    ids=str,
+)
+def test_a_scripted_model(name, call):
+    model = torch.jit.trace(mlp().eval(), EXAMPLE)
+    with pytest.raises(TypeError, match=f"{name}: model must be the module that was scripted or"):
+        call(model)
+
+
+def test_an_exported_model_has_no_layers():
+    model = torch.export.export(mlp(), (EXAMPLE,)).module()
+    with pytest.raises(ValueError, match="no layer to prune.*take the model it was made of"):
+        sparsify(model, **FAST)
+
+
+def test_a_model_that_cannot_be_copied():
+    """A tensor that a module keeps of its last call is the ordinary case."""
+    model = mlp()
+    model.seen = model(EXAMPLE)
+    with pytest.raises(ValueError, match="tetris.sparsify: Sequential cannot be copied.*inplace"):
+        sparsify(model, **FAST)
+    assert type(model[0]) is nn.Linear
+    sparsify(model, inplace=True, **FAST)
+
+
 @pytest.mark.parametrize("call", [sparsify, TetrisPruner])
 def test_a_model_without_numbers(call):
     model = mlp()

@@ -163,6 +163,17 @@ def check_model(where: str, model: object) -> nn.Module:
     raise TypeError(f"{where}: model must be an nn.Module (got {got}{hint})")
 
 
+def check_python(where: str, model: object) -> nn.Module:
+    """Return a module whose layers can be replaced, and whose calls can be followed, or raise."""
+    module = check_model(where, model)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{where}: model must be the module that was scripted or traced, whose layers can be "
+            f"replaced (got a {type(module).__name__} of TorchScript)"
+        )
+    return module
+
+
 def check_weight(where: str, weight: Tensor) -> None:
     """Raise ValueError unless a sparse layer can be made of a weight, and run."""
     if weight.is_meta:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, overload
 import torch
 from torch import fx, nn
 
-from .checks import check_model, listed
+from .checks import check_python, listed
 from .folding import DENSE, fold_batch_norm, weight_name
 from .graph import (
     NORM,
@@ -149,7 +149,7 @@ def fuse(
     Folding: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2.
     """
-    check_model(_WHERE, model)
+    check_python(_WHERE, model)
     training = [name or "(root)" for name, module in model.named_modules() if module.training]
     if training:
         raise ValueError(
@@ -157,7 +157,7 @@ def fuse(
             f"(got {len(training)} modules in training mode, first {training[0]!r}); call "
             "model.eval() first"
         )
-    target = copy_or_same(model, inplace)
+    target = copy_or_same(_WHERE, model, inplace)
     report = FuseReport()
     if not Tracer().is_leaf_module(target, ""):
         try:

@@ -212,7 +212,7 @@ def sparsify(
 
     # A copy has no use for the weights that are pruned; in place, each goes with its layer.
     dense = selection.layers
-    result = copy_or_same(model, inplace, keep=[layer.weight for layer in dense.values()])
+    result = copy_or_same(where, model, inplace, keep=[layer.weight for layer in dense.values()])
     order = [*dense]
     dense.clear()
     for first, group in selection.tied.items():
@@ -375,7 +375,7 @@ def densify(model: nn.Module, *, inplace: bool = False) -> nn.Module:
                 f"{layer.dense_name()} cannot express; set its "
                 "activation to 'none' and apply the function after the layer"
             )
-    target = copy_or_same(model, inplace)
+    target = copy_or_same(where, model, inplace)
     new: dict[str, nn.Module] = {}
     weights: dict[tuple[object, ...], nn.Parameter] = {}
     for name in names:

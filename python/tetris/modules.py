@@ -12,9 +12,25 @@ from torch.nn.utils import parametrize
 from .nn.base import SparseLayer
 
 
-def copy_or_same(model: nn.Module, inplace: bool, keep: Iterable[Tensor] = ()) -> nn.Module:
-    """The model to change: itself, or a deep copy, which shares the tensors to keep."""
-    return model if inplace else copy.deepcopy(model, {id(tensor): tensor for tensor in keep})
+def copy_or_same(
+    where: str, model: nn.Module, inplace: bool, keep: Iterable[Tensor] = ()
+) -> nn.Module:
+    """The model to change: itself, or a deep copy, which shares the tensors to keep.
+
+    Raises:
+        ValueError: the model cannot be copied.
+    """
+    if inplace:
+        return model
+    try:
+        return copy.deepcopy(model, {id(tensor): tensor for tensor in keep})
+    except MemoryError:
+        raise
+    except Exception as error:  # an attribute that refuses, in its own words
+        raise ValueError(
+            f"{where}: {type(model).__name__} cannot be copied ({type(error).__name__}: {error}); "
+            "pass inplace=True, or detach or remove what its modules keep as attributes"
+        ) from error
 
 
 def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module:

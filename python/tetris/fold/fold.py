@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import nn
 
-from ..checks import check_keywords, check_model
+from ..checks import check_keywords, check_python
 from ..model import PruneArguments, sparsify
 from ..modules import replace_modules
 from ..nn.base import SparseLayer
@@ -110,7 +110,7 @@ def fold(
     Irregular Sparsity", NeurIPS 2018, section 3.3; Pool and Yu, "Channel Permutations for N:M
     Sparsity", NeurIPS 2021, section 5.
     """
-    check_model(_WHERE, model)
+    check_python(_WHERE, model)
     inputs = as_inputs(_WHERE, example_inputs)
     if settings:
         known = inspect.signature(sparsify).parameters

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import nn
 
-from ..checks import check_model
+from ..checks import check_python
 from ..prune.orders import Part, SharedOrder, SharedOrders
 from .apply import Perms
 from .capture import as_inputs
@@ -53,7 +53,7 @@ def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
         >>> fast = tetris.fold(pruner.finalize(), images)
     """
     where = "tetris.shared_orders"
-    check_model(where, model)
+    check_python(where, model)
     inputs = as_inputs(where, example_inputs)
     found = find_orders(where, model, inputs)
     generator = np.random.default_rng(0)

@@ -382,7 +382,7 @@ class Pruner:
                 "use inplace=False"
             )
         with self._copying():
-            target = copy_or_same(self.model, inplace)
+            target = copy_or_same(f"{self.name}.finalize", self.model, inplace)
         new: dict[str, nn.Module] = {}
         for name in unfinished:
             layer = target.get_submodule(name)

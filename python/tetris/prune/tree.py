@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from ..checks import check_model, describe, listed
+from ..checks import check_python, describe, listed
 from ..modules import hooks_of
 from ..nn.base import SparseLayer
 from ..nn.kinds import (
@@ -70,7 +70,7 @@ def select_layers(
             weight is shared with something that stays dense.
         TypeError: an entry is of no known kind.
     """
-    check_model(where, model)
+    check_python(where, model)
     check_unwrapped(where, model)
     check_whole(where, model.parameters(), BEFORE)
     if not isinstance(types, (tuple, list)) or not all(isinstance(t, type) for t in types):
@@ -129,6 +129,8 @@ def select_layers(
         reasons = "; ".join(f"{n or '(root)'}: {r}" for n, r in result.skipped.items())
         if not reasons and any(isinstance(m, SparseLayer) for m in model.modules()):
             reasons = "its layers are sparse already: tetris.densify(model) first"
+        if not reasons and isinstance(model, fx.GraphModule):
+            reasons = "a traced graph calls functions, not layers: take the model it was made of"
         known = listed((t.dense_name() for t in SPARSE_TYPES), "or")
         raise ValueError(
             f"{where}: no layer to prune in {type(model).__name__} "

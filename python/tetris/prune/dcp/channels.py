@@ -124,7 +124,7 @@ def shrink_channels(
     check_model(where, model)
     if inplace:
         shrink_channels(model, keep)  # a failure leaves the model as it was
-    target = copy_or_same(model, inplace)
+    target = copy_or_same(where, model, inplace)
     graph = trace_for(
         where,
         target,

@@ -378,7 +378,7 @@ class DCPPruner(Pruner):
         if inplace:
             self.finalize()  # raises where the model cannot be changed, which keeps its masks then
         keep = {name: _input_channels(layout) for name, layout in self.layouts().items()}
-        target = copy_or_same(self.model, inplace)
+        target = copy_or_same(f"{self.name}.finalize", self.model, inplace)
         masked = [n for n in keep if parametrize.is_parametrized(target.get_submodule(n), "weight")]
         for name in masked:
             unparametrize(target.get_submodule(name), "weight", leave_parametrized=True)

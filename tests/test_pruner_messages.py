@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 import tetris
 from tetris.prune import (
     ActivationNorm,
+    Cubic,
     DCPPruner,
     Fisher,
     Flops,
@@ -128,3 +129,35 @@ def test_an_optimizer_that_outlived_strengths_resumes(execution):
     pairs = zip(again[0].parameters(), model.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert again[1].layouts() == pruner.layouts()
+
+
+def test_a_pruner_says_where_it_is():
+    pruner = TetrisPruner(mlp(), sparsity=0.5, schedule=Cubic(0, 2), **FAST)
+    assert repr(pruner) == "TetrisPruner(2 layers, step 0, 0.0% of blocks removed)"
+    pruner.step()
+    pruner.step()
+    assert repr(pruner) == "TetrisPruner(2 layers, step 2, 50.0% of blocks removed)"
+    pruner.remove()
+    assert repr(pruner) == "TetrisPruner(ended)"
+
+
+@pytest.mark.parametrize("name", ["sparsity", "report", "state_dict"])
+def test_what_a_pruner_that_has_ended_does_not_know(name):
+    pruner = TetrisPruner(mlp(), sparsity=0.5, **FAST)
+    pruner.remove()
+    with pytest.raises(RuntimeError, match=f"TetrisPruner.{name}: the pruner has ended"):
+        getattr(pruner, name)()
+
+
+@pytest.mark.parametrize("wrong", [{"begin": "0"}, {"end": None}, {"every": "5"}])
+def test_a_schedule_of_no_numbers(wrong):
+    with pytest.raises(ValueError, match="Cubic: needs numbers of steps"):
+        Cubic(**({"begin": 0, "end": 10} | wrong))
+
+
+def test_the_state_of_a_model_of_another_size():
+    state = TetrisPruner(mlp(), sparsity=0.5, **FAST).state_dict()
+    other = mlp()
+    other[0], other[2] = nn.Linear(16, 64), nn.Linear(64, 32)
+    with pytest.raises(ValueError, match="layer '0' of the state is of another size"):
+        TetrisPruner(other, sparsity=0.5, **FAST).load_state_dict(state)

@@ -293,6 +293,12 @@ class Pruner:
         self._set(ranks.first_layouts(layouts))
         self._apply()
 
+    def __repr__(self) -> str:
+        if not self._masks:
+            return f"{self.name}(ended)"
+        layers = f"{len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+        return f"{self.name}({layers}, step {self.steps}, {self.sparsity:.1%} of blocks removed)"
+
     # -- the training loop --------------------------------------------------------------------
 
     def step(self, *, skipped: bool = False) -> None:
@@ -329,6 +335,7 @@ class Pruner:
     @property
     def sparsity(self) -> float:
         """Removed share of the blocks of all layers, now."""
+        self._check_attached("sparsity")
         layouts = self.layouts().values()
         stored = sum(layout.nnz_blocks for layout in layouts)
         return 1.0 - stored / sum(math.prod(layout.block_grid) for layout in layouts)
@@ -343,6 +350,7 @@ class Pruner:
 
         After :meth:`load_state_dict` that saliency is not known, and shares of it are NaN.
         """
+        self._check_attached("report")
         if not self._plans and self.sparsity == 0.0:
             raise RuntimeError(f"{self.name}.report: nothing has been removed yet")
         layers = [
@@ -423,6 +431,7 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Steps, masks and permutations: with the model's state, all to resume from."""
+        self._check_attached("state_dict")
         return {
             "steps": self.steps,
             "execution": self.execution,
@@ -483,8 +492,8 @@ class Pruner:
                     layouts[name] = mask.saved_layout(saved)
             except (KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise ValueError(
-                    f"{where}: layer {name!r} of the state is damaged "
-                    f"({type(error).__name__}: {error})"
+                    f"{where}: layer {name!r} of the state is of another size than the model's, "
+                    f"or damaged ({type(error).__name__}: {error})"
                 ) from error
             if block != mask.block:
                 raise ValueError(
@@ -493,9 +502,11 @@ class Pruner:
                 )
         self._check_arguments(where, check_mapping(where, "arguments", state["arguments"]))
         self.check_extra_state(where, state)
+        # Of all Parameters of the layer: a method may have its own in place of the weight.
         early = self.steps == 0 and any(
-            optimizer.state.get(mask.parameter) and layouts[name] != mask.layout()
-            for name, mask in self._masks.items()
+            optimizer.state.get(parameter) and layouts[name] != self._masks[name].layout()
+            for name, layer in self.modules().items()
+            for parameter in layer.parameters()
             for optimizer in self._optimizers
         )
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal
 
 from ..checks import describe
@@ -46,10 +47,17 @@ class Cubic:
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.begin < self.end or self.every < 1 or not 0.0 <= self.initial <= 1.0:
+        own = (self.begin, self.end, self.every, self.initial)
+        if (
+            not all(isinstance(value, Real) for value in own)
+            or not 0 <= self.begin < self.end
+            or self.every < 1
+            or not 0.0 <= self.initial <= 1.0
+        ):
             raise ValueError(
-                "Cubic: needs 0 <= begin < end, every >= 1 and initial in [0, 1] (got begin "
-                f"{self.begin}, end {self.end}, every {self.every}, initial {self.initial})"
+                "Cubic: needs numbers of steps, 0 <= begin < end, every >= 1 and initial in "
+                f"[0, 1] (got begin {self.begin}, end {self.end}, every {self.every}, "
+                f"initial {self.initial})"
             )
 
     def __call__(self, step: int, final: float) -> float:

@@ -110,6 +110,14 @@ def test_one_call_prunes_and_folds():
     assert not any(isinstance(m, tetris.nn.base.SparseLayer) for m in model.modules())
 
 
+def test_a_latency_is_measured_on_the_example():
+    model = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 512))
+    x = torch.randn(64, 512)
+    folded, report = tetris.fold(model, x, latency=0.7, return_report=True, sweeps=1)
+    assert report.pruning.latency.measured_ms < report.pruning.latency.dense_ms
+    assert report.difference <= 1e-5
+
+
 def test_in_place_and_modes():
     model, x = make("residual")
     sparse = pruned(model, x)

@@ -35,6 +35,7 @@ class PruneArguments(LayerOverride, total=False):
     overrides: Mapping[str, LayerOverride] | None
     scope: Scope
     target: Target | None
+    latency: float | str | None
     types: tuple[type[nn.Module], ...]
     progress: bool
 
@@ -44,7 +45,6 @@ class SparsifyArguments(PruneArguments, total=False):
 
     share: Share
     inplace: bool
-    latency: float | str | None
     example_inputs: Any
 
 

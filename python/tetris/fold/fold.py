@@ -115,10 +115,13 @@ def fold(
     if settings:
         known = inspect.signature(sparsify).parameters
         check_keywords(_WHERE, settings, [n for n in known if n not in _OWN])
+        timed = {}
+        if settings.get("latency") is not None:
+            timed["example_inputs"] = example_inputs
         orders = shared_orders(model, example_inputs)
         before = dict(model.named_modules())
         model, pruning = sparsify(
-            model, share=orders, inplace=inplace, return_report=True, **settings
+            model, share=orders, inplace=inplace, return_report=True, **timed, **settings
         )
         try:
             result, report = _fold(model, inputs, True, pruning)

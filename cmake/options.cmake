@@ -22,7 +22,7 @@ function(tetris_target name)
   target_compile_options(${name} PRIVATE -Wall -Wextra -Wno-unknown-pragmas)
   if(TETRIS_SANITIZE)
     # A report ends the program, as a failure has to, and needs no more than lines: without the way back
-    # and all that -g keeps, kernels compile in half the time.
+    # and all that -g keeps, files compile in half to three quarters of the time.
     target_compile_options(${name} PUBLIC -fsanitize=${TETRIS_SANITIZE} -fno-sanitize-recover=all
       -fno-omit-frame-pointer -g1)
     target_link_options(${name} PUBLIC -fsanitize=${TETRIS_SANITIZE})

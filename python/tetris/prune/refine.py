@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
 
 from ..cost.calls import ModelTimes
 from .curves import Candidate, choose
@@ -14,6 +17,7 @@ TRIALS = 5
 """As many choices are measured at most."""
 
 _AIM = 1.0 - TOLERANCE / 2  # for the middle of what is good
+_NEAR = 1.1  # stored shares of the blocks that differ by less are near each other
 
 
 class OutOfReachError(Exception):
@@ -69,11 +73,14 @@ def refine(
 ) -> Refined:
     """Choose, measure, correct the predictions, and choose again, until the budget is met.
 
-    Each layer has a factor for each block it was measured with, measured over predicted time, and
-    one of the dense layer. With these factors the same choice would be predicted exactly, so what
-    is left is by how much errors change with sparsity from one choice to the next. Blocks that a
-    layer was not measured with have the factor of those that it was, together; a layer that was
-    not measured as a sparse one has that of its family.
+    Each layer has a factor, measured over predicted time, for each block and sparsity it was
+    measured with, and one of the dense layer. Sparsities in between have factors in between. With
+    these the same choice would be predicted exactly, so what is left is by how much errors change
+    from one choice to the next. Blocks that a layer was not measured with have the factor of those
+    that it was, together; a layer that was not measured as a sparse one has that of its family.
+
+    Once a choice was too slow and another one was not, what lies between them is chosen from, block
+    by block: predictions are surest there.
 
     Stops with a choice that takes between ``1 - TOLERANCE`` and 1 of the budget, when there is
     nothing better to try, and after :data:`TRIALS` choices.
@@ -93,6 +100,8 @@ def refine(
     trials: list[Trial] = []
     for _ in range(TRIALS):
         own = factors.applied(candidates)
+        if any(t.measured > budget for t in trials) and any(t.measured <= budget for t in trials):
+            own = _between(own, trials)
         # What no choice is predicted to reach may be reached all the same.
         chosen = choose(own, _AIM * budget - others) or _fastest(own)
         if any(_same(chosen, t.chosen) for t in trials):
@@ -113,45 +122,72 @@ def refine(
     return Refined(min(trials, key=lambda t: t.measured), tuple(trials), own)
 
 
+class _Seen(NamedTuple):
+    """A layer that was measured: the candidate's sparsity, seconds before any correction, taken."""
+
+    sparsity: float
+    predicted: float
+    measured: float
+
+
 class _Factors:
     """Measured over predicted seconds of layers, see :func:`refine`."""
 
     def __init__(self, families: Mapping[str, str]) -> None:
         self.families = families
-        # name, block -> seconds, predicted before any correction and measured last
-        self.seen: dict[tuple[str, tuple[int, int] | None], tuple[float, float]] = {}
+        self.seen: dict[tuple[str, tuple[int, int] | None], list[_Seen]] = {}
 
     def applied(self, candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, list[Candidate]]:
         """The candidates with corrected seconds."""
-        result = {}
-        for name, own in candidates.items():
-            factors = {block: self._of(name, block) for block in {c.block for c in own}}
-            result[name] = [replace(c, seconds=c.seconds * factors[c.block]) for c in own]
-        return result
+        return {
+            name: [replace(c, seconds=c.seconds * self._of(name, c)) for c in own]
+            for name, own in candidates.items()
+        }
 
     def note(self, chosen: Mapping[str, Candidate], seconds: Mapping[str, float]) -> None:
         """Learn from the seconds of layers; the candidates are corrected ones."""
         found = {}
-        for name, candidate in chosen.items():
-            if min(seconds[name], candidate.seconds) > 0.0:  # else nothing went through it
-                predicted = candidate.seconds / self._of(name, candidate.block)
-                found[name, candidate.block] = (predicted, seconds[name])
-        self.seen.update(found)
+        for name, c in chosen.items():
+            if min(seconds[name], c.seconds) > 0.0:  # else nothing went through it
+                found[name, c] = _Seen(c.sparsity, c.seconds / self._of(name, c), seconds[name])
+        for (name, c), seen in found.items():
+            # What was measured last counts, where the same was measured before.
+            others = self.seen.get((name, c.block), [])
+            self.seen[name, c.block] = [s for s in others if s.sparsity != c.sparsity] + [seen]
 
-    def _of(self, name: str, block: tuple[int, int] | None) -> float:
-        if (name, block) in self.seen:
-            return _factor([self.seen[name, block]])
+    def _of(self, name: str, candidate: Candidate) -> float:
+        block = candidate.block
+        if own := self.seen.get((name, block)):
+            own = sorted(own)
+            at = [s.sparsity for s in own]
+            return float(np.interp(candidate.sparsity, at, [s.measured / s.predicted for s in own]))
         if block is None:  # dense layers have been measured before
             return 1.0
-        sparse = [(n, both) for (n, b), both in self.seen.items() if b is not None]
-        own = [both for n, both in sparse if n == name]
-        like = [both for n, both in sparse if self.families[n] == self.families[name]]
-        return _factor(own or like)
+        sparse = [(n, seen) for (n, b), seen in self.seen.items() if b is not None]
+        own = [s for n, seen in sparse if n == name for s in seen]
+        like = [s for n, seen in sparse if self.families[n] == self.families[name] for s in seen]
+        if not (own or like):
+            return 1.0
+        return sum(s.measured for s in own or like) / sum(s.predicted for s in own or like)
 
 
-def _factor(seen: Sequence[tuple[float, float]]) -> float:
-    """Measured over predicted seconds, of several together."""
-    return sum(m for _, m in seen) / sum(p for p, _ in seen) if seen else 1.0
+def _between(
+    candidates: Mapping[str, Sequence[Candidate]], trials: Sequence[Trial]
+) -> dict[str, list[Candidate]]:
+    """Candidates of blocks that were tried, no further than a little from what was stored then."""
+    result = {}
+    for name, own in candidates.items():
+        stored: dict[tuple[int, int] | None, list[float]] = {}
+        for trial in trials:
+            tried = trial.chosen[name]
+            stored.setdefault(tried.block, []).append(1.0 - tried.sparsity)
+        result[name] = [
+            c
+            for c in own
+            if c.block in stored
+            and min(stored[c.block]) / _NEAR <= 1.0 - c.sparsity <= max(stored[c.block]) * _NEAR
+        ]
+    return result
 
 
 def _fastest(candidates: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:

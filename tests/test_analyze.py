@@ -244,7 +244,7 @@ def test_calls_without_tokens():
     model, x = Called(nn.Linear(256, 128), "input"), torch.randn(32, 256)
     assert tetris.analyze(model, (x, x[:0]), **QUICK).layers[0].calls == 1
     with pytest.raises(
-        ValueError, match=r"tetris.analyze: the example does not go through 'layer'"
+        ValueError, match=r"analyze: the example does not go through 'layer', or is empty there"
     ):
         tetris.analyze(model, x[:0], **QUICK)
 

@@ -71,8 +71,8 @@ def calls_of(
             Batch(example_inputs).outputs(where, model)
     if unused := [name for name, calls in found.items() if not calls]:
         raise ValueError(
-            f"{where}: the example does not go through {', '.join(map(repr, unused))}; exclude "
-            "them, or give other example_inputs"
+            f"{where}: the example does not go through {', '.join(map(repr, unused))}, or is empty "
+            "there; exclude them, or give other example_inputs"
         )
     return found
 

@@ -60,7 +60,7 @@ def hooks_of(module: nn.Module, *parameters: Tensor | None, state: bool = False)
     kinds = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
     found = [kind for kind in kinds if getattr(module, kind, None)]
     for kind in _STATE_HOOKS if state else ():
-        if not all(map(_of_torch, getattr(module, kind, {}).values())):
+        if not all(map(_nothing_lost, getattr(module, kind, {}).values())):
             found.append(kind)
     for parameter in parameters:
         found += [f"parameter{kind}" for kind in _TENSOR_HOOKS if getattr(parameter, kind, None)]
@@ -76,10 +76,10 @@ _STATE_HOOKS = (
 _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
-def _of_torch(hook: object) -> bool:
-    """Of torch: weight_norm leaves one behind, for names of old states, when it is removed."""
+def _nothing_lost(hook: object) -> bool:
+    """Of torch or ours: weight_norm leaves one behind, a mask takes its own along when it goes."""
     function = getattr(hook, "hook", hook)
-    return str(getattr(function, "__module__", "")).startswith("torch.")
+    return str(getattr(function, "__module__", "")).startswith(("torch.", "tetris."))
 
 
 def unparametrize(module: nn.Module, name: str, *, leave_parametrized: bool) -> None:

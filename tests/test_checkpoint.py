@@ -224,7 +224,30 @@ def test_other_files(tmp_path):
     refused(path, convolutional(), "not written by tetris.save")
     refused(tmp_path / "absent", convolutional(), "there is no file", FileNotFoundError)
     torch.save({}, path)
-    refused(path, convolutional(), "not a whole safetensors file")
+    refused(path, convolutional(), "not a whole safetensors file: .* torch.load reads")
+
+
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+@pytest.mark.parametrize(
+    ("wrap", "inner"), [(compiled, "_orig_mod"), (nn.DataParallel, "module")], ids=str
+)
+def test_wrappers_are_named(saved, tmp_path, wrap, inner):
+    model, path = saved
+    refused(path, wrap(convolutional()), f"Load into what .* wraps, model.{inner}")
+    dense = tmp_path / "dense"
+    for wrapped, target in ((wrap(model), path), (wrap(convolutional()), dense)):
+        tetris.save(wrapped, target)
+        refused(target, convolutional(), f"saved from a wrapper of .*: save model.{inner} instead")
+
+
+def test_layers_that_are_sparse_in_the_model_alone(tmp_path):
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    path = tmp_path / "m"
+    tetris.save(sparse(model, exclude="1"), path)
+    refused(path, sparse(model), "Dense in the file, sparse here: 1. Load into a dense")
 
 
 def forged(path: Path, change) -> None:

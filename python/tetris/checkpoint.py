@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -189,9 +190,11 @@ def read(where: str, path: str | PathLike[str]) -> Checkpoint:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
+        other = "it may be cut, or of another format"
+        if zipfile.is_zipfile(path):
+            other = "it is one of torch.save, which torch.load reads"
         raise ValueError(
-            f"{where}: {os.fspath(path)!r} is not a whole safetensors file: it may be cut, or of "
-            f"another format ({error})"
+            f"{where}: {os.fspath(path)!r} is not a whole safetensors file: {other} ({error})"
         ) from None
     if _KEY not in metadata:
         raise ValueError(
@@ -295,7 +298,7 @@ def _find(where: str, model: nn.Module, name: str, stored: StoredLayer) -> nn.Mo
     except AttributeError:
         raise ValueError(
             f"{where}: the file has a sparse layer {name!r}, which the model has not; build the "
-            "architecture that was saved"
+            f"architecture that was saved.{_wrapped(model, [name])}"
         ) from None
     cls = _TYPES.get(stored.type)
     if cls is None:
@@ -344,8 +347,12 @@ def _check_names(
             )
     if theirs != ours:
         missing, unexpected = sorted(ours - theirs), sorted(theirs - ours)
-        hint = ""
-        if any(n.endswith("running_mean") for n in missing):
+        sparse = [n for n, m in model.named_modules() if isinstance(m, SparseLayer)]
+        dense = [n for n in sparse if f"{_prefix(n)}weight" in theirs]
+        hint = _wrapped(model, unexpected)
+        if dense:
+            hint = f" Dense in the file, sparse here: {_some(dense)}. Load into a dense model."
+        elif not hint and any(n.endswith("running_mean") for n in missing):
             hint = " If the model was fused: save before tetris.fuse, and fuse after loading."
         raise ValueError(
             f"{where}: the model is not of the architecture that was saved: the file lacks "
@@ -427,8 +434,21 @@ def _sparse_layers(
                 }
             )
         except (ValueError, TypeError, AttributeError, IndexError) as error:
-            raise ValueError(f"{where}: {_shown(name)} does not fit: {error}") from error
+            raise ValueError(
+                f"{where}: {_shown(name)} does not fit the model's layer: {error}"
+            ) from error
     return new
+
+
+def _wrapped(model: nn.Module, names: Iterable[str]) -> str:
+    """What to do where the model, or else the file with these names, is of a wrapper."""
+    children = [name for name, _ in model.named_children()]
+    for wrapper, of in (("_orig_mod", "torch.compile"), ("module", "DistributedDataParallel")):
+        if children == [wrapper]:
+            return f" Load into what {of} wraps, model.{wrapper}."
+        if any(name.split(".")[0] == wrapper for name in names):
+            return f" It was saved from a wrapper of {of}: save model.{wrapper} instead."
+    return ""
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -4,9 +4,12 @@ import json
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import tetris
 from tetris import cli, tune, tuning
+from tetris.cost import store
 from tetris.tuning import Measurement
 
 BEST = Measurement("mma 128x64 4 stages", 1e-5, "mma 128x128 4 stages", 2e-5)
@@ -64,6 +67,27 @@ def test_a_file_of_another_version_is_ignored_with_a_warning(field, value):
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
     with pytest.warns(UserWarning, match="ignoring .*run `tetris tune` again"):
         assert tuning.read(path) is None
+
+
+def test_a_folder_that_cannot_be_made_names_the_variable(monkeypatch, tmp_path, capsys):
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(file / "folder"))
+    assert cli.main(["calibrate", "--quick"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("tetris calibrate: ")
+    assert error.endswith("cannot be made (Not a directory); TETRIS_CACHE_DIR names another\n")
+
+
+def test_a_command_shows_a_warning_in_one_line(monkeypatch, tmp_path, capsys):
+    save_file({"fc.weight": torch.randn(32, 32)}, tmp_path / "m.safetensors")
+    monkeypatch.setenv("TETRIS_CACHE_DIR", str(tmp_path))
+    store.path().write_text("{}")
+    words = ["analyze", str(tmp_path / "m.safetensors"), "--seconds", "0", "--sparsity", "90"]
+    assert cli.main(words) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("tetris analyze: ignoring ")
+    assert error.count("\n") == 1
 
 
 def test_no_folder_is_no_error(monkeypatch, tmp_path):

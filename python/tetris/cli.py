@@ -3,8 +3,10 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from . import _C
 from .commands import analyze, bench, calibrate, compare
@@ -186,6 +188,25 @@ def _tune(args: argparse.Namespace) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; user errors become one line on stderr and exit status 1."""
     args = parser().parse_args(argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _one_line(args.command, warnings.showwarning)
+        return _status(args)
+
+
+def _one_line(command: str, otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Shows the library's own warnings as errors are shown: one line, no place in its code."""
+
+    def show(message: Warning | str, *where: Any, **more: Any) -> None:
+        ours, _, text = str(message).partition("tetris: ")
+        if ours or not text:
+            otherwise(message, *where, **more)
+        else:
+            print(f"tetris {command}: {text}", file=sys.stderr)
+
+    return show
+
+
+def _status(args: argparse.Namespace) -> int:
     try:
         _C.isa_in_use()  # an instruction set forced by TETRIS_CPU_ISA may be unknown or unsupported
     except RuntimeError as error:

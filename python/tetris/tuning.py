@@ -117,7 +117,13 @@ def make_folder() -> None:
         OSError: it cannot be made, or not be written.
     """
     own = folder()
-    own.mkdir(parents=True, exist_ok=True)
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(
+            f"tetris: the folder {own} cannot be made ({error.strerror}); TETRIS_CACHE_DIR names "
+            "another"
+        ) from error
     if not os.access(own, os.W_OK):
         raise PermissionError(f"tetris: {own} cannot be written; TETRIS_CACHE_DIR names another")
 

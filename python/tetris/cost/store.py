@@ -37,8 +37,8 @@ def default() -> CostModel:
         shipped.version,
         shipped.threads,
         shipped.errors,
-        f"not calibrated here (run `tetris calibrate`): the library's own figures, of a "
-        f"{shipped.cpu} with {shipped.isa}",
+        f"not calibrated here (run `tetris calibrate`): the library's own figures, measured "
+        f"on {shipped.cpu} with {shipped.isa}",
     )
 
 

@@ -232,7 +232,7 @@ def compiled(model):
 
 
 @pytest.mark.parametrize(
-    ("wrap", "inner"), [(compiled, "_orig_mod"), (nn.DataParallel, "module")], ids=str
+    ("wrap", "inner"), [(compiled, "_orig_mod"), (nn.DataParallel, "module")]
 )
 def test_wrappers_are_named(saved, tmp_path, wrap, inner):
     model, path = saved

@@ -161,3 +161,12 @@ def test_the_state_of_a_model_of_another_size():
     other[0], other[2] = nn.Linear(16, 64), nn.Linear(64, 32)
     with pytest.raises(ValueError, match="layer '0' of the state is of another size"):
         TetrisPruner(other, sparsity=0.5, **FAST).load_state_dict(state)
+
+
+def test_hooks_of_states_are_the_users_or_the_masks():
+    """A mask has one of its own, for its message, which ends with it."""
+    pruner = TetrisPruner(mlp(), sparsity=0.5, **FAST)
+    assert isinstance(pruner.finalize()[0], tetris.SparseLinear)
+    pruner.model[0].register_load_state_dict_pre_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="layer '0' has load_state_dict_pre_hooks"):
+        pruner.finalize()

@@ -231,9 +231,7 @@ def compiled(model):
     return torch.compile(model, backend="eager")
 
 
-@pytest.mark.parametrize(
-    ("wrap", "inner"), [(compiled, "_orig_mod"), (nn.DataParallel, "module")]
-)
+@pytest.mark.parametrize(("wrap", "inner"), [(compiled, "_orig_mod"), (nn.DataParallel, "module")])
 def test_wrappers_are_named(saved, tmp_path, wrap, inner):
     model, path = saved
     refused(path, wrap(convolutional()), f"Load into what .* wraps, model.{inner}")

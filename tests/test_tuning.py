@@ -75,7 +75,7 @@ def test_a_folder_that_cannot_be_made_names_the_variable(monkeypatch, tmp_path, 
     monkeypatch.setenv("TETRIS_CACHE_DIR", str(file / "folder"))
     assert cli.main(["calibrate", "--quick"]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("tetris calibrate: ")
+    assert error.startswith("tetris calibrate: the folder ")
     assert error.endswith("cannot be made (Not a directory); TETRIS_CACHE_DIR names another\n")
 
 

@@ -172,6 +172,14 @@ def test_an_exported_model_has_no_layers():
         sparsify(model, **FAST)
 
 
+def test_a_lazy_layer():
+    model = nn.Sequential(nn.LazyLinear(32))
+    with pytest.raises(ValueError, match="0: its size is not known yet: call the model once"):
+        sparsify(model, **FAST)
+    model(EXAMPLE)
+    assert isinstance(sparsify(model, **FAST)[0], SparseLinear)
+
+
 def test_a_model_that_cannot_be_copied():
     """A tensor that a module keeps of its last call is the ordinary case."""
     model = mlp()

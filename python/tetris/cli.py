@@ -222,7 +222,8 @@ def _status(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (OSError, ValueError, ImportError) as error:
-        print(f"tetris {args.command}: {error}", file=sys.stderr)
+        text = str(error).removeprefix("tetris: ")
+        print(f"tetris {args.command}: {text}", file=sys.stderr)
         return 1
     except RuntimeError as error:  # torch has no type of its own for it on the CPU
         if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from torch import Tensor, fx, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from ..checks import check_python, describe, listed
@@ -107,6 +108,8 @@ def select_layers(
             )
         elif not isinstance(module, DenseLayer):
             result.skipped[name] = f"there is no sparse {type(module).__name__}"
+        elif (own := module._parameters.get("weight")) is not None and is_lazy(own):
+            result.skipped[name] = "its size is not known yet: call the model once"
         elif not {type(module), exact_type(module)} & {*types}:
             result.skipped[name] = (
                 f"a {type(module).__name__}, which may use its weight in ways of its own; pass "

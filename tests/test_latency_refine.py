@@ -13,6 +13,7 @@ from torch import nn
 import tetris
 from tetris.cost import CostModel, Point, Stored, store, trials
 from tetris.cost.calls import ModelTimes, calls_of, measured_times
+from tetris.cost.features import COEFFICIENTS
 from tetris.cost.trials import relative_time, times_with
 from tetris.nn import SparseLayer
 from tetris.prune import latency
@@ -270,9 +271,11 @@ def library_is_right(monkeypatch, tmp_path):
 def slower(family, factor):
     """The library's figures with one family of kernels predicted to take a multiple."""
     right = store.default()
-    own = {
-        f: tuple(factor * x for x in c) if f == family else c for f, c in right.threads[1].items()
-    }
+    own = dict(right.threads[1])
+    own[family] = tuple(
+        x if name in ("load", "latency") else factor * x  # these two are multiples of others
+        for name, x in zip(COEFFICIENTS, own[family], strict=True)
+    )
     return CostModel(right.cpu, right.isa, right.version, {1: own}, source="made up")
 
 

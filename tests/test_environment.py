@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
         ("TETRIS_CUDA_KERNEL", "foo", "must be simt, skinny, mma or hopper, .*got 'foo'"),
         ("TETRIS_CUDA_KERNEL", "mma 128x", "must be simt"),
         ("TETRIS_CUDA_KERNEL", "mma 4 stage", "must be simt"),
+        ("TETRIS_CUDA_KERNEL", "mma 0x16", "must be simt"),
+        ("TETRIS_CUDA_KERNEL", "mma 0 splits", "must be simt"),
         ("TETRIS_PRINT_CONFIG", "yes", "must be 0 or 1 .got 'yes'"),
         ("TETRIS_CUDA", "on", "must be 0 or 1 or AUTO .got 'on'"),
         ("TETRIS_CACHE_DIR", __file__, "must be a folder, or the name of one to be made"),

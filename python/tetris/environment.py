@@ -11,7 +11,9 @@ import re
 from collections.abc import Callable, Mapping
 
 # As parse_config() of csrc/cuda/config.cpp reads it, which a build without CUDA does not have.
-_PART = r"\d+x\d+|by\s+row|\d{1,9}\s+(pixels|warps|ctas|slab|stages|splits|strip)"
+_SIZE = r"0*[1-9]\d*"
+_UNIT = "(pixels|warps|ctas|slab|stages|splits|strip)"
+_PART = rf"{_SIZE}x{_SIZE}|by\s+row|(?!0+\s+splits)\d{{1,9}}\s+{_UNIT}"
 _KERNEL = re.compile(rf"\s*(simt|skinny|mma|hopper)(\s+({_PART}))*\s*", re.ASCII)
 
 

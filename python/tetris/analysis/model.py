@@ -160,8 +160,8 @@ def checked_grid(
                 f"{'[(4, 1), (16, 16)]' if name == 'blocks' else '[0.75, 0.9]'} "
                 f"(got {describe(value)})"
             )
-    shapes = [check_block(f"{where}: blocks", block) for block in blocks]
-    shares = [check_sparsity(f"{where}: sparsities", sparsity) for sparsity in sparsities]
+    shapes = list(dict.fromkeys(check_block(f"{where}: blocks", block) for block in blocks))
+    shares = list(dict.fromkeys(check_sparsity(f"{where}: sparsities", s) for s in sparsities))
     if not shapes or not shares:
         raise ValueError(
             f"{where}: blocks and sparsities must each name one at least "

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from nested import same
 from tetris.prune import (
     Cubic,
     DCPPruner,
@@ -112,15 +113,6 @@ def damaged(state, path, value):
         inside = inside[key]
     inside[path[-1]] = value
     return whole
-
-
-def same(a, b):
-    """Bit for bit, in nested states."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize("case", CASES)

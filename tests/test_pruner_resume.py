@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nested import same
 from tetris.prune import Cubic, Flops, Regrow, TetrisPruner
 
 FAST = {"sweeps": 1, "block": (4, 3), "exclude": "4", "sparsity": 0.8}
@@ -182,15 +183,6 @@ class MixedRun(Run):
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.pruner.step(skipped=self.scaler.get_scale() < before)
-
-
-def same(a, b):
-    """Bit for bit, in nested states."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize(("execution", "by"), [("masked", "gradient"), ("sparse", "random")])

@@ -9,6 +9,14 @@ set(TETRIS_ISA_FLAGS_avx512 -mavx512f -mavx512dq -mavx512vl -mavx512bw -mfma
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   list(APPEND TETRIS_ISA_FLAGS_avx512 -Wno-maybe-uninitialized)  # GCC 12 warns inside its own intrinsics
 endif()
+# Where general registers run out, values belong on the stack: in a vector register, which GCC
+# prefers, they come back only after the FMAs that are queued there.
+set(TETRIS_SPILL_TO_STACK -mtune-ctrl=^inter_unit_moves_from_vec,^inter_unit_moves_to_vec)
+check_cxx_compiler_flag(${TETRIS_SPILL_TO_STACK} TETRIS_HAVE_SPILL_TO_STACK)
+if(TETRIS_HAVE_SPILL_TO_STACK)
+  list(APPEND TETRIS_ISA_FLAGS_avx2 ${TETRIS_SPILL_TO_STACK})
+  list(APPEND TETRIS_ISA_FLAGS_avx512 ${TETRIS_SPILL_TO_STACK})
+endif()
 set(TETRIS_ISAS "scalar" CACHE INTERNAL "")
 
 function(tetris_add_isa target isa source)

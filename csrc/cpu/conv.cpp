@@ -86,18 +86,18 @@ struct Job {
     args.dst_stride = out_stride;
     args.rows_ahead = 1;
     args.fetch_end = end - begin;
+    args.later = reinterpret_cast<const char*>(blocks.values);
     args.prefetch = std::max(kAheadInputs * blocks.bo, kAheadValues);
     for_full_and_ragged(rows, args, 0, end - begin, [&](TileArgs<T> a) {
       int nv = 0;
-      std::vector<int> heights;
+      std::vector<TileCut<T>> cuts;
       for (const auto& tile : tiles) {
-        if (tile.nv != nv) heights = tile_heights(k, a.block_rows_valid, nv = tile.nv);
+        if (tile.nv != nv) cuts = cut_tiles(k, &Tile<T>::conv, a.block_rows_valid, nv = tile.nv);
         a.src = planes + tile.token;
         a.dst = results + tile.token;
-        a.row_offset = 0;
-        for (const int height : heights) {
-          k.tiles[height][nv].conv(a);
-          a.row_offset += height;
+        for (const auto& cut : cuts) {
+          a.row_offset = cut.row_offset;
+          cut.run(a);
         }
       }
     });

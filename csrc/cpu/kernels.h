@@ -25,7 +25,7 @@ struct TileArgs {
   const int32_t* col_idx;    // [nnzb]
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
-  const int32_t* slot_row;  // packed output slot -> row of the output-side panel; nullptr: identity
+  const int32_t* slot_row;  // packed output slot -> row of the output-side panel (not convolutions)
   const int32_t* offset;  // convolution: [column groups] where a block's first input starts in src
   int64_t src_stride,
       dst_stride;               // convolution: from input to input, from output row to output row
@@ -38,6 +38,11 @@ struct TileArgs {
   int64_t prefetch;             // forward: how many values ahead to prefetch, one row at a time ...
   int64_t rows_ahead;           // ... or how many block rows, for tiles of one or two rows ...
   int64_t fetch_end;  // ... up to this one; rows side by side fetch those that follow them
+  // forward: memory that is touched when the tiles are done, fetched into L2 while they compute: so
+  // many bytes for each stored input from number later_first of the layer on. 0 bytes: none. The
+  // tiles of a block's height have parts of their own, later_of_tile bytes each.
+  const char* later;
+  int64_t later_first, later_step, later_of_tile;
 };
 template <class T>
 using TileFn = void (*)(const TileArgs<T>&);

@@ -49,7 +49,7 @@ struct PanelRows {
   const T* block(int64_t col) const { return src + col * bi * kStride; }
   static constexpr int64_t stride() { return kStride; }  // from input to input of a block
   int64_t width(int64_t col) const { return col == last_group ? last_width : bi; }
-  static constexpr int64_t dst_stride(const TileArgs<T>&) { return kStride; }
+  static T* row(const TileArgs<T>& a, int64_t slot) { return a.dst + a.slot_row[slot] * kStride; }
 };
 
 // ... a convolution reads planes of pixels, shifted by where the block lies in the kernel.
@@ -73,33 +73,33 @@ struct ShiftedPlanes {
   int64_t width(int64_t col) const {
     return last_width != bi && (col + 1) % groups == 0 ? last_width : bi;
   }
-  static int64_t dst_stride(const TileArgs<T>& a) { return a.dst_stride; }
+  static T* row(const TileArgs<T>& a, int64_t slot) { return a.dst + slot * a.dst_stride; }
 };
 
-// Where row r of a tile lies on the output side. Looked up at the start and again at the end rather
-// than kept: R pointers fill the general registers, and GCC then parks the inner loop's addresses
-// in vector registers, where reading them waits behind the FMAs (4x64, half kept: 175 GFLOP/s
-// instead of 230).
-template <class Map, class T>
-inline T* tile_row(const TileArgs<T>& a, int64_t slot, int r) {
-  return a.dst + (a.slot_row ? a.slot_row[slot + r] : slot + r) * Map::dst_stride(a);
-}
-
+// Where a tile's rows lie on the output side is looked up when it starts and again when it ends:
+// R pointers would fill the general registers, and GCC then parks the inner loop's addresses in
+// vector registers, where reading them waits behind the FMAs (4x64, half kept: 175 GFLOP/s instead
+// of 230).
 template <class V, int R, int NV, class Map>
 struct ForwardTile {
   typename V::Reg acc[R][NV];
 
   void load(const TileArgs<typename V::T>& a, int64_t row) {
     const int64_t slot = row * a.bo + a.row_offset;
-    for (int r = 0; r < R; ++r) {
-      const typename V::T* y = a.accumulate ? tile_row<Map>(a, slot, r) : nullptr;
-      for (int n = 0; n < NV; ++n) acc[r][n] = y ? V::load(y + n * V::W) : V::zero();
+    if (a.accumulate) {
+      for (int r = 0; r < R; ++r) {
+        const typename V::T* y = Map::row(a, slot + r);
+        for (int n = 0; n < NV; ++n) acc[r][n] = V::load(y + n * V::W);
+      }
+    } else {
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < NV; ++n) acc[r][n] = V::zero();
     }
   }
   void store(const TileArgs<typename V::T>& a, int64_t row) const {
     const int64_t slot = row * a.bo + a.row_offset;
     for (int r = 0; r < R; ++r) {
-      typename V::T* y = tile_row<Map>(a, slot, r);
+      typename V::T* y = Map::row(a, slot + r);
       for (int n = 0; n < NV; ++n) V::store(y + n * V::W, acc[r][n]);
     }
   }
@@ -127,6 +127,14 @@ inline void prefetch_row(const TileArgs<typename V::T>& a, int64_t row) {
   for (; c < c_end; c += kLineBytes) __builtin_prefetch(c, 0, 2);
 }
 
+// Fetches what a row's stored blocks [b, end) have to of what comes later.
+template <class T>
+inline void fetch_later(const TileArgs<T>& a, int64_t b, int64_t end) {
+  const char* at = a.later + (b * a.bi - a.later_first) * a.later_step;
+  const char* const stop = at + (end - b) * a.bi * a.later_step;
+  for (; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+}
+
 // Stored blocks [b, end) of a row.
 //
 // Everything the loops use is copied out of `a` first: the compiler cannot know that a store to the
@@ -144,8 +152,11 @@ inline void forward_row(const TileArgs<typename V::T>& a, int64_t b, int64_t end
   const Map map(a);
   const int64_t bo = a.bo, bi = a.bi, ahead = a.prefetch;
   const T* v = a.values + b * bi * bo + a.row_offset;
+  const int64_t later_step = a.later_step;
+  const char* later = a.later + (b * bi - a.later_first) * later_step;
   if (bi == 1) {
-    for (; col != last; ++col, v += bo) {
+    for (; col != last; ++col, v += bo, later += later_step) {
+      if (R > kMediumRow) __builtin_prefetch(later, 0, 2);
       if (R > kShortRow) __builtin_prefetch(v + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
       forward_input<V, R, NV>(map.input(*col), v, acc);
     }
@@ -154,7 +165,8 @@ inline void forward_row(const TileArgs<typename V::T>& a, int64_t b, int64_t end
   if (bi == 4 && a.last_width == 4) {  // a width known here is unrolled
     for (; col != last; ++col, v += 4 * bo) {
       const T* x = map.block(*col);
-      for (int64_t k = 0; k < 4; ++k) {
+      for (int64_t k = 0; k < 4; ++k, later += later_step) {
+        if (R > kMediumRow) __builtin_prefetch(later, 0, 2);
         if (R > kShortRow)
           __builtin_prefetch(v + k * bo + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
         forward_input<V, R, NV>(x + k * map.stride(), v + k * bo, acc);
@@ -166,7 +178,8 @@ inline void forward_row(const TileArgs<typename V::T>& a, int64_t b, int64_t end
     const int64_t width = map.width(*col);
     const T* x = map.block(*col);
     const T* vk = v;
-    for (int64_t k = 0; k < width; ++k, x += map.stride(), vk += bo) {
+    for (int64_t k = 0; k < width; ++k, x += map.stride(), vk += bo, later += later_step) {
+      if (R > kMediumRow) __builtin_prefetch(later, 0, 2);
       if (R > kShortRow) __builtin_prefetch(vk + ahead + R - 1, 0, R > kMediumRow ? 3 : 2);
       forward_input<V, R, NV>(x, vk, acc);
     }
@@ -187,6 +200,7 @@ void forward_side_by_side(const TileArgs<typename V::T>& a, int64_t row, RowSet<
   const int64_t bo = a.bo, bi = a.bi, block = bo * bi;
   ForwardTile<V, R, NV, Map> tile[kRows];
   (tile[M].load(a, row + M), ...);
+  fetch_later(a, a.row_begin[row], a.row_begin[row] + kRows * (a.row_end[row] - a.row_begin[row]));
   const int32_t* const col[] = {a.col_idx + a.row_begin[row + M]...};
   const T* const v[] = {a.values + a.row_begin[row + M] * block + a.row_offset...};
   const int64_t count[] = {(a.row_end[row + M] - a.row_begin[row + M])...};
@@ -248,6 +262,7 @@ void forward_tile(const TileArgs<typename V::T>& a) {
     if (R <= kShortRow && row + a.rows_ahead < a.fetch_end) prefetch_row<V>(a, row + a.rows_ahead);
     ForwardTile<V, R, NV, Map> tile;
     tile.load(a, row);
+    if (R <= kMediumRow) fetch_later(a, a.row_begin[row], a.row_end[row]);
     forward_row<V, R, NV, Map>(a, a.row_begin[row], a.row_end[row], tile.acc);
     tile.store(a, row);
   }
@@ -262,7 +277,7 @@ void grad_input_tile(const TileArgs<typename V::T>& a) {
     Reg dy[R][NV];
     const int64_t slot = row * a.bo + a.row_offset;
     for (int r = 0; r < R; ++r) {
-      const T* src = a.src + (a.slot_row ? a.slot_row[slot + r] : slot + r) * kPanel;
+      const T* src = a.src + a.slot_row[slot + r] * kPanel;
       for (int n = 0; n < NV; ++n) dy[r][n] = V::load(src + n * V::W);
     }
     const int64_t begin = a.row_begin[row], end = a.row_end[row];

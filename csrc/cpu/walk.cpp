@@ -18,6 +18,12 @@ std::string invert(const char* name, const int32_t* perm, int64_t n, int64_t gro
 
 }  // namespace
 
+const int32_t* identity(int64_t n) {
+  thread_local std::vector<int32_t> numbers;
+  for (int64_t i = numbers.size(); i < n; ++i) numbers.push_back(static_cast<int32_t>(i));
+  return numbers.data();
+}
+
 std::string check_and_invert(const BlockSparseView& w, Inverses* inverse) {
   std::string error = check_row_ptr(w);
   if (error.empty())

@@ -14,8 +14,8 @@
 
 namespace tetris::cpu {
 
-// Stored values of one chunk of block rows, re-read by each tile of a block's height and, where
-// threads split the rows, by each panel: fits L1 and some of L2.
+// What one chunk of block rows reads, re-read by each tile of a block's height and, where threads
+// split the rows, by each panel: fits L1 and some of L2.
 constexpr int64_t kChunkBytes = 64 << 10;
 // How far ahead of its use the stream of values is fetched: time enough for memory to answer,
 // little enough for L1 to hold.
@@ -65,14 +65,72 @@ int tile_rows(const KernelTable<T>& k, int64_t rows, int nv) {
   return r;
 }
 
-// The heights of all tiles of `rows` rows.
+// A block's height cut into tiles.
 template <class T>
-std::vector<int> tile_heights(const KernelTable<T>& k, int64_t rows, int nv) {
-  std::vector<int> heights;
-  for (int64_t left = rows; left > 0; left -= heights.back())
-    heights.push_back(tile_rows(k, left, nv));
-  return heights;
+struct TileCut {
+  TileFn<T> run;
+  int64_t row_offset;
+};
+
+template <class T>
+std::vector<TileCut<T>> cut_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction,
+                                  int64_t rows, int nv) {
+  std::vector<TileCut<T>> cuts;
+  for (int64_t at = 0; at < rows;) {
+    const int height = tile_rows(k, rows - at, nv);
+    cuts.push_back({k.tiles[height][nv].*direction, at});
+    at += height;
+  }
+  return cuts;
 }
+
+// The tiles of a layer's blocks: of full height, and of the last block row where it is ragged.
+template <class T>
+class LayerTiles {
+ public:
+  LayerTiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
+             int nv)
+      : full_(cut_tiles(k, direction, w.bo, nv)),
+        ragged_(cut_tiles(k, direction, w.out % w.bo, nv)),
+        bo_(w.bo),
+        full_rows_(w.out / w.bo),
+        ragged_height_(w.out % w.bo) {}
+
+  int64_t passes() const { return static_cast<int64_t>(full_.size()); }  // over a block row
+  // Block rows [begin, result) are of one height.
+  int64_t same_height(int64_t begin, int64_t end) const {
+    return begin < full_rows_ ? std::min(end, full_rows_) : end;
+  }
+  // Runs block rows [begin, end), all of one height. Arguments are changed in place: a copy for
+  // each tile costs as much as twenty inputs.
+  void run(TileArgs<T>& a, int64_t begin, int64_t end) const {
+    const bool full = begin < full_rows_;
+    const char* const later = a.later;
+    a.first_row = begin;
+    a.last_row = end;
+    a.block_rows_valid = full ? bo_ : ragged_height_;
+    for (const auto& cut : full ? full_ : ragged_) {
+      a.row_offset = cut.row_offset;
+      cut.run(a);
+      a.later += a.later_of_tile;
+    }
+    a.later = later;
+  }
+  void run_all(TileArgs<T>& a, int64_t begin, int64_t end) const {
+    while (begin < end) {
+      const int64_t next = same_height(begin, end);
+      run(a, begin, next);
+      begin = next;
+    }
+  }
+
+ private:
+  std::vector<TileCut<T>> full_, ragged_;
+  int64_t bo_, full_rows_, ragged_height_;
+};
+
+// 0, 1, ... n - 1, in memory that the calling thread keeps.
+const int32_t* identity(int64_t n);
 
 template <class T>
 TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
@@ -85,9 +143,10 @@ TileArgs<T> tile_args(const BlockSparseView& w, const T* values) {
   a.bi = w.bi;
   a.last_group = w.col_groups() - 1;
   a.last_width = w.in - a.last_group * w.bi;
-  a.slot_row = w.row_perm;
+  a.slot_row = w.row_perm ? w.row_perm : identity(w.out);
   a.rows_ahead = 1;
   a.fetch_end = w.block_rows();
+  a.later = reinterpret_cast<const char*>(values);  // steps of nothing from a valid address
   a.prefetch = std::max(kAheadInputs * w.bo, kAheadValues);
   return a;
 }
@@ -110,19 +169,6 @@ void for_full_and_ragged(const BlockSparseView& w, TileArgs<T> a, int64_t begin,
     a.block_rows_valid = w.out - a.first_row * w.bo;
     fn(a);
   }
-}
-
-// Runs block rows [begin, end) on one panel, a block's height cut into tiles.
-template <class T>
-void run_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
-               const TileArgs<T>& args, int64_t begin, int64_t end, int nv) {
-  for_full_and_ragged(w, args, begin, end, [&](TileArgs<T> a) {
-    for (a.row_offset = 0; a.row_offset < a.block_rows_valid;) {
-      const int rows = tile_rows(k, a.block_rows_valid - a.row_offset, nv);
-      (k.tiles[rows][nv].*direction)(a);
-      a.row_offset += rows;
-    }
-  });
 }
 
 // For the gradient of values, by how many vectors high a block is: no masks.

@@ -126,14 +126,15 @@ TEST(Products, RandomShapes) {
                           100 + i, kPlaces[i % 3], draw(0, 3), 1);
 }
 
-TEST(Products, SlabsOfInputsOfEverySize) {
+TEST(Products, SlabsAndPartsOfInputsOfEverySize) {
   for (long l1 : {256, 2048})
     for (long l2 : {2048, 20000, 1 << 20}) {
       assume_cache_bytes(l1, l2);
-      for (int64_t bo : {1, 2, 3, 4, 5, 16})
+      for (int64_t bo : {1, 2, 3, 4, 5, 16, 40})
         for (int64_t bi : {1, 3})
           for (double d : {0.05, 0.6})
-            check_products<float>({70, 97, 203, bo, bi, d}, 12, kPlaces[bo % 3], 1, 1);
+            for (int64_t gap : {0, 1})
+              check_products<float>({70, 97, 203, bo, bi, d}, 12, kPlaces[bo % 3], gap, 1);
     }
   assume_cache_bytes(0, 0);
 }

@@ -117,7 +117,7 @@ std::vector<Stretch> fetches(const BlockSparseView& w, Matrix<const T> x, Matrix
   const int64_t bytes = x_bytes + y_bytes, panels = width * (w.in + w.out) * kSize;
   if (bytes < kLeastBytes * inputs || 2 * (bytes + panels) > 3 * l2_cache_bytes())
     return {{0, rows, nullptr, 0}};
-  const int64_t x_blocks = bytes > 0 ? w.nnzb * (x_bytes / 64) / (bytes / 64) : 0;
+  const int64_t x_blocks = bytes > 0 ? w.nnzb * x_bytes / bytes : 0;
   const int64_t split = std::lower_bound(w.row_ptr, w.row_ptr + rows, x_blocks) - w.row_ptr;
   const auto at = [](const T* p) { return reinterpret_cast<const char*>(p); };
   std::vector<Stretch> stretches;

@@ -74,6 +74,7 @@ void check_products(const Shape& s, unsigned seed, Place place, int64_t gap, int
 constexpr Place kPlaces[] = {Place::kBeforeGuard, Place::kAfterGuard, Place::kHeap};
 
 TEST(Products, EveryTokenCountAroundTheVectorWidths) {
+  for (int64_t m : {2, 5, 34}) check_products<float>({m, 1, 1, 4, 1, 1}, 1, Place::kHeap, 0, 1);
   for (int64_t m = 0; m <= 67; ++m)
     check_products<float>({m, 37, 53, 4, 1, 0.3}, 1, kPlaces[m % 3], m % 4, 1);
   for (int64_t m : {95, 96, 97, 127, 128, 129, 200, 257})

@@ -277,7 +277,7 @@ void forward_by_tokens(const KernelTable<T>& k, const BlockSparseView& w, const 
     T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
     T* const yp = scratch<T>(ScratchSlot::kY, width * w.out);
     k.pack(x.data + p.token * x.ld, x.ld, p.tokens, 0, w.in, inverse_col, xp, p.nv);
-    const LayerTiles<T> tiles(k, &Tile<T>::forward, w, p.nv);
+    const LayerTiles<T> tiles(k, &Tile<T>::forward, w.bo, w.out, p.nv);
     const Panel* const following = &p == &panels.back() ? nullptr : &p + 1;
     for (const auto& stretch : fetches(w, x, y, p, following, width, tiles.passes())) {
       TileArgs<T> args = tile_args(w, values);
@@ -349,7 +349,7 @@ void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T*
       args.src = xs;
       args.dst = ys;
       for (const auto& p : panels) {
-        LayerTiles<T>(k, &Tile<T>::forward, w, p.nv).run_all(args, r, next);
+        LayerTiles<T>(k, &Tile<T>::forward, w.bo, w.out, p.nv).run_all(args, r, next);
         args.src += p.nv * k.width * w.in;
         args.dst += p.nv * k.width * w.out;
       }
@@ -429,7 +429,7 @@ std::string bsmm_grad_input(const BlockSparseView& w, const T* values, Matrix<co
       TileArgs<T> args = tile_args(w, values);
       args.src = dyp;
       args.dst = dxp;
-      const LayerTiles<T> tiles(k, &Tile<T>::grad_input, w, p.nv);
+      const LayerTiles<T> tiles(k, &Tile<T>::grad_input, w.bo, w.out, p.nv);
       // Row by row: dx then sums over packed slots in order, however a block is cut into tiles, and
       // is bit-identical for any number of threads.
       for (int64_t row = 0; row < w.block_rows(); ++row) tiles.run(args, row, row + 1);

@@ -45,6 +45,11 @@ struct Job {
   int64_t strips = 0;  // per group
   int64_t in_stride = 0, out_stride = 0;
   std::vector<int32_t> offsets;
+  std::vector<LayerTiles<T>> by_vectors;  // [vectors of a tile]
+  // Maps that already are lines are read, or written, where they lie. A strip's last tile then ends
+  // with the strip, not with a whole vector, and computes some pixels twice: beyond them may be
+  // nothing.
+  bool read_in_place = false, write_in_place = false;
 
   bool channels_first() const { return out.strides.channel != 1; }
   int64_t in_elements() const { return lines.planes() * blocks.in * in_stride; }
@@ -55,8 +60,18 @@ struct Job {
   }
   int64_t strip_end(int64_t s) const { return std::min(lines.length(), strip_begin(s + 1)); }
   std::vector<Panel> tiles(int64_t s) const {
-    const int64_t units = ceil_div(strip_end(s) - strip_begin(s), k.width);
-    return cut_panels(k, 0, units, preferred, units * k.width);
+    const int64_t length = strip_end(s) - strip_begin(s), units = ceil_div(length, k.width);
+    auto panels = cut_panels(k, 0, units, preferred, units * k.width);
+    if (read_in_place || write_in_place)
+      panels.back().token = std::min(panels.back().token, length - panels.back().nv * k.width);
+    return panels;
+  }
+
+  // A strip's lines: packed into `buffer`, or those of x.
+  const T* planes(int64_t group, int64_t s, T* buffer) const {
+    if (read_in_place) return x.data + group * blocks.in * x.strides.channel + strip_begin(s);
+    pack(group, s, 0, blocks.in, buffer);
+    return buffer;
   }
 
   void pack(int64_t group, int64_t s, int64_t begin, int64_t end, T* planes) const {
@@ -65,13 +80,11 @@ struct Job {
                 blocks.in, strip_begin(s), strip + lines.max_shift(), planes, in_stride);
   }
 
-  // Block rows [begin, end) of a group, for the output pixels of one phase in one strip; the
-  // results start with the first of them.
+  // Block rows [begin, end) of a group, for the output pixels of one phase in one strip. Output i
+  // of these rows goes to line line_of[i] of the results.
   void multiply(int64_t group, const std::vector<Panel>& tiles, int64_t phase, int64_t begin,
-                int64_t end, const T* planes, T* results) const {
-    BlockSparseView rows;  // what run_tiles asks of it
-    rows.out = blocks.out - begin * blocks.bo;
-    rows.bo = blocks.bo;
+                int64_t end, const T* planes, T* results, int64_t stride,
+                const int32_t* line_of) const {
     TileArgs<T> args{};
     args.values = blocks.values;
     args.row_begin = blocks.begin[phase] + group * blocks.rows + begin;
@@ -83,24 +96,22 @@ struct Job {
     args.last_width = blocks.in - args.last_group * blocks.bi;
     args.offset = offsets.data();
     args.src_stride = in_stride;
-    args.dst_stride = out_stride;
+    args.slot_row = line_of;
+    args.dst_stride = stride;
     args.rows_ahead = 1;
     args.fetch_end = end - begin;
     args.later = reinterpret_cast<const char*>(blocks.values);
     args.prefetch = std::max(kAheadInputs * blocks.bo, kAheadValues);
-    for_full_and_ragged(rows, args, 0, end - begin, [&](TileArgs<T> a) {
-      int nv = 0;
-      std::vector<TileCut<T>> cuts;
+    const int64_t full = std::clamp<int64_t>(blocks.out / blocks.bo - begin, 0, end - begin);
+    for (const bool whole : {true, false}) {
+      const int64_t first = whole ? 0 : full, last = whole ? full : end - begin;
+      if (first == last) continue;
       for (const auto& tile : tiles) {
-        if (tile.nv != nv) cuts = cut_tiles(k, &Tile<T>::conv, a.block_rows_valid, nv = tile.nv);
-        a.src = planes + tile.token;
-        a.dst = results + tile.token;
-        for (const auto& cut : cuts) {
-          a.row_offset = cut.row_offset;
-          cut.run(a);
-        }
+        args.src = planes + tile.token;
+        args.dst = results + tile.token;
+        by_vectors[tile.nv].run(args, first, last, whole);
       }
-    });
+    }
   }
 
   LineArgs<T> store_args(int64_t group, const std::vector<Segment>& segments, T* results) const {
@@ -125,15 +136,28 @@ struct Job {
     std::vector<Segment> segments;
     lines.out_segments(phase, strip_begin(s), strip_end(s), out.strides, segments);
     const auto tiles_of_strip = tiles(s);
+    const int32_t* const numbers = identity(blocks.rows * blocks.bo);
     LineArgs<T> a = store_args(group, segments, results);
+    a.channel_of = output_of_slot ? output_of_slot + group * blocks.out : nullptr;
+    a.first_channel = group * blocks.out;
+    T* const map = out.data + strip_begin(s);
+    if (write_in_place) {  // what is stored is read from where it goes
+      a.lines = map;
+      a.line_stride = out.strides.channel;
+      a.in_place = true;
+    }
     for (int64_t r = begin; r < end; r += rows_at_once) {
       const int64_t next = std::min(end, r + rows_at_once), slot = r * blocks.bo;
-      multiply(group, tiles_of_strip, phase, r, next, planes, results);
       a.begin = slot;
       a.end = std::min(blocks.out, next * blocks.bo);
-      a.channel_of = output_of_slot ? output_of_slot + group * blocks.out : nullptr;
-      a.first_channel = group * blocks.out;
-      k.store_lines(a);
+      if (write_in_place) {
+        multiply(group, tiles_of_strip, phase, r, next, planes, map, out.strides.channel,
+                 (a.channel_of ? a.channel_of : numbers) + slot);
+        if (bias || residual.data || act != Activation::kNone) k.store_lines(a);
+      } else {
+        multiply(group, tiles_of_strip, phase, r, next, planes, results, out_stride, numbers);
+        k.store_lines(a);
+      }
     }
   }
 
@@ -155,16 +179,17 @@ template <class T>
 void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
   const int64_t items = groups * job.strips, rows = job.blocks.rows;
   run(parallel, threads, [&](int t) {
-    T* const planes = scratch<T>(ScratchSlot::kX, job.in_elements());
+    T* const buffer = job.read_in_place ? nullptr : scratch<T>(ScratchSlot::kX, job.in_elements());
     T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
     for (int64_t i = items * t / threads; i < items * (t + 1) / threads; ++i) {
       const int64_t group = i / job.strips, s = i % job.strips;
-      job.pack(group, s, 0, job.blocks.in, planes);
+      const T* const planes = job.planes(group, s, buffer);
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
         if (job.channels_first()) {
           job.finish_rows(group, s, phase, 0, rows, planes, results);
         } else {
-          job.multiply(group, job.tiles(s), phase, 0, rows, planes, results);
+          job.multiply(group, job.tiles(s), phase, 0, rows, planes, results, job.out_stride,
+                       identity(rows * job.blocks.bo));
           job.store_pixels(group, s, phase, 0, job.blocks.out, results);
         }
       }
@@ -179,8 +204,9 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
 // not hold is packed together and shared, and so is one that several phases or many threads read.
 template <class T>
 void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
-  const bool share = job.blocks.phases > 1 || threads > kPackAlone ||
-                     job.in_elements() * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2;
+  const bool share = !job.read_in_place &&
+                     (job.blocks.phases > 1 || threads > kPackAlone ||
+                      job.in_elements() * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2);
   T* const shared = share ? scratch<T>(ScratchSlot::kX, job.in_elements()) : nullptr;
   T* const all = job.channels_first() ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
   const auto range = [&](int64_t n, int t) { return share_begin(n, job.k.width, t, threads); };
@@ -197,17 +223,18 @@ void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel&
         const auto bounds = split_rows(rows, threads);
         run(parallel, threads, [&](int t) {
           const int64_t begin = bounds[t], end = bounds[t + 1];
-          T* planes = shared;
-          if (!share) {
-            planes = scratch<T>(ScratchSlot::kX, job.in_elements());
-            job.pack(group, s, 0, job.blocks.in, planes);
-          }
+          const T* planes = shared;
+          if (job.read_in_place)
+            planes = job.planes(group, s, nullptr);
+          else if (!share)
+            planes = job.planes(group, s, scratch<T>(ScratchSlot::kX, job.in_elements()));
           if (job.channels_first())
             job.finish_rows(group, s, phase, begin, end, planes,
                             scratch<T>(ScratchSlot::kY, job.out_elements()));
           else
             job.multiply(group, job.tiles(s), phase, begin, end, planes,
-                         all + begin * job.blocks.bo * job.out_stride);
+                         all + begin * job.blocks.bo * job.out_stride, job.out_stride,
+                         identity((end - begin) * job.blocks.bo));
         });
         if (!job.channels_first())
           run(parallel, threads, [&](int t) {
@@ -261,13 +288,31 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   job.strips = ceil_div(length, longest);
   if (by_strips && w.groups < threads) job.strips = ceil_div(job.strips, threads) * threads;
   job.strips = std::min(job.strips, ceil_div(length, k.width));
+  const int32_t* const channel_of = swapped ? w.row_perm : w.col_perm;
+  const int64_t most = ceil_div(length, k.width) / (job.preferred + 1);  // strips of two tiles each
+  if (w.groups == 1 && most > 0) {
+    job.read_in_place = (blocks.bi == 1 || !channel_of) &&
+                        map_is_lines<T>(lines, shape.images, x.strides, blocks.in);
+    job.write_in_place = map_is_lines<T>(lines, shape.images, out.strides, blocks.out);
+    if (job.read_in_place || job.write_in_place) job.strips = std::min(job.strips, most);
+  }
   const int64_t units = ceil_div(ceil_div(length, k.width), job.strips);
   job.strip = units * k.width;
   const Panel last = cut_panels(k, 0, units, job.preferred, job.strip).back();
   const int64_t widest = last.token + last.nv * k.width;  // a tile may be wider than what is left
-  job.in_stride = line_stride(k, widest + lines.max_shift());
   job.out_stride = line_stride(k, widest);
-  job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
+  if (job.read_in_place) {
+    job.in_stride = x.strides.channel;
+    job.offsets = column_offsets_in_place(blocks.in_groups, blocks.bi, channel_of, job.in_stride);
+  } else {
+    job.in_stride = line_stride(k, widest + lines.max_shift());
+    job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
+  }
+  for (int nv = 0; nv <= job.preferred; ++nv) {
+    int built = std::max(nv, 1);  // of those that are not, cut_panels takes the next
+    while (!k.tiles[1][built].conv) ++built;
+    job.by_vectors.emplace_back(k, &Tile<T>::conv, blocks.bo, blocks.out, built);
+  }
   if (by_strips || threads == 1)
     run_by_strips(job, w.groups,
                   static_cast<int>(std::min<int64_t>(threads, w.groups * job.strips)), parallel);

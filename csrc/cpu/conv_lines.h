@@ -24,6 +24,16 @@ inline std::vector<int32_t> column_offsets(const LineGeometry& lines, int64_t in
   return offsets;
 }
 
+// The same where the map itself serves as lines, `stride` from channel to channel. channel_of says
+// which one a slot is (nullptr: its number), for blocks one channel wide.
+inline std::vector<int32_t> column_offsets_in_place(int64_t in_groups, int64_t bi,
+                                                    const int32_t* channel_of, int64_t stride) {
+  std::vector<int32_t> offsets(in_groups);
+  for (int64_t g = 0; g < in_groups; ++g)
+    offsets[g] = static_cast<int32_t>((channel_of ? channel_of[g] : g * bi) * stride);
+  return offsets;
+}
+
 // Numbers from one line to the next: room for a vector that starts in it, and an odd number of
 // cache lines, so that lines do not fall into the same sets of a cache.
 template <class T>
@@ -63,6 +73,22 @@ void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<
     a.step = lines.source_step(x.strides);
     k.pack_lines(a);
   }
+}
+
+// Whether the channels of a map already are lines: one image, pixels next to each other, no padding
+// and no shift. Not where channels lie so that they share few sets of a cache.
+template <class T>
+bool map_is_lines(const LineGeometry& lines, int64_t images, const MapStrides& map,
+                  int64_t channels) {
+  constexpr int64_t kSharedSets = 512;  // bytes
+  std::vector<Segment> segments;
+  if (images != 1 || map.pixel != 1 || lines.planes() != 1 || lines.phases() != 1 ||
+      lines.max_shift() != 0 || map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
+      map.channel * channels > std::numeric_limits<int32_t>::max())
+    return false;
+  lines.source_segments(0, 0, lines.length(), map, segments);
+  return segments.size() == 1 && segments[0].count == lines.length() && segments[0].pixel == 0 &&
+         lines.source_step(map) == 1;
 }
 
 inline LineGeometry line_geometry(const ConvShape& shape, bool transposed) {

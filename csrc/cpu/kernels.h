@@ -25,7 +25,7 @@ struct TileArgs {
   const int32_t* col_idx;    // [nnzb]
   int64_t bo, bi;
   int64_t last_group, last_width;  // the column group that may be ragged, and its width
-  const int32_t* slot_row;  // packed output slot -> row of the output-side panel (not convolutions)
+  const int32_t* slot_row;  // packed output slot -> row of the output-side panel or line of results
   const int32_t* offset;  // convolution: [column groups] where a block's first input starts in src
   int64_t src_stride,
       dst_stride;               // convolution: from input to input, from output row to output row
@@ -89,6 +89,7 @@ struct LineArgs {
   const int32_t* channel_of;  // [slots] channel + first_channel of each slot; nullptr: its number
   int64_t first_channel;
   T* lines;                      // lines start line_stride apart, at least W more than length
+  bool in_place;                 // storing: the lines are those of the map already
   int64_t line_stride, length;   // length: filled (zeros included) when packing
   const T* in;                   // packing: the map;  storing: added to the result, or nullptr
   T* out;                        // storing: the map

@@ -108,8 +108,8 @@ void store_lines_by_row(const LineArgs<typename V::T>& a) {
   using T = typename V::T;
   using Reg = typename V::Reg;
   for (int64_t slot = a.begin; slot < a.end; ++slot) {
-    const T* const line = a.lines + (slot - a.begin) * a.line_stride;
     const int64_t c = a.channel_of ? a.channel_of[slot] - a.first_channel : slot;
+    const T* const line = a.lines + (a.in_place ? c : slot - a.begin) * a.line_stride;
     const int64_t channel = c * a.channel_stride;
     const Reg bias = a.bias ? V::bcast(a.bias[c]) : V::zero();
     for (int64_t s = 0; s < a.segment_count; ++s) {
@@ -125,7 +125,7 @@ void store_lines_by_row(const LineArgs<typename V::T>& a) {
           V::store(out + i, activate<V>(v, kAct));
         }
         if (const int64_t left = segment.count - i; left > 0) {
-          Reg v = V::add(V::load(from + i), bias);
+          Reg v = V::add(V::load_n(from + i, left), bias);
           if (add) v = V::add(v, V::load_n(add + i, left));
           V::store_n(out + i, activate<V>(v, kAct), left);
         }

@@ -73,7 +73,9 @@ struct ShiftedPlanes {
   int64_t width(int64_t col) const {
     return last_width != bi && (col + 1) % groups == 0 ? last_width : bi;
   }
-  static T* row(const TileArgs<T>& a, int64_t slot) { return a.dst + slot * a.dst_stride; }
+  static T* row(const TileArgs<T>& a, int64_t slot) {
+    return a.dst + a.slot_row[slot] * a.dst_stride;
+  }
 };
 
 // Where a tile's rows lie on the output side is looked up when it starts and again when it ends:

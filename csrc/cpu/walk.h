@@ -88,13 +88,13 @@ std::vector<TileCut<T>> cut_tiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* 
 template <class T>
 class LayerTiles {
  public:
-  LayerTiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, const BlockSparseView& w,
+  LayerTiles(const KernelTable<T>& k, TileFn<T> Tile<T>::* direction, int64_t bo, int64_t out,
              int nv)
-      : full_(cut_tiles(k, direction, w.bo, nv)),
-        ragged_(cut_tiles(k, direction, w.out % w.bo, nv)),
-        bo_(w.bo),
-        full_rows_(w.out / w.bo),
-        ragged_height_(w.out % w.bo) {}
+      : full_(cut_tiles(k, direction, bo, nv)),
+        ragged_(cut_tiles(k, direction, out % bo, nv)),
+        bo_(bo),
+        full_rows_(out / bo),
+        ragged_height_(out % bo) {}
 
   int64_t passes() const { return static_cast<int64_t>(full_.size()); }  // over a block row
   // Block rows [begin, result) are of one height.
@@ -104,7 +104,9 @@ class LayerTiles {
   // Runs block rows [begin, end), all of one height. Arguments are changed in place: a copy for
   // each tile costs as much as twenty inputs.
   void run(TileArgs<T>& a, int64_t begin, int64_t end) const {
-    const bool full = begin < full_rows_;
+    run(a, begin, end, begin < full_rows_);
+  }
+  void run(TileArgs<T>& a, int64_t begin, int64_t end, bool full) const {
     const char* const later = a.later;
     a.first_row = begin;
     a.last_row = end;

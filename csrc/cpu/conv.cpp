@@ -20,6 +20,8 @@ constexpr int64_t kTilesPerThread = 4;
 // More threads than these pack a strip together. Measured with two (alone is faster); the number is
 // a guess.
 constexpr int kPackAlone = 4;
+// A batch that takes more than so many times L2 is expected to come from memory.
+constexpr int64_t kCachedMaps = 4;
 // Output lines that are computed before they are stored.
 constexpr int64_t kLinesAtOnce = 8;
 
@@ -42,7 +44,7 @@ struct Job {
   // where one pixel's channels lie next to each other.
   int64_t rows_at_once = 1;
   int64_t strip = 0;   // positions of the longest strip, whole vectors
-  int64_t strips = 0;  // per group
+  int64_t strips = 0;  // of an item
   int64_t in_stride = 0, out_stride = 0;
   std::vector<int32_t> offsets;
   std::vector<LayerTiles<T>> by_vectors;  // [vectors of a tile]
@@ -50,7 +52,12 @@ struct Job {
   // with the strip, not with a whole vector, and computes some pixels twice: beyond them may be
   // nothing.
   bool read_in_place = false, write_in_place = false;
+  bool fetch = false;  // what is read in place is not expected in cache
+  // Then images are taken one by one: an item of work is a strip of an image, otherwise of a group.
+  bool by_image = false;
 
+  int64_t image_of(int64_t item) const { return by_image ? item : 0; }
+  int64_t group_of(int64_t item) const { return by_image ? 0 : item; }
   bool channels_first() const { return out.strides.channel != 1; }
   int64_t in_elements() const { return lines.planes() * blocks.in * in_stride; }
   int64_t out_elements() const { return rows_at_once * blocks.bo * out_stride; }
@@ -68,27 +75,32 @@ struct Job {
   }
 
   // A strip's lines: packed into `buffer`, or those of x.
-  const T* planes(int64_t group, int64_t s, T* buffer) const {
-    if (read_in_place) return x.data + group * blocks.in * x.strides.channel + strip_begin(s);
-    pack(group, s, 0, blocks.in, buffer);
+  const T* planes(int64_t item, int64_t s, T* buffer) const {
+    if (read_in_place) {
+      const T* const map = x.data + image_of(item) * x.strides.image;
+      if (fetch) fetch_lines(map, blocks.in, x.strides.channel, strip_begin(s), strip_end(s));
+      return map + strip_begin(s);
+    }
+    pack(item, s, 0, blocks.in, buffer);
     return buffer;
   }
 
-  void pack(int64_t group, int64_t s, int64_t begin, int64_t end, T* planes) const {
-    const int64_t first = group * blocks.in;
-    pack_planes(k, lines, x, first, begin, end, slot_of_input ? slot_of_input + first : nullptr,
+  void pack(int64_t item, int64_t s, int64_t begin, int64_t end, T* planes) const {
+    const int64_t first = group_of(item) * blocks.in;
+    const FeatureMap<const T> map{x.data + image_of(item) * x.strides.image, x.strides};
+    pack_planes(k, lines, map, first, begin, end, slot_of_input ? slot_of_input + first : nullptr,
                 blocks.in, strip_begin(s), strip + lines.max_shift(), planes, in_stride);
   }
 
   // Block rows [begin, end) of a group, for the output pixels of one phase in one strip. Output i
   // of these rows goes to line line_of[i] of the results.
-  void multiply(int64_t group, const std::vector<Panel>& tiles, int64_t phase, int64_t begin,
+  void multiply(int64_t item, const std::vector<Panel>& tiles, int64_t phase, int64_t begin,
                 int64_t end, const T* planes, T* results, int64_t stride,
                 const int32_t* line_of) const {
     TileArgs<T> args{};
     args.values = blocks.values;
-    args.row_begin = blocks.begin[phase] + group * blocks.rows + begin;
-    args.row_end = blocks.end[phase] + group * blocks.rows + begin;
+    args.row_begin = blocks.begin[phase] + group_of(item) * blocks.rows + begin;
+    args.row_end = blocks.end[phase] + group_of(item) * blocks.rows + begin;
     args.col_idx = blocks.col_idx;
     args.bo = blocks.bo;
     args.bi = blocks.bi;
@@ -114,15 +126,16 @@ struct Job {
     }
   }
 
-  LineArgs<T> store_args(int64_t group, const std::vector<Segment>& segments, T* results) const {
-    const int64_t first = group * blocks.out;
+  LineArgs<T> store_args(int64_t item, const std::vector<Segment>& segments, T* results) const {
+    const int64_t first = group_of(item) * blocks.out, image = image_of(item);
     LineArgs<T> a{};
     a.segments = segments.data();
     a.segment_count = segments.size();
     a.lines = results;
     a.line_stride = out_stride;
-    a.in = residual.data ? residual.data + first * out.strides.channel : nullptr;
-    a.out = out.data + first * out.strides.channel;
+    a.in = residual.data ? residual.data + image * out.strides.image + first * out.strides.channel
+                         : nullptr;
+    a.out = out.data + image * out.strides.image + first * out.strides.channel;
     a.channel_stride = out.strides.channel;
     a.step = lines.out_step(out.strides);
     a.bias = bias ? bias + first : nullptr;
@@ -131,16 +144,16 @@ struct Job {
   }
 
   // Multiplies and stores block rows [begin, end), in maps with channels first.
-  void finish_rows(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
+  void finish_rows(int64_t item, int64_t s, int64_t phase, int64_t begin, int64_t end,
                    const T* planes, T* results) const {
     std::vector<Segment> segments;
     lines.out_segments(phase, strip_begin(s), strip_end(s), out.strides, segments);
     const auto tiles_of_strip = tiles(s);
     const int32_t* const numbers = identity(blocks.rows * blocks.bo);
-    LineArgs<T> a = store_args(group, segments, results);
-    a.channel_of = output_of_slot ? output_of_slot + group * blocks.out : nullptr;
-    a.first_channel = group * blocks.out;
-    T* const map = out.data + strip_begin(s);
+    LineArgs<T> a = store_args(item, segments, results);
+    a.channel_of = output_of_slot ? output_of_slot + group_of(item) * blocks.out : nullptr;
+    a.first_channel = group_of(item) * blocks.out;
+    T* const map = out.data + image_of(item) * out.strides.image + strip_begin(s);
     if (write_in_place) {  // what is stored is read from where it goes
       a.lines = map;
       a.line_stride = out.strides.channel;
@@ -151,46 +164,46 @@ struct Job {
       a.begin = slot;
       a.end = std::min(blocks.out, next * blocks.bo);
       if (write_in_place) {
-        multiply(group, tiles_of_strip, phase, r, next, planes, map, out.strides.channel,
+        multiply(item, tiles_of_strip, phase, r, next, planes, map, out.strides.channel,
                  (a.channel_of ? a.channel_of : numbers) + slot);
         if (bias || residual.data || act != Activation::kNone) k.store_lines(a);
       } else {
-        multiply(group, tiles_of_strip, phase, r, next, planes, results, out_stride, numbers);
+        multiply(item, tiles_of_strip, phase, r, next, planes, results, out_stride, numbers);
         k.store_lines(a);
       }
     }
   }
 
   // Stores channels [begin, end) of results of all rows, in maps with channels last.
-  void store_pixels(int64_t group, int64_t s, int64_t phase, int64_t begin, int64_t end,
+  void store_pixels(int64_t item, int64_t s, int64_t phase, int64_t begin, int64_t end,
                     T* results) const {
     std::vector<Segment> segments;
     lines.out_segments(phase, strip_begin(s), strip_end(s), out.strides, segments);
-    LineArgs<T> a = store_args(group, segments, results);
+    LineArgs<T> a = store_args(item, segments, results);
     a.begin = begin;
     a.end = end;
-    a.line_of = slot_of_output ? slot_of_output + group * blocks.out : nullptr;
+    a.line_of = slot_of_output ? slot_of_output + group_of(item) * blocks.out : nullptr;
     k.store_lines(a);
   }
 };
 
 // Each thread takes strips and does everything for them.
 template <class T>
-void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
-  const int64_t items = groups * job.strips, rows = job.blocks.rows;
+void run_by_strips(const Job<T>& job, int64_t items, int threads, const Parallel& parallel) {
+  const int64_t all = items * job.strips, rows = job.blocks.rows;
   run(parallel, threads, [&](int t) {
     T* const buffer = job.read_in_place ? nullptr : scratch<T>(ScratchSlot::kX, job.in_elements());
     T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
-    for (int64_t i = items * t / threads; i < items * (t + 1) / threads; ++i) {
-      const int64_t group = i / job.strips, s = i % job.strips;
-      const T* const planes = job.planes(group, s, buffer);
+    for (int64_t i = all * t / threads; i < all * (t + 1) / threads; ++i) {
+      const int64_t item = i / job.strips, s = i % job.strips;
+      const T* const planes = job.planes(item, s, buffer);
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
         if (job.channels_first()) {
-          job.finish_rows(group, s, phase, 0, rows, planes, results);
+          job.finish_rows(item, s, phase, 0, rows, planes, results);
         } else {
-          job.multiply(group, job.tiles(s), phase, 0, rows, planes, results, job.out_stride,
+          job.multiply(item, job.tiles(s), phase, 0, rows, planes, results, job.out_stride,
                        identity(rows * job.blocks.bo));
-          job.store_pixels(group, s, phase, 0, job.blocks.out, results);
+          job.store_pixels(item, s, phase, 0, job.blocks.out, results);
         }
       }
     }
@@ -203,47 +216,73 @@ void run_by_strips(const Job<T>& job, int64_t groups, int threads, const Paralle
 // others, and lines that another core has just written take longer to fetch. A strip that L2 would
 // not hold is packed together and shared, and so is one that several phases or many threads read.
 template <class T>
-void run_by_rows(const Job<T>& job, int64_t groups, int threads, const Parallel& parallel) {
+void run_by_rows(const Job<T>& job, int64_t items, int threads, const Parallel& parallel) {
   const bool share = !job.read_in_place &&
                      (job.blocks.phases > 1 || threads > kPackAlone ||
                       job.in_elements() * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2);
   T* const shared = share ? scratch<T>(ScratchSlot::kX, job.in_elements()) : nullptr;
   T* const all = job.channels_first() ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
   const auto range = [&](int64_t n, int t) { return share_begin(n, job.k.width, t, threads); };
-  for (int64_t group = 0; group < groups; ++group) {
+  for (int64_t item = 0; item < items; ++item) {
     for (int64_t s = 0; s < job.strips; ++s) {
       if (share)
         run(parallel, threads, [&](int t) {
-          job.pack(group, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), shared);
+          job.pack(item, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), shared);
         });
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
         BlockSparseView rows;  // shares of equal work
         rows.out = job.blocks.rows;
-        rows.row_ptr = job.blocks.begin[phase] + group * job.blocks.rows;
+        rows.row_ptr = job.blocks.begin[phase] + job.group_of(item) * job.blocks.rows;
         const auto bounds = split_rows(rows, threads);
         run(parallel, threads, [&](int t) {
           const int64_t begin = bounds[t], end = bounds[t + 1];
           const T* planes = shared;
           if (job.read_in_place)
-            planes = job.planes(group, s, nullptr);
+            planes = job.planes(item, s, nullptr);
           else if (!share)
-            planes = job.planes(group, s, scratch<T>(ScratchSlot::kX, job.in_elements()));
+            planes = job.planes(item, s, scratch<T>(ScratchSlot::kX, job.in_elements()));
           if (job.channels_first())
-            job.finish_rows(group, s, phase, begin, end, planes,
+            job.finish_rows(item, s, phase, begin, end, planes,
                             scratch<T>(ScratchSlot::kY, job.out_elements()));
           else
-            job.multiply(group, job.tiles(s), phase, begin, end, planes,
+            job.multiply(item, job.tiles(s), phase, begin, end, planes,
                          all + begin * job.blocks.bo * job.out_stride, job.out_stride,
                          identity((end - begin) * job.blocks.bo));
         });
         if (!job.channels_first())
           run(parallel, threads, [&](int t) {
-            job.store_pixels(group, s, phase, range(job.blocks.out, t),
-                             range(job.blocks.out, t + 1), all);
+            job.store_pixels(item, s, phase, range(job.blocks.out, t), range(job.blocks.out, t + 1),
+                             all);
           });
       }
     }
   }
+}
+
+// Which maps of a convolution at one kernel position are lines already, image by image.
+struct InPlace {
+  bool read = false, write = false;
+};
+
+template <class T>
+InPlace in_place(const KernelTable<T>& k, const LineGeometry& image, int preferred, int64_t bi,
+                 const int32_t* channel_of, int64_t in, const MapStrides& x, int64_t out,
+                 const MapStrides& y) {
+  if (ceil_div(image.length(), k.width) <= preferred) return {};  // strips are two tiles at least
+  return {(bi == 1 || !channel_of) && map_is_lines<T>(image, x, in),
+          map_is_lines<T>(image, y, out)};
+}
+
+// Image by image each ends in a part of a vector, which many images behind each other share; but
+// packing and storing cost some 0.3 cycles an element, which several multiplications would do.
+template <class T>
+bool images_one_by_one(const KernelTable<T>& k, const LineGeometry& image, const BlockSparseView& w,
+                       const InPlace& maps, int64_t in, int64_t out) {
+  constexpr double kCyclesPerElement = 0.3;
+  const int64_t length = image.length(), idle = ceil_div(length, k.width) * k.width - length;
+  const double lost = static_cast<double>(w.nnzb * w.bo * w.bi) / k.width * idle;
+  const double saved = kCyclesPerElement * (maps.read * in + maps.write * out) * length;
+  return (maps.read || maps.write) && lost <= saved;
 }
 
 }  // namespace
@@ -258,11 +297,25 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   std::string error = check_and_invert(w, &inverse);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty()) return error;
-  const LineGeometry lines = line_geometry(shape, direction.transposed);
-  if (lines.length() == 0) return {};
+  const LineGeometry batch = line_geometry(shape, direction.transposed);
+  if (batch.length() == 0) return {};
+  const LineGeometry image = line_geometry({1, shape.y, shape.x}, direction.transposed);
 
   const bool swapped = direction.with_layout_transposed;
-  const ConvBlocks<T> blocks = conv_blocks(w, values, lines, swapped);
+  const int32_t* const channel_of = swapped ? w.row_perm : w.col_perm;
+  const ConvBlocks<T> blocks = conv_blocks(w, values, batch, swapped);
+  const int64_t height = std::min(blocks.bo, blocks.out);
+  const int preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
+  InPlace maps;
+  if (w.groups == 1)
+    maps = in_place(k, image, preferred, blocks.bi, channel_of, blocks.in, x.strides, blocks.out,
+                    out.strides);
+  const bool by_image =
+      shape.images > 1 && images_one_by_one(k, image, w, maps, blocks.in, blocks.out);
+  if (shape.images > 1 && !by_image) maps = {};
+  const LineGeometry& lines = by_image ? image : batch;
+  const int64_t items = by_image ? shape.images : w.groups, length = lines.length();
+
   Job<T> job{k,
              lines,
              blocks,
@@ -274,50 +327,48 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
              residual,
              act,
              out};
-  const int64_t height = std::min(blocks.bo, blocks.out), length = lines.length();
-  job.preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
+  job.preferred = preferred;
+  job.by_image = by_image;
+  job.read_in_place = maps.read;
+  job.write_in_place = maps.write;
+  job.fetch = shape.images * blocks.in * length * static_cast<int64_t>(sizeof(T)) >
+              kCachedMaps * l2_cache_bytes();
   job.rows_at_once = job.channels_first() ? ceil_div(kLinesAtOnce, blocks.bo) : blocks.rows;
-  const int64_t tile = job.preferred * k.width;
+  const int64_t tile = preferred * k.width;
   error = check_reach(lines.planes() * blocks.in, lines.max_shift(), tile);
   if (!error.empty()) return error;
   const int64_t longest = strip_length(k, lines.planes() * blocks.in, job.rows_at_once * blocks.bo,
                                        lines.max_shift(), tile);
   const int threads =
-      useful_threads(parallel, w.nnzb * w.bo * w.bi * length + 4 * (w.in + w.out) * length);
-  const bool by_strips = w.groups * length >= threads * kTilesPerThread * tile;
+      useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * batch.length());
+  const bool by_strips = items * length >= threads * kTilesPerThread * tile;
   job.strips = ceil_div(length, longest);
-  if (by_strips && w.groups < threads) job.strips = ceil_div(job.strips, threads) * threads;
+  if (by_strips && items < threads) job.strips = ceil_div(job.strips, threads) * threads;
   job.strips = std::min(job.strips, ceil_div(length, k.width));
-  const int32_t* const channel_of = swapped ? w.row_perm : w.col_perm;
-  const int64_t most = ceil_div(length, k.width) / (job.preferred + 1);  // strips of two tiles each
-  if (w.groups == 1 && most > 0) {
-    job.read_in_place = (blocks.bi == 1 || !channel_of) &&
-                        map_is_lines<T>(lines, shape.images, x.strides, blocks.in);
-    job.write_in_place = map_is_lines<T>(lines, shape.images, out.strides, blocks.out);
-    if (job.read_in_place || job.write_in_place) job.strips = std::min(job.strips, most);
-  }
+  if (maps.read || maps.write)
+    job.strips = std::min(job.strips, ceil_div(length, k.width) / (preferred + 1));
   const int64_t units = ceil_div(ceil_div(length, k.width), job.strips);
   job.strip = units * k.width;
-  const Panel last = cut_panels(k, 0, units, job.preferred, job.strip).back();
+  const Panel last = cut_panels(k, 0, units, preferred, job.strip).back();
   const int64_t widest = last.token + last.nv * k.width;  // a tile may be wider than what is left
   job.out_stride = line_stride(k, widest);
-  if (job.read_in_place) {
+  if (maps.read) {
     job.in_stride = x.strides.channel;
     job.offsets = column_offsets_in_place(blocks.in_groups, blocks.bi, channel_of, job.in_stride);
   } else {
     job.in_stride = line_stride(k, widest + lines.max_shift());
     job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
   }
-  for (int nv = 0; nv <= job.preferred; ++nv) {
+  for (int nv = 0; nv <= preferred; ++nv) {
     int built = std::max(nv, 1);  // of those that are not, cut_panels takes the next
     while (!k.tiles[1][built].conv) ++built;
     job.by_vectors.emplace_back(k, &Tile<T>::conv, blocks.bo, blocks.out, built);
   }
   if (by_strips || threads == 1)
-    run_by_strips(job, w.groups,
-                  static_cast<int>(std::min<int64_t>(threads, w.groups * job.strips)), parallel);
+    run_by_strips(job, items, static_cast<int>(std::min<int64_t>(threads, items * job.strips)),
+                  parallel);
   else
-    run_by_rows(job, w.groups, threads, parallel);
+    run_by_rows(job, items, threads, parallel);
   const int nv = job.tiles(0)[0].nv;
   set_last_kernel(k.tiles[tile_rows(k, height, nv)][nv].conv_name);
   return {};

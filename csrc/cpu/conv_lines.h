@@ -75,15 +75,25 @@ void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<
   }
 }
 
-// Whether the channels of a map already are lines: one image, pixels next to each other, no padding
-// and no shift. Not where channels lie so that they share few sets of a cache.
+// Brings positions [begin, end) of all lines into L2. Tiles skip most channels and would wait for
+// each line: 512 to 128 channels of 28x28, 8 images, 90 % 56 GFLOP/s instead of 31 on Zen 4. What
+// is in cache already pays for nothing (one image of 56x56, 256 channels: 62 instead of 73).
 template <class T>
-bool map_is_lines(const LineGeometry& lines, int64_t images, const MapStrides& map,
-                  int64_t channels) {
+void fetch_lines(const T* map, int64_t channels, int64_t stride, int64_t begin, int64_t end) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t c = 0; c < channels; ++c)
+    for (int64_t i = begin; i < end + kLine - 1; i += kLine)
+      __builtin_prefetch(map + c * stride + std::min(i, end - 1), 0, 2);
+}
+
+// Whether the channels of an image already are lines: pixels next to each other, no padding and no
+// shift. Not where channels lie so that they share few sets of a cache.
+template <class T>
+bool map_is_lines(const LineGeometry& lines, const MapStrides& map, int64_t channels) {
   constexpr int64_t kSharedSets = 512;  // bytes
   std::vector<Segment> segments;
-  if (images != 1 || map.pixel != 1 || lines.planes() != 1 || lines.phases() != 1 ||
-      lines.max_shift() != 0 || map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
+  if (map.pixel != 1 || lines.planes() != 1 || lines.phases() != 1 || lines.max_shift() != 0 ||
+      map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
       map.channel * channels > std::numeric_limits<int32_t>::max())
     return false;
   lines.source_segments(0, 0, lines.length(), map, segments);

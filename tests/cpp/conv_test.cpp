@@ -82,7 +82,7 @@ TEST(Convolutions, ChannelsAroundTheVectorWidths) {
                      ++seed);
 }
 
-// One image and one kernel position: maps are read where they lie.
+// One kernel position: maps are read and written where they lie.
 TEST(Convolutions, InPlace) {
   unsigned seed = 0;
   for (int64_t pixels : {1, 7, 16, 49, 50, 63, 64, 65, 97, 196, 211, 256, 500})
@@ -90,9 +90,10 @@ TEST(Convolutions, InPlace) {
       for (int64_t bo : {1, 4, 11, 20})
         for (int i = 0; i < 4; ++i)  // memory formats
           for (bool permuted : {false, true})
-            check_products({1, 19, 23, 1, conv_axis(1, 1), conv_axis(pixels, 1), bo, bi, 0.4, false,
-                            false, false, permuted, permuted},
-                           ++seed, 1 + i % 2);
+            for (int64_t images : {1, 3})
+              check_products({images, 19, 23, 1, conv_axis(1, 1), conv_axis(pixels, 1), bo, bi, 0.4,
+                              false, false, false, permuted, permuted},
+                             ++seed, 1 + i % 2);
 }
 
 TEST(Convolutions, Windows) {

@@ -50,7 +50,7 @@ class RowCheck {
 // together while what they read fits kChunkBytes. From three tiles on, a row that reads too much is
 // cut into parts of what L1 holds of x; each costs a tile some fifty cycles, to load and store its
 // accumulators. Low tiles, which read much for each FMA, gain where L1 would not hold a row, high
-// ones where L2 would not. On Zen 4, GFLOP/s: 2048x4096x4096 half kept 64x64 96 instead of 78, 32x1
+// ones where L2 would not. On Zen 4, GFLOP/s: 2048x4096x4096 half kept 64x64 96 instead of 75, 32x1
 // 87 instead of 79; with AVX2 128x4096x4096 half kept 16x1 78 instead of 59, 10 % kept 82 instead
 // of 77. Where L2 does hold a row of 64x64 (25 % kept), parts took 100 instead of 107.
 template <class T>
@@ -67,8 +67,6 @@ void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileAr
   if (w.bo >= kHighTile * tiles.passes())
     longest = std::max(longest, l2_cache_bytes() * 7 / 16 / block_bytes);
   const int64_t rows = w.block_rows();
-  int32_t* const part_begin = scratch<int32_t>(ScratchSlot::kVector, 2 * rows);
-  int32_t* const part_end = part_begin + rows;
   for (int64_t r = begin; r < end;) {
     const int64_t first = args.row_begin[r], blocks = args.row_end[r] - first;
     if (blocks <= longest) {
@@ -79,9 +77,12 @@ void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileAr
       r = next;
       continue;
     }
+    int32_t* const part_begin = scratch<int32_t>(ScratchSlot::kVector, 2 * rows);
+    int32_t* const part_end = part_begin + rows;
     TileArgs<T> part = args;
     part.row_begin = part_begin;
     part.row_end = part_end;
+    part.fetch_end = 0;  // of other rows these do not tell
     const int64_t parts = ceil_div(blocks, part_blocks);
     for (int64_t i = 0; i < parts; ++i) {
       part_begin[r] = static_cast<int32_t>(first + blocks * i / parts);
@@ -175,10 +176,11 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
 // How the forward walks the layer for many tokens.
 //
 //   for each panel of tokens                 its x and y stay in L2
-//     for each walk of block rows            its values stay in L2 for each slab
-//       for each slab of inputs              (often one) its part of the x panel stays in L1 or L2
-//         for each chunk of the walk         its values stay in L1 for each tile of a block's
-//         height
+//     for each stretch of block rows         (one or two) fetches x or y of what follows
+//       for each walk of block rows          its values stay in L2 for each slab
+//         for each slab of inputs            (often one) its part of the x panel stays in L1 or L2
+//           for each chunk of the walk       a few rows, or part of one: what it reads stays in L1
+//                                            for each tile of a block's height
 //
 // Where even the narrowest panel takes more than half of L2, slabs take at most that and a walk is
 // the whole layer. Otherwise slabs are for low tiles, which read x faster than L2 delivers. Each
@@ -322,7 +324,11 @@ void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T*
                      int preferred, int threads, const Parallel& parallel, RowCheck& check) {
   const auto panels = cut_panels(k, unit_begin, unit_end, preferred, tokens);
   int64_t width = 0;
-  for (const auto& p : panels) width += p.nv * k.width;
+  std::vector<LayerTiles<T>> tiles;  // of each panel
+  for (const auto& p : panels) {
+    width += p.nv * k.width;
+    tiles.emplace_back(k, &Tile<T>::forward, w.bo, w.out, p.nv);
+  }
   const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
   const auto pack = [&](int64_t begin, int64_t end, T* xp) {
     for (const auto& p : panels) {
@@ -348,8 +354,9 @@ void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T*
       TileArgs<T> args = tile_args(w, values);
       args.src = xs;
       args.dst = ys;
-      for (const auto& p : panels) {
-        LayerTiles<T>(k, &Tile<T>::forward, w.bo, w.out, p.nv).run_all(args, r, next);
+      for (size_t i = 0; i < panels.size(); ++i) {
+        const Panel& p = panels[i];
+        tiles[i].run_all(args, r, next);
         args.src += p.nv * k.width * w.in;
         args.dst += p.nv * k.width * w.out;
       }

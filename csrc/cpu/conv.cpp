@@ -20,7 +20,7 @@ constexpr int64_t kTilesPerThread = 4;
 // More threads than these pack a strip together. Measured with two (alone is faster); the number is
 // a guess.
 constexpr int kPackAlone = 4;
-// A batch that takes more than so many times L2 is expected to come from memory.
+// An input that takes more than so many times L2 is expected to come from memory.
 constexpr int64_t kCachedMaps = 4;
 // Output lines that are computed before they are stored.
 constexpr int64_t kLinesAtOnce = 8;
@@ -193,7 +193,8 @@ void run_by_strips(const Job<T>& job, int64_t items, int threads, const Parallel
   const int64_t all = items * job.strips, rows = job.blocks.rows;
   run(parallel, threads, [&](int t) {
     T* const buffer = job.read_in_place ? nullptr : scratch<T>(ScratchSlot::kX, job.in_elements());
-    T* const results = scratch<T>(ScratchSlot::kY, job.out_elements());
+    const bool direct = job.write_in_place && job.channels_first();
+    T* const results = direct ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
     for (int64_t i = all * t / threads; i < all * (t + 1) / threads; ++i) {
       const int64_t item = i / job.strips, s = i % job.strips;
       const T* const planes = job.planes(item, s, buffer);
@@ -310,8 +311,13 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   if (w.groups == 1)
     maps = in_place(k, image, preferred, blocks.bi, channel_of, blocks.in, x.strides, blocks.out,
                     out.strides);
-  const bool by_image =
-      shape.images > 1 && images_one_by_one(k, image, w, maps, blocks.in, blocks.out);
+  const int threads =
+      useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * batch.length());
+  const int64_t tile = preferred * k.width, enough = threads * kTilesPerThread * tile;
+  // Not where threads would share out the block rows of each image.
+  const bool by_image = shape.images > 1 &&
+                        (threads == 1 || shape.images * image.length() >= enough) &&
+                        images_one_by_one(k, image, w, maps, blocks.in, blocks.out);
   if (shape.images > 1 && !by_image) maps = {};
   const LineGeometry& lines = by_image ? image : batch;
   const int64_t items = by_image ? shape.images : w.groups, length = lines.length();
@@ -334,14 +340,12 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   job.fetch = shape.images * blocks.in * length * static_cast<int64_t>(sizeof(T)) >
               kCachedMaps * l2_cache_bytes();
   job.rows_at_once = job.channels_first() ? ceil_div(kLinesAtOnce, blocks.bo) : blocks.rows;
-  const int64_t tile = preferred * k.width;
-  error = check_reach(lines.planes() * blocks.in, lines.max_shift(), tile);
+  // The longest of the shortest strips; in place they are two tiles.
+  error = check_reach(lines.planes() * blocks.in, lines.max_shift(), 2 * tile + k.width);
   if (!error.empty()) return error;
   const int64_t longest = strip_length(k, lines.planes() * blocks.in, job.rows_at_once * blocks.bo,
                                        lines.max_shift(), tile);
-  const int threads =
-      useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * batch.length());
-  const bool by_strips = items * length >= threads * kTilesPerThread * tile;
+  const bool by_strips = items * length >= enough;
   job.strips = ceil_div(length, longest);
   if (by_strips && items < threads) job.strips = ceil_div(job.strips, threads) * threads;
   job.strips = std::min(job.strips, ceil_div(length, k.width));
@@ -360,7 +364,7 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
     job.offsets = column_offsets(lines, blocks.in_groups, blocks.bi, blocks.in, job.in_stride);
   }
   for (int nv = 0; nv <= preferred; ++nv) {
-    int built = std::max(nv, 1);  // of those that are not, cut_panels takes the next
+    int built = std::max(nv, 1);  // none has 0; of those that are not, cut_panels takes the next
     while (!k.tiles[1][built].conv) ++built;
     job.by_vectors.emplace_back(k, &Tile<T>::conv, blocks.bo, blocks.out, built);
   }

@@ -32,7 +32,8 @@ struct ConvDirection {
   bool with_layout_transposed;  // rows are the source's channels
 };
 
-// out = act(W x + bias + residual). residual.data and bias may be nullptr.
+// out = act(W x + bias + residual). residual.data and bias may be nullptr; out overlaps neither x
+// nor residual.
 template <class T>
 std::string convolve(const BlockSparseView& w, const T* values, const ConvShape& shape,
                      ConvDirection direction, FeatureMap<const T> x, const T* bias,

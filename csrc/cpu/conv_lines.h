@@ -86,14 +86,15 @@ void fetch_lines(const T* map, int64_t channels, int64_t stride, int64_t begin, 
       __builtin_prefetch(map + c * stride + std::min(i, end - 1), 0, 2);
 }
 
-// Whether the channels of an image already are lines: pixels next to each other, no padding and no
-// shift. Not where channels lie so that they share few sets of a cache.
+// Whether the channels of an image already are lines: pixels next to each other, one kernel
+// position (a transposed convolution may have others, which hit no pixel) and no shift. Not where
+// channels lie so that they share few sets of a cache.
 template <class T>
 bool map_is_lines(const LineGeometry& lines, const MapStrides& map, int64_t channels) {
   constexpr int64_t kSharedSets = 512;  // bytes
   std::vector<Segment> segments;
-  if (map.pixel != 1 || lines.planes() != 1 || lines.phases() != 1 || lines.max_shift() != 0 ||
-      map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
+  if (lines.taps() != 1 || map.pixel != 1 || lines.planes() != 1 || lines.phases() != 1 ||
+      lines.max_shift() != 0 || map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
       map.channel * channels > std::numeric_limits<int32_t>::max())
     return false;
   lines.source_segments(0, 0, lines.length(), map, segments);

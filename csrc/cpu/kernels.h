@@ -88,8 +88,8 @@ struct LineArgs {
   const int32_t* line_of;  // [channels] line of each channel; nullptr: its number
   const int32_t* channel_of;  // [slots] channel + first_channel of each slot; nullptr: its number
   int64_t first_channel;
-  T* lines;                      // lines start line_stride apart, at least W more than length
-  bool in_place;                 // storing: the lines are those of the map already
+  T* lines;                      // lines start line_stride apart, at least W more than length ...
+  bool in_place;                 // ... unless they are those of the map already (storing)
   int64_t line_stride, length;   // length: filled (zeros included) when packing
   const T* in;                   // packing: the map;  storing: added to the result, or nullptr
   T* out;                        // storing: the map

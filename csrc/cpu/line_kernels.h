@@ -136,7 +136,7 @@ void store_lines_by_row(const LineArgs<typename V::T>& a) {
         T buffer[V::W] = {};
         if (add)
           for (int64_t j = 0; j < n; ++j) buffer[j] = add[(i + j) * a.step];
-        Reg v = V::add(V::load(from + i), bias);
+        Reg v = V::add(V::load_n(from + i, n), bias);
         if (add) v = V::add(v, V::load(buffer));
         V::store(buffer, activate<V>(v, kAct));
         for (int64_t j = 0; j < n; ++j) out[(i + j) * a.step] = buffer[j];

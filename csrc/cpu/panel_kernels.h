@@ -667,7 +667,7 @@ void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
     L::store(sums, acc[0][g]);
     for (int r = 0; r < N; ++r) {
       const int64_t s = slot + g * N + r;
-      a.dst[a.slot_row ? a.slot_row[s] : s] = sums[r];
+      a.dst[a.slot_row[s]] = sums[r];
     }
   }
 }
@@ -697,7 +697,7 @@ void matvec_elements(const TileArgs<typename V::T>& a, int64_t row) {
   for (; b + 2 <= end; b += 2)
     for (int u = 0; u < 2; ++u) sum[u] += a.src[a.col_idx[b + u]] * a.values[b + u];
   if (b < end) sum[0] += a.src[a.col_idx[b]] * a.values[b];
-  a.dst[a.slot_row ? a.slot_row[row] : row] = sum[0] + sum[1];
+  a.dst[a.slot_row[row]] = sum[0] + sum[1];
 }
 
 // Cuts a block's height into 4 W, 2 W, W, W/2, ... 1 rows.

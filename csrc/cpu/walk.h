@@ -131,7 +131,7 @@ class LayerTiles {
   int64_t bo_, full_rows_, ragged_height_;
 };
 
-// 0, 1, ... n - 1, in memory that the calling thread keeps.
+// 0, 1, ... n - 1, owned by the calling thread and valid until it asks for more.
 const int32_t* identity(int64_t n);
 
 template <class T>

@@ -35,14 +35,14 @@ struct Outputs {
   }
 };
 
-// All products of a layer and of the transposed one, in memory formats that change with the seed.
+// All products of a layer and of the transposed one.
 template <class T = float>
-void check_products(ConvLayerShape s, unsigned seed, int thread_count = 1) {
+void check_in_formats(ConvLayerShape s, unsigned seed, int thread_count = 1) {
   if (s.y.small < 1 || s.x.small < 1) return;  // no such convolution
+  const bool in_last = s.in_channels_last;
   for (bool transposed : {false, true}) {
     s.transposed = transposed;
-    s.in_channels_last = (seed + transposed) % 2 == 1;
-    s.out_channels_last = seed / 2 % 2 == 1;
+    s.in_channels_last = in_last != transposed;
     SCOPED_TRACE(s.name() + " seed " + std::to_string(seed) + " threads " +
                  std::to_string(thread_count));
     std::mt19937 rng(seed);
@@ -67,6 +67,14 @@ void check_products(ConvLayerShape s, unsigned seed, int thread_count = 1) {
   }
 }
 
+// In memory formats that change with the seed.
+template <class T = float>
+void check_products(ConvLayerShape s, unsigned seed, int thread_count = 1) {
+  s.in_channels_last = seed % 2 == 1;
+  s.out_channels_last = seed / 2 % 2 == 1;
+  check_in_formats<T>(s, seed, thread_count);
+}
+
 TEST(Convolutions, RunsOfPixelsAroundTheVectorWidths) {
   unsigned seed = 0;
   for (int64_t width : {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 49, 63, 65, 100})
@@ -85,15 +93,33 @@ TEST(Convolutions, ChannelsAroundTheVectorWidths) {
 // One kernel position: maps are read and written where they lie.
 TEST(Convolutions, InPlace) {
   unsigned seed = 0;
-  for (int64_t pixels : {1, 7, 16, 49, 50, 63, 64, 65, 97, 196, 211, 256, 500})
-    for (int64_t bi : {1, 3})
-      for (int64_t bo : {1, 4, 11, 20})
-        for (int i = 0; i < 4; ++i)  // memory formats
-          for (bool permuted : {false, true})
-            for (int64_t images : {1, 3})
-              check_products({images, 19, 23, 1, conv_axis(1, 1), conv_axis(pixels, 1), bo, bi, 0.4,
-                              false, false, false, permuted, permuted},
-                             ++seed, 1 + i % 2);
+  for (int64_t pixels : {1, 7, 16, 49, 64, 65, 196, 211, 500})
+    for (int64_t images : {1, 3})
+      for (int64_t bo : {1, 11, 20})
+        for (int bits = 0; bits < 16; ++bits) {
+          ConvLayerShape s{
+              images,           19, 23, 1, conv_axis(1 + seed % 3, 1), conv_axis(pixels, 1), bo,
+              bits & 1 ? 3 : 1, 0.4};
+          s.row_perm = s.col_perm = bits & 2;
+          s.in_channels_last = bits & 4;
+          s.out_channels_last = bits & 8;
+          s.bias = seed % 2;
+          s.residual = seed / 2 % 2;
+          check_in_formats(s, ++seed);
+        }
+}
+
+// ... which a transposed convolution may have without being one: taps that hit no pixel, pixels
+// that are no run of the line.
+TEST(Convolutions, NotInPlace) {
+  for (unsigned seed = 0; seed < 24; ++seed) {
+    ConvLayerShape s{2, 6, 8, 1, conv_axis(1, 3, 3, 1), conv_axis(300, 1), 1, 1};
+    s.row_perm = s.col_perm = seed % 8 < 4;
+    check_products(s, seed);
+    s.y = conv_axis(200, 1);
+    s.x = conv_axis(1, 1, 2);
+    check_products(s, seed);
+  }
 }
 
 TEST(Convolutions, Windows) {
@@ -189,6 +215,8 @@ TEST(Convolutions, SmallCachesCutManyStrips) {
     check_products({3, 6, 20, 2, conv_axis(17, 3, 2, 1), conv_axis(29, 3, 2, 1), 8, 1}, 2);
     check_products({3, 6, 20, 1, conv_axis(17, 3, 1, 2, 2), conv_axis(40, 2, 3), 4, 2}, 3);
     for (unsigned i = 0; i < 40; ++i) check_products(random_shape(rng), i);
+    for (unsigned i = 0; i < 4; ++i)
+      check_products({3, 30, 20, 1, conv_axis(5, 1), conv_axis(83, 1), 8, 1}, i);
   }
   assume_cache_bytes(0, 0);
 }
@@ -199,6 +227,8 @@ const ConvLayerShape kThreaded[] = {
     {1, 64, 72, 1, conv_axis(7, 3, 1, 1), conv_axis(7, 3, 1, 1), 4, 1, 0.6},
     {2, 64, 64, 2, conv_axis(9, 3, 2, 1), conv_axis(11, 3, 2, 1), 16, 16, 1.0},
     {3, 24, 24, 24, conv_axis(21, 5, 1, 2), conv_axis(22, 5, 1, 2), 1, 1, 1.0},
+    {3, 110, 93, 1, conv_axis(2, 1), conv_axis(301, 1), 9, 1, 0.2},
+    {1, 128, 96, 1, conv_axis(7, 1), conv_axis(10, 1), 8, 1, 0.6},
 };
 
 TEST(Convolutions, Threads) {
@@ -250,12 +280,16 @@ TEST(Convolutions, Double) {
 }
 
 TEST(Convolutions, ActivationsComeLast) {
-  for (bool transposed : {false, true})
-    for (bool channels_last : {false, true}) {
-      ConvLayerShape s{2, 5, 19, 1, conv_axis(5, 3, 2, 1), conv_axis(7, 2, 2), 4, 1};
+  const ConvLayerShape shapes[] = {
+      {2, 5, 19, 1, conv_axis(5, 3, 2, 1), conv_axis(7, 2, 2), 4, 1},
+      {2, 5, 19, 1, conv_axis(7, 1), conv_axis(29, 1), 4, 1},  // in place
+  };
+  for (const auto& shape : shapes)
+    for (int bits = 0; bits < 4; ++bits) {
+      ConvLayerShape s = shape;
       s.residual = true;
-      s.transposed = transposed;
-      s.in_channels_last = s.out_channels_last = channels_last;
+      s.transposed = bits & 1;
+      s.in_channels_last = s.out_channels_last = bits & 2;
       std::mt19937 rng(13);
       const Index index = random_index(s, rng);
       ConvProblem<float> p(s, index, rng, Place::kBeforeGuard);

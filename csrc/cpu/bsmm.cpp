@@ -51,8 +51,8 @@ class RowCheck {
 // cut into parts of what L1 holds of x; each costs a tile some fifty cycles, to load and store its
 // accumulators. Low tiles, which read much for each FMA, gain where L1 would not hold a row, high
 // ones where L2 would not. On Zen 4, GFLOP/s: 2048x4096x4096 half kept 64x64 96 instead of 75, 32x1
-// 87 instead of 79; with AVX2 128x4096x4096 half kept 16x1 78 instead of 59, 10 % kept 82 instead
-// of 77. Where L2 does hold a row of 64x64 (25 % kept), parts took 100 instead of 107.
+// 87 instead of 79; with AVX2 128x4096x4096 half kept 16x1 78 instead of 59, 10 % kept 32x1 82
+// instead of 75. Where L2 does hold a row of 64x64 (25 % kept), parts took 100 instead of 107.
 template <class T>
 void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileArgs<T>& args,
               int64_t begin, int64_t end, int64_t width) {

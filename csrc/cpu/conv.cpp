@@ -61,6 +61,13 @@ struct Job {
   bool channels_first() const { return out.strides.channel != 1; }
   int64_t in_elements() const { return lines.planes() * blocks.in * in_stride; }
   int64_t out_elements() const { return rows_at_once * blocks.bo * out_stride; }
+  // The calling thread's memory for lines and results; none where maps serve.
+  T* in_buffer() const {
+    return read_in_place ? nullptr : scratch<T>(ScratchSlot::kX, in_elements());
+  }
+  T* out_buffer() const {
+    return write_in_place ? nullptr : scratch<T>(ScratchSlot::kY, out_elements());
+  }
   // Strips differ by a vector at most: a short one over would run on narrow tiles.
   int64_t strip_begin(int64_t s) const {
     return ceil_div(lines.length(), k.width) * s / strips * k.width;
@@ -192,9 +199,8 @@ template <class T>
 void run_by_strips(const Job<T>& job, int64_t items, int threads, const Parallel& parallel) {
   const int64_t all = items * job.strips, rows = job.blocks.rows;
   run(parallel, threads, [&](int t) {
-    T* const buffer = job.read_in_place ? nullptr : scratch<T>(ScratchSlot::kX, job.in_elements());
-    const bool direct = job.write_in_place && job.channels_first();
-    T* const results = direct ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
+    T* const buffer = job.in_buffer();
+    T* const results = job.out_buffer();
     for (int64_t i = all * t / threads; i < all * (t + 1) / threads; ++i) {
       const int64_t item = i / job.strips, s = i % job.strips;
       const T* const planes = job.planes(item, s, buffer);
@@ -237,14 +243,9 @@ void run_by_rows(const Job<T>& job, int64_t items, int threads, const Parallel& 
         const auto bounds = split_rows(rows, threads);
         run(parallel, threads, [&](int t) {
           const int64_t begin = bounds[t], end = bounds[t + 1];
-          const T* planes = shared;
-          if (job.read_in_place)
-            planes = job.planes(item, s, nullptr);
-          else if (!share)
-            planes = job.planes(item, s, scratch<T>(ScratchSlot::kX, job.in_elements()));
+          const T* const planes = share ? shared : job.planes(item, s, job.in_buffer());
           if (job.channels_first())
-            job.finish_rows(item, s, phase, begin, end, planes,
-                            scratch<T>(ScratchSlot::kY, job.out_elements()));
+            job.finish_rows(item, s, phase, begin, end, planes, job.out_buffer());
           else
             job.multiply(item, job.tiles(s), phase, begin, end, planes,
                          all + begin * job.blocks.bo * job.out_stride, job.out_stride,

@@ -94,7 +94,8 @@ bool map_is_lines(const LineGeometry& lines, const MapStrides& map, int64_t chan
   constexpr int64_t kSharedSets = 512;  // bytes
   std::vector<Segment> segments;
   if (lines.taps() != 1 || map.pixel != 1 || lines.planes() != 1 || lines.phases() != 1 ||
-      lines.max_shift() != 0 || map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
+      lines.max_shift() != 0 || map.channel < lines.length() ||
+      map.channel * static_cast<int64_t>(sizeof(T)) % kSharedSets == 0 ||
       map.channel * channels > std::numeric_limits<int32_t>::max())
     return false;
   lines.source_segments(0, 0, lines.length(), map, segments);

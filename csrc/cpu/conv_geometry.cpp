@@ -94,11 +94,28 @@ LineAxis transposed_axis(const ConvAxis& a) {
 
 LineGeometry::LineGeometry(int64_t images, LineAxis y, LineAxis x)
     : images_(images), y_(std::move(y)), x_(std::move(x)) {
-  length_ = images == 0 || y_.count == 0 || x_.count == 0
-                ? 0
-                : ((images - 1) * y_.pitch + y_.count - 1) * x_.pitch + x_.count;
-  max_shift_ = *std::max_element(y_.shift.begin(), y_.shift.end()) * x_.pitch +
-               *std::max_element(x_.shift.begin(), x_.shift.end());
+  row_pitch_ = row_pitch(images);
+  length_ = length(images);
+  max_shift_ = max_shift(images);
+}
+
+int64_t LineGeometry::row_pitch(int64_t images) const {
+  return side_by_side() ? images * x_.pitch : x_.pitch;
+}
+
+int64_t LineGeometry::length(int64_t images) const {
+  if (images == 0 || y_.count == 0 || x_.count == 0) return 0;
+  return (images * y_.count - 1) * x_.pitch + x_.count;
+}
+
+int64_t LineGeometry::max_shift(int64_t images) const {
+  return *std::max_element(y_.shift.begin(), y_.shift.end()) * row_pitch(images) +
+         *std::max_element(x_.shift.begin(), x_.shift.end());
+}
+
+LineGeometry::Row LineGeometry::row(int64_t i) const {
+  if (side_by_side()) return {i % images_, i / images_};
+  return {i / y_.pitch, i % y_.pitch};
 }
 
 int64_t LineGeometry::plane(int64_t tap) const {
@@ -108,7 +125,7 @@ int64_t LineGeometry::plane(int64_t tap) const {
 
 int64_t LineGeometry::shift(int64_t tap) const {
   const int64_t kw = x_.shift.size();
-  return y_.shift[tap / kw] * x_.pitch + x_.shift[tap % kw];
+  return y_.shift[tap / kw] * row_pitch_ + x_.shift[tap % kw];
 }
 
 int64_t LineGeometry::phase(int64_t tap) const {
@@ -124,7 +141,7 @@ int64_t LineGeometry::phase(int64_t tap) const {
 }
 
 void LineGeometry::source_segments(int64_t plane, int64_t begin, int64_t end, const MapStrides& map,
-                                   std::vector<Segment>& segments) const {
+                                   int64_t present, std::vector<Segment>& segments) const {
   segments.clear();
   const int64_t nx = x_.planes.size();
   const auto &py = y_.planes[plane / nx], &px = x_.planes[plane % nx];
@@ -132,12 +149,14 @@ void LineGeometry::source_segments(int64_t plane, int64_t begin, int64_t end, co
   const int64_t step = source_step(map);
   // Pixels of a row may reach into what counts as the next one (last >= pitch), so rows are found
   // by where their pixels start.
-  const auto starts = [&](int64_t row) { return (row + py.first) * x_.pitch + px.first; };
-  int64_t row = std::max<int64_t>(0, (begin - starts(0)) / x_.pitch - 1);
-  for (; row < images_ * y_.pitch && starts(row) < end; ++row) {
-    const int64_t image = row / y_.pitch, u = row % y_.pitch + py.first;
-    if (u > py.last) continue;
-    const int64_t start = starts(row);
+  const int64_t first = py.first * row_pitch_ + px.first;
+  const int64_t rows = images_ * (side_by_side() ? py.last - py.first + 1 : y_.pitch);
+  for (int64_t i = std::max<int64_t>(0, (begin - first) / x_.pitch - 1); i < rows; ++i) {
+    const int64_t start = first + i * x_.pitch;
+    if (start >= end) break;
+    const auto [image, y] = row(i);
+    const int64_t u = y + py.first;
+    if (image >= present || u > py.last) continue;
     const int64_t from = std::max(begin, start);
     const int64_t to = std::min(end, start + px.last - px.first + 1);
     if (from >= to) continue;
@@ -149,14 +168,14 @@ void LineGeometry::source_segments(int64_t plane, int64_t begin, int64_t end, co
 }
 
 void LineGeometry::out_segments(int64_t phase, int64_t begin, int64_t end, const MapStrides& map,
-                                std::vector<Segment>& segments) const {
+                                int64_t present, std::vector<Segment>& segments) const {
   segments.clear();
   const int64_t nx = x_.phases.size();
   const auto &py = y_.phases[phase / nx], &px = x_.phases[phase % nx];
-  for (int64_t row = begin / x_.pitch; row * x_.pitch < end; ++row) {
-    const int64_t image = row / y_.pitch, j = row % y_.pitch, start = row * x_.pitch;
-    if (image >= images_) break;
-    if (j >= py.count) continue;
+  for (int64_t i = begin / x_.pitch; i < images_ * y_.count && i * x_.pitch < end; ++i) {
+    const auto [image, j] = row(i);
+    if (image >= present || j >= py.count) continue;
+    const int64_t start = i * x_.pitch;
     const int64_t from = std::max(begin, start), to = std::min(end, start + px.count);
     if (from >= to) continue;
     const int64_t oy = py.begin + j * py.step, ox = px.begin + (from - start) * px.step;

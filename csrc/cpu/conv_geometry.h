@@ -1,11 +1,13 @@
 // How a convolution becomes shifted reads of lines.
 //
-// All images of a batch lie behind each other in one line per channel, row after row, with as many
-// zeros between rows as padding reads:
+// Each channel is one line: row after row, with as many zeros between rows as padding reads.
 //
 //     row 0 of the map     row 1                          pitch: from row to row
 //     . a b c d            . e f g h           . i j ..   . = zero, shared by the end of one row
 //     |____ pitch ____|                                       and the beginning of the next
+//
+// Several images share a line side by side, row 0 of each, then row 1 of each, so that zeros above
+// and below stand at the line's ends alone. Maps without such padding lie behind each other.
 //
 // An output pixel has the position in the line that its row and column give, and kernel position
 // (tap) k reads it `shift` further on, whatever the pixel: a run of output pixels times a weight is
@@ -67,34 +69,48 @@ LineAxis sliding_axis(const ConvAxis& axis);
 // From `small` to `big`.
 LineAxis transposed_axis(const ConvAxis& axis);
 
-// Both axes together: lines of length(), `planes()` of them for each channel.
+// Both axes together: lines of length(), `planes()` of them for each channel, for images() each.
 class LineGeometry {
  public:
   LineGeometry(int64_t images, LineAxis y, LineAxis x);
 
+  int64_t images() const { return images_; }
+  // Whether images lie side by side: several of them take fewer positions than one by one, but what
+  // a tap shifts by grows with them.
+  bool side_by_side() const { return y_.pitch > y_.count; }
   int64_t planes() const { return static_cast<int64_t>(y_.planes.size() * x_.planes.size()); }
   int64_t phases() const { return static_cast<int64_t>(y_.phases.size() * x_.phases.size()); }
   int64_t length() const { return length_; }  // positions that hold an output pixel: [0, length)
   int64_t max_shift() const { return max_shift_; }  // positions that are read: + max_shift
+  int64_t length(int64_t images) const;             // of lines for so many images
+  int64_t max_shift(int64_t images) const;
   int64_t taps() const { return static_cast<int64_t>(y_.shift.size() * x_.shift.size()); }
   int64_t plane(int64_t tap) const;
   int64_t shift(int64_t tap) const;
   int64_t phase(int64_t tap) const;  // -1: it hits no output pixel
 
-  // The source pixels in positions [begin, end) of a plane's line; line counts from `begin`.
+  // The source pixels in positions [begin, end) of a plane's line; line counts from `begin`. Of the
+  // images only the first `present` are there.
   void source_segments(int64_t plane, int64_t begin, int64_t end, const MapStrides& map,
-                       std::vector<Segment>& segments) const;
+                       int64_t present, std::vector<Segment>& segments) const;
   // The output pixels of a phase in positions [begin, end).
   void out_segments(int64_t phase, int64_t begin, int64_t end, const MapStrides& map,
-                    std::vector<Segment>& segments) const;
+                    int64_t present, std::vector<Segment>& segments) const;
   // Between pixels of a segment.
   int64_t source_step(const MapStrides& map) const { return x_.source_step * map.pixel; }
   int64_t out_step(const MapStrides& map) const { return x_.phases[0].step * map.pixel; }
 
  private:
+  struct Row {
+    int64_t image, y;
+  };
+  // What the line's pitches hold, in ascending order.
+  Row row(int64_t i) const;
+  int64_t row_pitch(int64_t images) const;  // between rows of an image
+
   int64_t images_;
   LineAxis y_, x_;
-  int64_t length_, max_shift_;
+  int64_t row_pitch_, length_, max_shift_;  // for images_
 };
 
 }  // namespace tetris::cpu

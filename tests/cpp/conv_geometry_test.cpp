@@ -17,9 +17,10 @@ using cpu::Segment;
 
 constexpr int64_t kZero = -1;
 
-LineGeometry geometry(const ConvShape& s, bool transposed) {
-  if (transposed) return {s.images, cpu::transposed_axis(s.y), cpu::transposed_axis(s.x)};
-  return {s.images, cpu::sliding_axis(s.y), cpu::sliding_axis(s.x)};
+LineGeometry geometry(const ConvShape& s, bool transposed, int64_t room = 0) {
+  const int64_t images = s.images + room;
+  if (transposed) return {images, cpu::transposed_axis(s.y), cpu::transposed_axis(s.x)};
+  return {images, cpu::sliding_axis(s.y), cpu::sliding_axis(s.x)};
 }
 
 // Where the pixel lies that output o reads at tap k, or kZero.
@@ -63,11 +64,13 @@ struct Maps {
   }
 };
 
-// Cuts the lines into strips of `strip` positions, as the kernels do.
-void check(const ConvShape& s, bool transposed, int64_t strip) {
+// Cuts the lines into strips of `strip` positions, as the kernels do; they have room for `room`
+// more images.
+void check(const ConvShape& s, bool transposed, int64_t strip, int64_t room = 0) {
   SCOPED_TRACE(name(s.y) + name(s.x) + (transposed ? " transposed" : "") + " images " +
-               std::to_string(s.images) + " strip " + std::to_string(strip));
-  const LineGeometry lines = geometry(s, transposed);
+               std::to_string(s.images) + " + " + std::to_string(room) + " strip " +
+               std::to_string(strip));
+  const LineGeometry lines = geometry(s, transposed, room);
   const Maps big{s.y.big, s.x.big, 3}, small{s.y.small, s.x.small, 3};
   const Maps &source = transposed ? small : big, &out = transposed ? big : small;
   ASSERT_EQ(s.y.kernel * s.x.kernel, lines.taps());
@@ -80,13 +83,13 @@ void check(const ConvShape& s, bool transposed, int64_t strip) {
     const int64_t end = std::min(length, begin + strip), reach = end + lines.max_shift();
     std::vector<Line> planes(lines.planes());
     for (int64_t p = 0; p < lines.planes(); ++p) {
-      lines.source_segments(p, begin, reach, source.strides(), segments);
+      lines.source_segments(p, begin, reach, source.strides(), s.images, segments);
       ASSERT_NO_FATAL_FAILURE(
           place(segments, begin, reach, lines.source_step(source.strides()), planes[p]));
     }
     for (int64_t phase = 0; phase < lines.phases(); ++phase) {
       Line pixels;
-      lines.out_segments(phase, begin, end, out.strides(), segments);
+      lines.out_segments(phase, begin, end, out.strides(), s.images, segments);
       ASSERT_NO_FATAL_FAILURE(place(segments, begin, end, lines.out_step(out.strides()), pixels));
       for (const auto& [position, pixel] : pixels) {
         ++written[pixel];
@@ -159,7 +162,7 @@ TEST_P(Geometry, BothAxesInStrips) {
   // Pairs of different axes: each with the one that a stride coprime to the number of them reaches.
   for (size_t i = 0; i < some.size(); ++i)
     for (int64_t strip : {1, 5, 16, 0}) {
-      check({3, some[i], some[(7 * i + 3) % some.size()]}, GetParam(), strip);
+      check({3, some[i], some[(7 * i + 3) % some.size()]}, GetParam(), strip, i % 3);
       if (testing::Test::HasFatalFailure()) return;
     }
 }
@@ -173,10 +176,21 @@ TEST_P(Geometry, LinesOfPixelsWithoutPaddingAreOneSegment) {
   const ConvAxis one{4, 4, 1, 1, 0, 1};
   const LineGeometry lines = geometry({1, one, one}, GetParam());
   std::vector<Segment> segments;
-  lines.source_segments(0, 0, lines.length(), {16, 16, 1}, segments);
+  lines.source_segments(0, 0, lines.length(), {16, 16, 1}, 1, segments);
   ASSERT_EQ(1u, segments.size());  // a 1x1 convolution copies whole maps
   EXPECT_EQ(16, segments[0].count);
   EXPECT_EQ(16, lines.length());
+}
+
+// A row of zeros above and one below, once: not between images.
+TEST(Lines, OfImagesSideBySide) {
+  const ConvAxis a{7, 7, 3, 1, 1, 1};
+  const LineGeometry one = geometry({1, a, a}, false), four = geometry({4, a, a}, false);
+  EXPECT_TRUE(four.side_by_side());
+  EXPECT_EQ(7 * 8 - 1, one.length());
+  EXPECT_EQ(4 * 7 * 8 - 1, four.length());
+  EXPECT_EQ(2 * 8 + 2, one.max_shift());
+  EXPECT_EQ(2 * 4 * 8 + 2, four.max_shift());
 }
 
 INSTANTIATE_TEST_SUITE_P(, Geometry, testing::Values(false, true),

@@ -221,6 +221,23 @@ TEST(Convolutions, SmallCachesCutManyStrips) {
   assume_cache_bytes(0, 0);
 }
 
+// Side by side in lines, as many as take the fewest vectors; the last line has room for some that
+// are not there.
+TEST(Convolutions, ImagesThatShareLines) {
+  unsigned seed = 0;
+  for (long l2 : {0, 3000, 20000}) {
+    assume_cache_bytes(l2, l2);
+    for (int64_t images : {2, 7})
+      for (int64_t pixels : {1, 3, 7, 14})
+        for (int64_t groups : {1, 2})
+          for (int n : {1, 2, 3})
+            check_products({images, 16, 32, groups, conv_axis(pixels, 3, 1, 1),
+                            conv_axis(pixels + 1, 3, 1 + seed % 2, 1), 8, 1, 0.5},
+                           ++seed, n);
+  }
+  assume_cache_bytes(0, 0);
+}
+
 // Enough work for threads: many pixels, which are cut into strips, and few, where rows are.
 const ConvLayerShape kThreaded[] = {
     {2, 20, 40, 1, conv_axis(21, 3, 1, 1), conv_axis(22, 3, 1, 1), 8, 1, 0.5},

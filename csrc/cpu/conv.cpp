@@ -1,7 +1,6 @@
 #include "cpu/conv.h"
 
 #include <algorithm>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -9,6 +8,7 @@
 #include "core/cpu_features.h"
 #include "cpu/conv_blocks.h"
 #include "cpu/conv_lines.h"
+#include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/walk.h"
 
@@ -18,8 +18,6 @@ namespace {
 // Strips of the lines shorter than this many tiles per thread are not worth cutting: block rows are
 // split instead.
 constexpr int64_t kTilesPerThread = 4;
-// Where there are fewer items of work, it matters that each thread gets as many.
-constexpr int64_t kItemsPerThread = 8;
 // More threads than these pack a strip together. Measured with two (alone is faster); the number is
 // a guess.
 constexpr int kPackAlone = 4;
@@ -27,6 +25,8 @@ constexpr int kPackAlone = 4;
 constexpr int64_t kCachedMaps = 4;
 // Output lines that are computed before they are stored.
 constexpr int64_t kLinesAtOnce = 8;
+// Tiles of fewer stored inputs do not fetch what will be stored, nor from more runs than these.
+constexpr int64_t kFetchInputs = 32, kFetchRuns = 64;
 
 // One convolution, ready to run.
 template <class T>
@@ -58,7 +58,7 @@ struct Job {
   bool fetch = false;               // what is read in place is not expected in cache
   int64_t images = 0, batches = 0;  // all images, so many batches of those that share a line
   // An item of work is a batch of one group.
-  Images images_of(int64_t item) const {
+  ImageRange images_of(int64_t item) const {
     const int64_t first = item % batches * lines.images();
     return {first, std::min(lines.images(), images - first)};
   }
@@ -108,7 +108,8 @@ struct Job {
   // of these rows goes to line line_of[i] of the results.
   void multiply(int64_t item, const std::vector<Panel>& tiles, int64_t phase, int64_t begin,
                 int64_t end, const T* planes, T* results, int64_t stride, const int32_t* line_of,
-                const LineArgs<T>* stored = nullptr, int64_t images = 1) const {
+                const LineArgs<T>* stored = nullptr,
+                const std::vector<FetchPart>& fetched = {}) const {
     TileArgs<T> args{};
     args.values = blocks.values;
     args.row_begin = blocks.begin[phase] + group_of(item) * blocks.rows + begin;
@@ -134,8 +135,8 @@ struct Job {
       args.later_first = args.row_begin[first] * blocks.bi;
       for (size_t i = 0; i < tiles.size(); ++i) {
         const LayerTiles<T>& layer = by_vectors[tiles[i].nv];
-        if (stored && inputs > 0)
-          set_fetch(args, inputs, layer.passes(), *stored, images, i, tiles.size());
+        if (!fetched.empty() && inputs > 0)
+          set_fetch(args, inputs, layer.passes(), *stored, fetched[i]);
         args.src = planes + tiles[i].token;
         args.dst = results + tiles[i].token;
         layer.run(args, first, last, whole);
@@ -143,28 +144,20 @@ struct Job {
     }
   }
 
-  // Has tile i of n, which takes so many stored inputs, fetch its part of what `a` says will be
-  // stored, before that waits for it. Each channel of an image is a run; where there are more tiles
-  // than runs, several share one, and where there are fewer, some runs are not fetched. On Zen 4,
-  // 3x3 on 56x56 pixels, 64 channels: 25 % kept 93 instead of 87 GFLOP/s, 10 % kept 78 instead of
-  // 70; 28x28 and less: no faster. Results that are written in place, which could fetch the next
-  // rows': no faster either.
+  // Has a tile, which takes so many stored inputs in each pass, fetch a part of what `a` says will
+  // be stored, before that waits for it: HACKING.md has figures. Maps of 28x28 pixels and less gain
+  // nothing, nor would results that are written in place, which could fetch the next rows'.
   void set_fetch(TileArgs<T>& args, int64_t inputs, int64_t passes, const LineArgs<T>& a,
-                 int64_t images, int64_t i, int64_t n) const {
-    constexpr int64_t kMost = 64;  // a line for each stored input
-    const Segment &front = a.segments[0], &back = a.segments[a.segment_count - 1];
-    const bool whole = images > 1;  // maps
-    const int64_t pixel = whole ? 0 : front.pixel;
-    const int64_t length = whole ? out.strides.channel : back.pixel + back.count - pixel;
-    const int64_t channels = a.end - a.begin, runs = channels * images, run = runs * i / n;
-    const int64_t begin = ceil_div(run * n, runs), end = ceil_div((run + 1) * n, runs);
-    const int64_t bytes = length * static_cast<int64_t>(sizeof(T)) / (end - begin);
-    const int64_t slot = a.begin + run % channels;
+                 const FetchPart& part) const {
+    constexpr uint32_t kMost = 64;  // a line for each stored input
+    args.later_step = 0;
+    if (part.channel >= a.end - a.begin) return;  // the last rows may have fewer
+    const int64_t slot = a.begin + part.channel;
     const int64_t channel = a.channel_of ? a.channel_of[slot] - a.first_channel : slot;
-    const T* const at =
-        a.out + run / channels * out.strides.image + channel * a.channel_stride + pixel;
-    args.later = reinterpret_cast<const char*>(at) + (i - begin) * bytes;
-    args.later_step = std::min(kMost, ceil_div(bytes, inputs * passes));
+    args.later = reinterpret_cast<const char*>(a.out + channel * a.channel_stride + part.pixel);
+    args.later_step = std::min<uint32_t>(
+        kMost,
+        static_cast<uint32_t>(part.count * sizeof(T)) / static_cast<uint32_t>(inputs * passes) + 1);
     args.later_of_tile = inputs * args.later_step;
   }
 
@@ -202,9 +195,13 @@ struct Job {
       a.line_stride = out.strides.channel;
       a.in_place = true;
     }
-    // Pixels of a phase are not contiguous, and images behind each other begin anywhere.
-    const bool fetch_stored =
-        blocks.phases == 1 && !segments.empty() && (lines.images() == 1 || lines.side_by_side());
+    std::vector<FetchPart> fetched;
+    const int64_t row = group_of(item) * blocks.rows,
+                  inputs = blocks.bi *
+                           (blocks.end[phase][row + end - 1] - blocks.begin[phase][row + begin]);
+    if (blocks.phases == 1 && !write_in_place && inputs >= kFetchInputs * (end - begin))
+      fetched = share_runs(pixel_runs(segments, kFetchRuns),
+                           std::min(rows_at_once * blocks.bo, blocks.out), tiles_of_strip.size());
     for (int64_t r = begin; r < end; r += rows_at_once) {
       const int64_t next = std::min(end, r + rows_at_once), slot = r * blocks.bo;
       a.begin = slot;
@@ -214,8 +211,8 @@ struct Job {
                  (a.channel_of ? a.channel_of : numbers) + slot);
         if (bias || residual.data || act != Activation::kNone) k.store_lines(a);
       } else {
-        multiply(item, tiles_of_strip, phase, r, next, planes, results, out_stride, numbers,
-                 fetch_stored ? &a : nullptr, images_of(item).count);
+        multiply(item, tiles_of_strip, phase, r, next, planes, results, out_stride, numbers, &a,
+                 fetched);
         k.store_lines(a);
       }
     }
@@ -267,7 +264,7 @@ template <class T>
 void run_by_rows(const Job<T>& job, int64_t items, int threads, const Parallel& parallel) {
   const bool share = !job.read_in_place &&
                      (job.blocks.phases > 1 || threads > kPackAlone ||
-                      job.in_elements() * static_cast<int64_t>(sizeof(T)) > l2_cache_bytes() / 2);
+                      job.in_elements() * static_cast<int64_t>(sizeof(T)) > most_line_bytes());
   T* const shared = share ? scratch<T>(ScratchSlot::kX, job.in_elements()) : nullptr;
   T* const all = job.channels_first() ? nullptr : scratch<T>(ScratchSlot::kY, job.out_elements());
   const auto range = [&](int64_t n, int t) { return share_begin(n, job.k.width, t, threads); };
@@ -340,7 +337,7 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   std::string error = check_and_invert(w, &inverse);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty()) return error;
-  const LineGeometry image = line_geometry(shape, 1, direction.transposed);
+  const LineGeometry image = line_geometry(shape, direction.transposed, 1, false);
   if (shape.images == 0 || image.length() == 0) return {};
 
   const bool swapped = direction.with_layout_transposed;
@@ -363,13 +360,26 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   if (shape.images > 1 && !one_by_one) maps = {};
   const int64_t rows_at_once =
       out.strides.channel == 1 ? blocks.rows : ceil_div(kLinesAtOnce, blocks.bo);
-  const int64_t together = one_by_one
-                               ? 1
-                               : images_together(k, image, shape.images, image.planes() * blocks.in,
-                                                 rows_at_once * blocks.bo);
-  const LineGeometry lines = line_geometry(shape, together, direction.transposed);
-  const int64_t batches = ceil_div(shape.images, together), items = w.groups * batches;
-  const int64_t length = lines.length();
+  const LineGeometry behind =
+      line_geometry(shape, direction.transposed, one_by_one ? 1 : shape.images, false);
+  // The longest of the shortest strips; in place they are two tiles.
+  error = check_reach(behind.planes() * blocks.in, behind.max_shift(), 2 * tile + k.width);
+  if (!error.empty()) return error;
+  LineWork work{};
+  work.images = behind.images();
+  work.groups = one_by_one ? shape.images : w.groups;
+  work.threads = by_strips ? threads : 1;
+  work.in_lines = behind.planes() * blocks.in;
+  work.out_lines = rows_at_once * blocks.bo;
+  work.products = w.nnzb * w.bo * w.bi / w.groups;
+  work.width = k.width;
+  work.element_bytes = sizeof(T);
+  work.least = tile;
+  const LinePlan plan =
+      plan_lines(behind, line_geometry(shape, direction.transposed, 1, true), work);
+  const LineGeometry lines =
+      line_geometry(shape, direction.transposed, plan.images, plan.side_by_side);
+  const int64_t items = work.groups * plan.batches(work), length = lines.length();
 
   Job<T> job{k,
              lines,
@@ -384,21 +394,12 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
              out};
   job.preferred = preferred;
   job.images = shape.images;
-  job.batches = batches;
+  job.batches = ceil_div(shape.images, plan.images);
   job.read_in_place = maps.read;
   job.write_in_place = maps.write;
-  job.fetch = batches * blocks.in * length * static_cast<int64_t>(sizeof(T)) >
-              kCachedMaps * l2_cache_bytes();
+  job.fetch = blocks.in * pixels * static_cast<int64_t>(sizeof(T)) > kCachedMaps * l2_cache_bytes();
   job.rows_at_once = rows_at_once;
-  // The longest of the shortest strips; in place they are two tiles.
-  error = check_reach(lines.planes() * blocks.in, lines.max_shift(), 2 * tile + k.width);
-  if (!error.empty()) return error;
-  job.strips = count_strips(k, lines, lines.planes() * blocks.in, rows_at_once * blocks.bo, tile);
-  if (by_strips && items < kItemsPerThread * threads) {  // as many for each thread
-    const int64_t share = threads / std::gcd<int64_t>(items, threads);
-    job.strips = ceil_div(job.strips, share) * share;
-  }
-  job.strips = std::min(job.strips, ceil_div(length, k.width));
+  job.strips = plan.strips;
   if (maps.read || maps.write)
     job.strips = std::min(job.strips, ceil_div(length, k.width) / (preferred + 1));
   const int64_t units = ceil_div(ceil_div(length, k.width), job.strips);

@@ -92,20 +92,21 @@ LineAxis transposed_axis(const ConvAxis& a) {
   return axis;
 }
 
-LineGeometry::LineGeometry(int64_t images, LineAxis y, LineAxis x)
-    : images_(images), y_(std::move(y)), x_(std::move(x)) {
+LineGeometry::LineGeometry(int64_t images, bool side_by_side, LineAxis y, LineAxis x)
+    : images_(images), side_by_side_(side_by_side), y_(std::move(y)), x_(std::move(x)) {
   row_pitch_ = row_pitch(images);
   length_ = length(images);
   max_shift_ = max_shift(images);
 }
 
 int64_t LineGeometry::row_pitch(int64_t images) const {
-  return side_by_side() ? images * x_.pitch : x_.pitch;
+  return side_by_side_ ? images * x_.pitch : x_.pitch;
 }
 
 int64_t LineGeometry::length(int64_t images) const {
   if (images == 0 || y_.count == 0 || x_.count == 0) return 0;
-  return (images * y_.count - 1) * x_.pitch + x_.count;
+  const int64_t rows = side_by_side_ ? images * y_.count : (images - 1) * y_.pitch + y_.count;
+  return (rows - 1) * x_.pitch + x_.count;
 }
 
 int64_t LineGeometry::max_shift(int64_t images) const {
@@ -114,7 +115,7 @@ int64_t LineGeometry::max_shift(int64_t images) const {
 }
 
 LineGeometry::Row LineGeometry::row(int64_t i) const {
-  if (side_by_side()) return {i % images_, i / images_};
+  if (side_by_side_) return {i % images_, i / images_};
   return {i / y_.pitch, i % y_.pitch};
 }
 
@@ -150,7 +151,7 @@ void LineGeometry::source_segments(int64_t plane, int64_t begin, int64_t end, co
   // Pixels of a row may reach into what counts as the next one (last >= pitch), so rows are found
   // by where their pixels start.
   const int64_t first = py.first * row_pitch_ + px.first;
-  const int64_t rows = images_ * (side_by_side() ? py.last - py.first + 1 : y_.pitch);
+  const int64_t rows = images_ * (side_by_side_ ? py.last - py.first + 1 : y_.pitch);
   for (int64_t i = std::max<int64_t>(0, (begin - first) / x_.pitch - 1); i < rows; ++i) {
     const int64_t start = first + i * x_.pitch;
     if (start >= end) break;
@@ -172,7 +173,7 @@ void LineGeometry::out_segments(int64_t phase, int64_t begin, int64_t end, const
   segments.clear();
   const int64_t nx = x_.phases.size();
   const auto &py = y_.phases[phase / nx], &px = x_.phases[phase % nx];
-  for (int64_t i = begin / x_.pitch; i < images_ * y_.count && i * x_.pitch < end; ++i) {
+  for (int64_t i = begin / x_.pitch; i < images_ * y_.pitch && i * x_.pitch < end; ++i) {
     const auto [image, j] = row(i);
     if (image >= present || j >= py.count) continue;
     const int64_t start = i * x_.pitch;

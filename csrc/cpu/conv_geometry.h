@@ -6,8 +6,9 @@
 //     . a b c d            . e f g h           . i j ..   . = zero, shared by the end of one row
 //     |____ pitch ____|                                       and the beginning of the next
 //
-// Several images share a line side by side, row 0 of each, then row 1 of each, so that zeros above
-// and below stand at the line's ends alone. Maps without such padding lie behind each other.
+// Images share a line behind each other, with rows of zeros between them, or side by side: row 0 of
+// each, then row 1 of each. Zeros above and below then stand at the line's ends alone, but what a
+// tap shifts by grows with the images.
 //
 // An output pixel has the position in the line that its row and column give, and kernel position
 // (tap) k reads it `shift` further on, whatever the pixel: a run of output pixels times a weight is
@@ -72,12 +73,11 @@ LineAxis transposed_axis(const ConvAxis& axis);
 // Both axes together: lines of length(), `planes()` of them for each channel, for images() each.
 class LineGeometry {
  public:
-  LineGeometry(int64_t images, LineAxis y, LineAxis x);
+  LineGeometry(int64_t images, bool side_by_side, LineAxis y, LineAxis x);
 
   int64_t images() const { return images_; }
-  // Whether images lie side by side: several of them take fewer positions than one by one, but what
-  // a tap shifts by grows with them.
-  bool side_by_side() const { return y_.pitch > y_.count; }
+  // Whether images behind each other have rows of zeros between them.
+  bool pads_images() const { return y_.pitch > y_.count; }
   int64_t planes() const { return static_cast<int64_t>(y_.planes.size() * x_.planes.size()); }
   int64_t phases() const { return static_cast<int64_t>(y_.phases.size() * x_.phases.size()); }
   int64_t length() const { return length_; }  // positions that hold an output pixel: [0, length)
@@ -104,11 +104,11 @@ class LineGeometry {
   struct Row {
     int64_t image, y;
   };
-  // What the line's pitches hold, in ascending order.
-  Row row(int64_t i) const;
+  Row row(int64_t i) const;                 // at the line's i-th pitch
   int64_t row_pitch(int64_t images) const;  // between rows of an image
 
   int64_t images_;
+  bool side_by_side_;
   LineAxis y_, x_;
   int64_t row_pitch_, length_, max_shift_;  // for images_
 };

@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "cpu/conv.h"
 #include "cpu/conv_lines.h"
+#include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/walk.h"
 
@@ -19,30 +20,31 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   std::string error = check_and_invert(w, &inverse);
   if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
   if (!error.empty()) return error;
-  const LineGeometry image = line_geometry(shape, 1, /*transposed=*/false);
+  // Side by side, images gained nothing here.
+  const LineGeometry lines = line_geometry(shape, /*transposed=*/false, shape.images, false);
   const int64_t out = w.group_out(), in = w.group_in(), in_groups = w.in_groups();
-  const bool empty = shape.images == 0 || image.length() == 0;
-  if (empty || out % w.bo != 0 || in % w.bi != 0)
+  if (lines.length() == 0 || out % w.bo != 0 || in % w.bi != 0)
     std::fill_n(dvalues, w.nnzb * w.bi * w.bo, T(0));  // entries outside the weight stay zero
-  if (empty) return {};
+  if (lines.length() == 0) return {};
 
   // Rows of the layout are channels of the small map, columns of the big one, or the reverse.
   const int64_t big_channels = transposed ? out : in, small_channels = transposed ? in : out;
   const int32_t* const big_lines = transposed ? inverse.row : inverse.col;
   const int32_t* const small_lines = transposed ? inverse.col : inverse.row;
-  const int64_t together =
-      images_together(k, image, shape.images, image.planes() * big_channels, small_channels);
-  const LineGeometry lines = line_geometry(shape, together, /*transposed=*/false);
   const int64_t least = 128 / k.width * k.width;
   error = check_reach(lines.planes() * big_channels, lines.max_shift(), least);
   if (!error.empty()) return error;
-  const int64_t strips =
-      count_strips(k, lines, lines.planes() * big_channels, small_channels, least);
+  LineWork work{};
+  work.in_lines = lines.planes() * big_channels;
+  work.out_lines = small_channels;
+  work.width = k.width;
+  work.element_bytes = sizeof(T);
+  work.least = least;
+  const int64_t strips = count_strips(lines, work);
   const int64_t strip = ceil_div(ceil_div(lines.length(), strips), k.width) * k.width;
   const int64_t big_stride = line_stride(k, strip + lines.max_shift());
   const int64_t small_stride = line_stride(k, strip);
-  const int threads =
-      useful_threads(parallel, w.nnzb * w.bo * w.bi * shape.images * image.length());
+  const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * lines.length());
   T* const bigs = scratch<T>(ScratchSlot::kX, lines.planes() * big_channels * big_stride);
   T* const smalls = scratch<T>(ScratchSlot::kY, small_channels * small_stride);
   const auto offsets = column_offsets(lines, in_groups, w.bi, big_channels, big_stride);
@@ -53,23 +55,20 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   T* const mask = scratch<T>(ScratchSlot::kVector, strip);
   const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
 
-  const int64_t batches = ceil_div(shape.images, together), cuts = ceil_div(lines.length(), strip);
   for (int64_t group = 0; group < w.groups; ++group) {
     BlockSparseView rows;
     rows.out = w.group_rows();
     rows.row_ptr = w.row_ptr + group * w.group_rows();
     const auto bounds = split_rows(rows, threads);
-    for (int64_t i = 0; i < batches * cuts; ++i) {
-      const int64_t image_begin = i / cuts * together, begin = i % cuts * strip;
-      const int64_t end = std::min(lines.length(), begin + strip);
-      const Images images{image_begin, std::min(together, shape.images - image_begin)};
-      lines.out_segments(0, begin, end, small.strides, images.count, segments);
+    for (int64_t s = 0; s * strip < lines.length(); ++s) {
+      const int64_t begin = s * strip, end = std::min(lines.length(), begin + strip);
+      lines.out_segments(0, begin, end, small.strides, shape.images, segments);
       std::fill_n(mask, strip, T(0));
       for (const Segment& segment : segments)
         std::memset(mask + segment.line, 0xff, segment.count * sizeof(T));
       run(parallel, threads, [&](int t) {
         const int64_t first_big = group * big_channels, first_small = group * small_channels;
-        pack_planes(k, lines, big, images, first_big, range(big_channels, t),
+        pack_planes(k, lines, big, {0, shape.images}, first_big, range(big_channels, t),
                     range(big_channels, t + 1), big_lines ? big_lines + first_big : nullptr,
                     big_channels, begin, strip + lines.max_shift(), bigs, big_stride);
         LineArgs<T> a{};
@@ -81,8 +80,7 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
         a.lines = smalls;
         a.line_stride = small_stride;
         a.length = strip;
-        a.in =
-            small.data + images.first * small.strides.image + first_small * small.strides.channel;
+        a.in = small.data + first_small * small.strides.channel;
         a.channel_stride = small.strides.channel;
         a.step = lines.out_step(small.strides);
         k.pack_lines(a);
@@ -98,7 +96,7 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
           a.offsets = at;
           a.rows = std::min(w.bo, out - row * w.bo);
           a.dvalues = dvalues;
-          a.accumulate = i > 0;
+          a.accumulate = s > 0;
           a.mask = mask;
           a.mask_dy = transposed;
           // All blocks of the row at once, or, where the rows are what a tap shifts, tap by tap.

@@ -51,15 +51,15 @@ inline std::string check_reach(int64_t count, int64_t max_shift, int64_t least) 
          std::to_string(count) + " and " + std::to_string(max_shift) + ")";
 }
 
-// Images that share a line, and how many there are.
-struct Images {
+// The images of a batch that a line holds.
+struct ImageRange {
   int64_t first, count;
 };
 
 // One group's channels of a map, packed into lines: planes of `channels` lines each.
 template <class T>
 void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<const T> x,
-                 Images images, int64_t first_channel, int64_t begin, int64_t end,
+                 ImageRange images, int64_t first_channel, int64_t begin, int64_t end,
                  const int32_t* line_of, int64_t channels, int64_t position, int64_t length,
                  T* planes, int64_t stride) {
   std::vector<Segment> segments;
@@ -109,46 +109,10 @@ bool map_is_lines(const LineGeometry& lines, const MapStrides& map, int64_t chan
          lines.source_step(map) == 1;
 }
 
-inline LineGeometry line_geometry(const ConvShape& shape, int64_t images, bool transposed) {
-  if (transposed) return {images, transposed_axis(shape.y), transposed_axis(shape.x)};
-  return {images, sliding_axis(shape.y), sliding_axis(shape.x)};
-}
-
-// Positions whose lines take so many bytes.
-template <class T>
-int64_t positions_in(int64_t bytes, const KernelTable<T>& k, int64_t in_lines, int64_t out_lines,
-                     int64_t max_shift) {
-  const int64_t elements = bytes / static_cast<int64_t>(sizeof(T));
-  return (elements - in_lines * (max_shift + k.width)) / (in_lines + out_lines);
-}
-
-// How many strips to cut lines into: each takes at most half of L2, and has `least` positions.
-template <class T>
-int64_t count_strips(const KernelTable<T>& k, const LineGeometry& lines, int64_t in_lines,
-                     int64_t out_lines, int64_t least) {
-  if (lines.side_by_side() && lines.images() > 1) return 1;
-  const int64_t fit = positions_in(l2_cache_bytes() / 2, k, in_lines, out_lines, lines.max_shift());
-  return ceil_div(lines.length(), std::max(least, fit / k.width * k.width));
-}
-
-// How many of a batch's images share a line: side by side so many that all together take the fewest
-// vectors. Their lines are not cut into strips, because what a tap shifts by grows with the images:
-// they take 5/8 of L2 at most (two images of 14x14, 256 channels, need a little more than half).
-template <class T>
-int64_t images_together(const KernelTable<T>& k, const LineGeometry& image, int64_t images,
-                        int64_t in_lines, int64_t out_lines) {
-  if (!image.side_by_side()) return images;
-  const auto fit = [&](int64_t n) {
-    return image.length(n) <=
-           positions_in(l2_cache_bytes() * 5 / 8, k, in_lines, out_lines, image.max_shift(n));
-  };
-  const auto vectors = [&](int64_t n) {
-    return ceil_div(images, n) * ceil_div(image.length(n), k.width);
-  };
-  int64_t best = 1;
-  for (int64_t n = 2; n <= images && fit(n); ++n)
-    if (vectors(n) <= vectors(best)) best = n;
-  return best;
+inline LineGeometry line_geometry(const ConvShape& shape, bool transposed, int64_t images,
+                                  bool side_by_side) {
+  if (transposed) return {images, side_by_side, transposed_axis(shape.y), transposed_axis(shape.x)};
+  return {images, side_by_side, sliding_axis(shape.y), sliding_axis(shape.x)};
 }
 
 }  // namespace tetris::cpu

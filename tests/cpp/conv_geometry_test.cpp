@@ -17,10 +17,12 @@ using cpu::Segment;
 
 constexpr int64_t kZero = -1;
 
-LineGeometry geometry(const ConvShape& s, bool transposed, int64_t room = 0) {
+LineGeometry geometry(const ConvShape& s, bool transposed, bool side_by_side = false,
+                      int64_t room = 0) {
   const int64_t images = s.images + room;
-  if (transposed) return {images, cpu::transposed_axis(s.y), cpu::transposed_axis(s.x)};
-  return {images, cpu::sliding_axis(s.y), cpu::sliding_axis(s.x)};
+  if (transposed)
+    return {images, side_by_side, cpu::transposed_axis(s.y), cpu::transposed_axis(s.x)};
+  return {images, side_by_side, cpu::sliding_axis(s.y), cpu::sliding_axis(s.x)};
 }
 
 // Where the pixel lies that output o reads at tap k, or kZero.
@@ -66,11 +68,12 @@ struct Maps {
 
 // Cuts the lines into strips of `strip` positions, as the kernels do; they have room for `room`
 // more images.
-void check(const ConvShape& s, bool transposed, int64_t strip, int64_t room = 0) {
+void check(const ConvShape& s, bool transposed, int64_t strip, bool side_by_side,
+           int64_t room = 0) {
   SCOPED_TRACE(name(s.y) + name(s.x) + (transposed ? " transposed" : "") + " images " +
-               std::to_string(s.images) + " + " + std::to_string(room) + " strip " +
-               std::to_string(strip));
-  const LineGeometry lines = geometry(s, transposed, room);
+               std::to_string(s.images) + " + " + std::to_string(room) +
+               (side_by_side ? " side by side" : "") + " strip " + std::to_string(strip));
+  const LineGeometry lines = geometry(s, transposed, side_by_side, room);
   const Maps big{s.y.big, s.x.big, 3}, small{s.y.small, s.x.small, 3};
   const Maps &source = transposed ? small : big, &out = transposed ? big : small;
   ASSERT_EQ(s.y.kernel * s.x.kernel, lines.taps());
@@ -151,9 +154,12 @@ TEST_P(Geometry, EveryTapOfEveryPixelAlongOneAxis) {
   const ConvAxis one{2, 2, 1, 1, 0, 1};
   for (const ConvAxis& a : axes(GetParam(), {1, 2, 3, 5, 8, 12}, {1, 2, 3, 4, 5}, {1, 2, 3, 5, 7},
                                 {0, 1, 2, 3, 6, 9}, {1, 2, 3, 4})) {
-    check({2, one, a}, GetParam(), 0);
-    check({2, a, one}, GetParam(), 0);
-    if (testing::Test::HasFatalFailure()) return;
+    for (bool side_by_side : {false, true})
+      for (int64_t room : {0, 1}) {
+        check({2, one, a}, GetParam(), 0, side_by_side, room);
+        check({2, a, one}, GetParam(), 0, side_by_side, room);
+        if (testing::Test::HasFatalFailure()) return;
+      }
   }
 }
 
@@ -162,7 +168,9 @@ TEST_P(Geometry, BothAxesInStrips) {
   // Pairs of different axes: each with the one that a stride coprime to the number of them reaches.
   for (size_t i = 0; i < some.size(); ++i)
     for (int64_t strip : {1, 5, 16, 0}) {
-      check({3, some[i], some[(7 * i + 3) % some.size()]}, GetParam(), strip, i % 3);
+      for (bool side_by_side : {false, true})
+        check({3, some[i], some[(7 * i + 3) % some.size()]}, GetParam(), strip, side_by_side,
+              i % 3);
       if (testing::Test::HasFatalFailure()) return;
     }
 }
@@ -185,12 +193,13 @@ TEST_P(Geometry, LinesOfPixelsWithoutPaddingAreOneSegment) {
 // A row of zeros above and one below, once: not between images.
 TEST(Lines, OfImagesSideBySide) {
   const ConvAxis a{7, 7, 3, 1, 1, 1};
-  const LineGeometry one = geometry({1, a, a}, false), four = geometry({4, a, a}, false);
-  EXPECT_TRUE(four.side_by_side());
-  EXPECT_EQ(7 * 8 - 1, one.length());
-  EXPECT_EQ(4 * 7 * 8 - 1, four.length());
-  EXPECT_EQ(2 * 8 + 2, one.max_shift());
-  EXPECT_EQ(2 * 4 * 8 + 2, four.max_shift());
+  const LineGeometry behind = geometry({4, a, a}, false), side = geometry({4, a, a}, false, true);
+  EXPECT_TRUE(behind.pads_images());
+  EXPECT_EQ((4 * 8 - 1) * 8 - 1, behind.length());
+  EXPECT_EQ(2 * 8 + 2, behind.max_shift());
+  EXPECT_EQ(4 * 7 * 8 - 1, side.length());
+  EXPECT_EQ(2 * 4 * 8 + 2, side.max_shift());
+  EXPECT_EQ(side.length(1), behind.length(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(, Geometry, testing::Values(false, true),

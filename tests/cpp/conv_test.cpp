@@ -221,19 +221,24 @@ TEST(Convolutions, SmallCachesCutManyStrips) {
   assume_cache_bytes(0, 0);
 }
 
-// Side by side in lines, as many as take the fewest vectors; the last line has room for some that
-// are not there.
+// Behind each other and side by side, as conv_plan_test.cpp shows; the last line may have room for
+// images that are not there.
 TEST(Convolutions, ImagesThatShareLines) {
   unsigned seed = 0;
-  for (long l2 : {0, 3000, 20000}) {
+  for (long l2 : {0, 20000, 60000}) {
     assume_cache_bytes(l2, l2);
-    for (int64_t images : {2, 7})
-      for (int64_t pixels : {1, 3, 7, 14})
+    for (int64_t pixels : {3, 10})
+      for (int64_t stride : {1, 2})
         for (int64_t groups : {1, 2})
-          for (int n : {1, 2, 3})
-            check_products({images, 16, 32, groups, conv_axis(pixels, 3, 1, 1),
-                            conv_axis(pixels + 1, 3, 1 + seed % 2, 1), 8, 1, 0.5},
-                           ++seed, n);
+          for (int n : {1, 2, 3}) {
+            const ConvAxis y = conv_axis(pixels, 3, 1, 1), x = conv_axis(pixels + 1, 3, stride, 1);
+            for (int format = 0; format < 2; ++format) {
+              ConvLayerShape s{7, 16, 32, groups, y, x, 8, 1, 0.5};
+              s.in_channels_last = s.out_channels_last = format;
+              ++seed;
+              check_in_formats(s, seed, n);
+            }
+          }
   }
   assume_cache_bytes(0, 0);
 }

@@ -1,0 +1,89 @@
+#include "cpu/conv_plan.h"
+
+#include <algorithm>
+
+#include "core/cpu_features.h"
+
+namespace tetris::cpu {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Positions whose lines take so many bytes.
+int64_t positions_in(int64_t bytes, const LineWork& work, int64_t max_shift) {
+  return (bytes / work.element_bytes - work.in_lines * (max_shift + work.width)) /
+         (work.in_lines + work.out_lines);
+}
+
+// Cycles of the thread that has most to do, at one FMA a cycle and some 0.3 cycles to pack an
+// element.
+double cycles(const LineWork& work, const LinePlan& plan, int64_t length, int64_t max_shift) {
+  constexpr double kPackElement = 0.3;
+  const int64_t strips = work.groups * plan.batches(work) * plan.strips;
+  const int64_t positions = ceil_div(ceil_div(length, work.width), plan.strips) * work.width;
+  const double multiply = static_cast<double>(work.products) * positions / work.width;
+  const double pack = kPackElement * work.in_lines * (positions + max_shift);
+  return ceil_div(strips, work.threads) * (multiply + pack);
+}
+
+}  // namespace
+
+int64_t most_line_bytes() { return l2_cache_bytes() / 8 * 5; }
+
+int64_t count_strips(const LineGeometry& lines, const LineWork& work) {
+  const int64_t fit = positions_in(l2_cache_bytes() / 2, work, lines.max_shift());
+  return ceil_div(lines.length(), std::max(work.least, fit / work.width * work.width));
+}
+
+LinePlan plan_lines(const LineGeometry& behind, const LineGeometry& side_by_side,
+                    const LineWork& work) {
+  const int64_t length = behind.length(), shift = behind.max_shift();
+  LinePlan best{work.images, false, count_strips(behind, work)};
+  if (work.groups < work.threads) best.strips = ceil_div(best.strips, work.threads) * work.threads;
+  best.strips = std::min(best.strips, ceil_div(length, work.width));
+  if (work.images == 1 || !behind.pads_images()) return best;
+
+  double least = cycles(work, best, length, shift);
+  for (int64_t n = 1; n <= work.images; ++n) {
+    const int64_t line = side_by_side.length(n), reach = side_by_side.max_shift(n);
+    if (line > positions_in(most_line_bytes(), work, reach)) break;
+    const LinePlan plan{n, true, 1};
+    const double time = cycles(work, plan, line, reach);
+    if (line < work.least || time > least) continue;
+    least = time;
+    best = plan;
+  }
+  return best;
+}
+
+std::vector<PixelRun> pixel_runs(const std::vector<Segment>& segments, int64_t most) {
+  std::vector<PixelRun> runs;
+  for (const Segment& s : segments) {
+    const auto run = std::find_if(runs.begin(), runs.end(),
+                                  [&](const PixelRun& r) { return r.pixel + r.count == s.pixel; });
+    if (run != runs.end())
+      run->count += s.count;
+    else
+      runs.push_back({s.pixel, s.count});
+    if (static_cast<int64_t>(runs.size()) > most) return {};
+  }
+  return runs;
+}
+
+std::vector<FetchPart> share_runs(const std::vector<PixelRun>& runs, int64_t channels,
+                                  int64_t tiles) {
+  std::vector<FetchPart> parts;
+  const int64_t each = runs.size(), all = channels * each;
+  if (all == 0 || 2 * tiles < all) return parts;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t at = all * i / tiles;  // the run of tile i, which tiles [begin, end) share
+    const int64_t begin = ceil_div(at * tiles, all), end = ceil_div((at + 1) * tiles, all);
+    const PixelRun& run = runs[at % each];
+    const int64_t from = run.count * (i - begin) / (end - begin);
+    const int64_t to = run.count * (i + 1 - begin) / (end - begin);
+    parts.push_back({at / each, run.pixel + from, to - from});
+  }
+  return parts;
+}
+
+}  // namespace tetris::cpu

@@ -16,14 +16,12 @@ int64_t positions_in(int64_t bytes, const LineWork& work, int64_t max_shift) {
 }
 
 // Cycles of the thread that has most to do, at one FMA a cycle and some 0.3 cycles to pack an
-// element.
-double cycles(const LineWork& work, const LinePlan& plan, int64_t length, int64_t max_shift) {
-  constexpr double kPackElement = 0.3;
+// element; whole ones, so that equal costs compare equal on every CPU.
+int64_t cycles(const LineWork& work, const LinePlan& plan, int64_t length, int64_t max_shift) {
   const int64_t strips = work.groups * plan.batches(work) * plan.strips;
-  const int64_t positions = ceil_div(ceil_div(length, work.width), plan.strips) * work.width;
-  const double multiply = static_cast<double>(work.products) * positions / work.width;
-  const double pack = kPackElement * work.in_lines * (positions + max_shift);
-  return ceil_div(strips, work.threads) * (multiply + pack);
+  const int64_t vectors = ceil_div(ceil_div(length, work.width), plan.strips);
+  const int64_t packed = work.in_lines * (vectors * work.width + max_shift);
+  return ceil_div(strips, work.threads) * (vectors * work.products + packed * 3 / 10);
 }
 
 }  // namespace
@@ -43,12 +41,12 @@ LinePlan plan_lines(const LineGeometry& behind, const LineGeometry& side_by_side
   best.strips = std::min(best.strips, ceil_div(length, work.width));
   if (work.images == 1 || !behind.pads_images()) return best;
 
-  double least = cycles(work, best, length, shift);
+  int64_t least = cycles(work, best, length, shift);
   for (int64_t n = 1; n <= work.images; ++n) {
     const int64_t line = side_by_side.length(n), reach = side_by_side.max_shift(n);
     if (line > positions_in(most_line_bytes(), work, reach)) break;
     const LinePlan plan{n, true, 1};
-    const double time = cycles(work, plan, line, reach);
+    const int64_t time = cycles(work, plan, line, reach);
     if (line < work.least || time > least) continue;
     least = time;
     best = plan;

@@ -16,7 +16,7 @@ TOLERANCE = 0.03
 TRIALS = 5
 """As many choices are measured at most."""
 
-_AIM = 1.0 - TOLERANCE / 2  # for the middle of what is good
+_MARGIN = TOLERANCE / 2  # aims for the middle of what is good
 _NEAR = 1.1  # stored shares of the blocks that differ by less are near each other
 
 
@@ -82,6 +82,10 @@ def refine(
     Once a choice was too slow and another one was not, what lies between them is chosen from, block
     by block: predictions are surest there.
 
+    As long as all were too slow, the third trial and each after it aims lower than the one before:
+    times that are longer than predicted again, after a correction, as those on a machine that gets
+    busier, would use up all trials.
+
     Stops with a choice that takes between ``1 - TOLERANCE`` and 1 of the budget, when there is
     nothing better to try, and after :data:`TRIALS` choices.
 
@@ -98,14 +102,18 @@ def refine(
     """
     factors = _Factors(families)
     trials: list[Trial] = []
-    for _ in range(TRIALS):
+    for turn in range(TRIALS):
         own = factors.applied(candidates)
-        if any(t.measured > budget for t in trials) and any(t.measured <= budget for t in trials):
+        kept = [t for t in trials if t.measured <= budget]
+        if 0 < len(kept) < len(trials):
             own = _between(own, trials)
+        aim = 1.0 - _MARGIN * (1 if kept else max(1, turn))
         # What no choice is predicted to reach may be reached all the same.
-        chosen = choose(own, _AIM * budget - others) or _fastest(own)
+        chosen = choose(own, aim * budget - others) or _fastest(own)
         if any(_same(chosen, t.chosen) for t in trials):
-            break
+            if kept:
+                break
+            continue
         predicted = others + sum(c.seconds for c in chosen.values())
         times = measure(chosen)
         factors.note(chosen, times.layers)

@@ -224,7 +224,7 @@ def test_a_machine_that_gets_slower_little_by_little():
     """Each time is a little longer than the last one says: more than what is aimed below."""
     candidates, budget = curves(), 3.0
     slower = (1.0, 1.02, 1.04, 1.06, 1.08)
-    measure, asked = truth(candidates, lambda n, c: 1.5, noise=slower)
+    measure, _ = truth(candidates, lambda n, c: 1.5, noise=slower)
     found = refine(candidates, FAMILIES, OTHERS, budget, measure)
     assert [t.measured > budget for t in found.trials] == [True, True, False]
     assert (1.0 - TOLERANCE) * budget <= found.best.measured

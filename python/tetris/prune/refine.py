@@ -82,9 +82,9 @@ def refine(
     Once a choice was too slow and another one was not, what lies between them is chosen from, block
     by block: predictions are surest there.
 
-    As long as all were too slow, the third trial and each after it aims lower than the one before:
-    times that are longer than predicted again, after a correction, as those on a machine that gets
-    busier, would use up all trials.
+    While all were too slow, the third trial and each after it aims lower than the one before: where
+    times are longer than predicted after a correction, too, as on a machine that gets busier, they
+    would use up all trials.
 
     Stops with a choice that takes between ``1 - TOLERANCE`` and 1 of the budget, when there is
     nothing better to try, and after :data:`TRIALS` choices.
@@ -102,18 +102,16 @@ def refine(
     """
     factors = _Factors(families)
     trials: list[Trial] = []
-    for turn in range(TRIALS):
+    for _ in range(TRIALS):
         own = factors.applied(candidates)
         kept = [t for t in trials if t.measured <= budget]
         if 0 < len(kept) < len(trials):
             own = _between(own, trials)
-        aim = 1.0 - _MARGIN * (1 if kept else max(1, turn))
+        aim = 1.0 - _MARGIN * (1 if kept else max(1, len(trials)))
         # What no choice is predicted to reach may be reached all the same.
         chosen = choose(own, aim * budget - others) or _fastest(own)
         if any(_same(chosen, t.chosen) for t in trials):
-            if kept:
-                break
-            continue
+            break
         predicted = others + sum(c.seconds for c in chosen.values())
         times = measure(chosen)
         factors.note(chosen, times.layers)

@@ -55,20 +55,20 @@ struct Layer {
     };
     row_perm = shuffled(c.out);
     col_perm = shuffled(c.in);
-    point();
+    set_pointers();
   }
-  Layer(const Layer& other)
+  Layer(const Layer& other)  // whose view points into its own vectors
       : view(other.view),
         row_ptr(other.row_ptr),
         col_idx(other.col_idx),
         row_perm(other.row_perm),
         col_perm(other.col_perm),
         values(other.values) {
-    point();
+    set_pointers();
   }
   Layer& operator=(const Layer&) = delete;
 
-  void point() {
+  void set_pointers() {
     view.row_ptr = row_ptr.data();
     view.col_idx = col_idx.data();
     view.row_perm = row_perm.data();

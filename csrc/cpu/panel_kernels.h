@@ -616,24 +616,24 @@ bool ascending(const int32_t* idx, int64_t count, int64_t limit) {
   return !bad;
 }
 
-// How far ahead of their use one token's values and column indices are fetched: into L2 early
-// enough for memory, into L1 when they are next. L1 has a buffer for each line on its way, too few
-// of them for memory's latency (16 KiB ahead into L1 alone, on Zen 4: 12 GB/s of 4x1 blocks instead
-// of 17); without the second fetch, 1x1 blocks lose 10 %.
+// How far ahead of their use one token's values are fetched, and the column indices of blocks one
+// input wide: into L2 early enough for memory, into L1 when they are next. L1 has a buffer for each
+// line on its way, too few of them for memory's latency (16 KiB ahead into L1 alone, on Zen 4: 12
+// GB/s of 4x1 blocks instead of 17); without the second fetch, 1x1 blocks lose 10 %.
 constexpr int64_t kStreamToL2 = 32768, kStreamToL1 = 1024;  // bytes
 
 template <class T>
-inline void fetch_stream(const T* at, int64_t to_l2, int64_t to_l1) {
+inline void fetch_twice(const T* at, int64_t to_l2, int64_t to_l1) {
   __builtin_prefetch(at + to_l2, 0, 2);
   __builtin_prefetch(at + to_l1);
 }
 
-// Whatever is used has to be fetched for, the last inputs of a row as well: a line that is not, in
-// each row, costs 1x1 blocks a quarter of their speed.
+// The last inputs of a row have to be fetched for as well: a line that is not, in each row, costs
+// 1x1 blocks a quarter of their speed.
 template <class T>
 inline void fetch_stream(const T* at, int64_t count) {
   for (int64_t line = 0; line < count; line += kLine<T>)
-    fetch_stream(at + line, kStreamToL2 / sizeof(T), kStreamToL1 / sizeof(T));
+    fetch_twice(at + line, kStreamToL2 / sizeof(T), kStreamToL1 / sizeof(T));
 }
 
 // One token: G groups of N rows of a block are the lanes, and the values stream through once. Four
@@ -658,7 +658,7 @@ void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
     const int64_t to_l2 = kStreamToL2 / kStreamToL1 * to_l1;
     for (; b + U <= end; b += U, v += U * bo) {
       fetch_stream(v, U * G * N);
-      fetch_stream(a.col_idx + b, to_l2, to_l1);
+      fetch_twice(a.col_idx + b, to_l2, to_l1);
       for (int u = 0; u < U; ++u) step(src[a.col_idx[b + u]], v + u * bo, u);
     }
     fetch_stream(v, (end - b) * G * N);
@@ -673,10 +673,8 @@ void matvec_rows(const TileArgs<typename V::T>& a, int64_t row, int64_t r0) {
         fetch_stream(v + k * bo, U * G * N);
         for (int u = 0; u < U; ++u) step(x[k + u], v + (k + u) * bo, u);
       }
-      for (; k < width; ++k) {
-        fetch_stream(v + k * bo, G * N);
-        step(x[k], v + k * bo, 0);
-      }
+      if (k < width) fetch_stream(v + k * bo, (width - k) * G * N);
+      for (; k < width; ++k) step(x[k], v + k * bo, 0);
     }
   }
   const int64_t slot = row * bo + r0;

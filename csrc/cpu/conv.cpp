@@ -51,11 +51,11 @@ struct Job {
   int64_t in_stride = 0, out_stride = 0;
   std::vector<int32_t> offsets{};
   std::vector<LayerTiles<T>> by_vectors{};  // [vectors of a tile]
-  // Maps that already are lines are read, or written, where they lie. A strip's last tile then ends
-  // with the strip, not with a whole vector, and computes some pixels twice: beyond them may be
-  // nothing.
+  // Maps that already are lines are read, unless from memory, or written where they lie. A strip's
+  // last tile then ends with the strip, not with a whole vector, and computes some pixels twice:
+  // beyond them may be nothing.
   bool read_in_place = false, write_in_place = false;
-  bool fetch = false;               // what is read in place is not expected in cache
+  bool fetch = false;               // maps are not expected in L2: packing and storing fetch ahead
   int64_t images = 0, batches = 0;  // all images, so many batches of those that share a line
   // An item of work is a batch of one group.
   ImageRange images_of(int64_t item) const {
@@ -88,11 +88,7 @@ struct Job {
 
   // A strip's lines: packed into `buffer`, or those of x.
   const T* planes(int64_t item, int64_t s, T* buffer) const {
-    if (read_in_place) {
-      const T* const map = x.data + images_of(item).first * x.strides.image;
-      if (fetch) fetch_lines(map, blocks.in, x.strides.channel, strip_begin(s), strip_end(s));
-      return map + strip_begin(s);
-    }
+    if (read_in_place) return x.data + images_of(item).first * x.strides.image + strip_begin(s);
     pack(item, s, 0, blocks.in, buffer);
     return buffer;
   }
@@ -101,7 +97,7 @@ struct Job {
     const int64_t first = group_of(item) * blocks.in;
     pack_planes(k, lines, x, images_of(item), first, begin, end,
                 slot_of_input ? slot_of_input + first : nullptr, blocks.in, strip_begin(s),
-                strip + lines.max_shift(), planes, in_stride);
+                strip + lines.max_shift(), planes, in_stride, fetch);
   }
 
   // Block rows [begin, end) of a group, for the output pixels of one phase in one strip. Output i
@@ -175,6 +171,7 @@ struct Job {
     a.step = lines.out_step(out.strides);
     a.bias = bias ? bias + first : nullptr;
     a.act = act;
+    a.fetch = fetch;
     return a;
   }
 
@@ -350,6 +347,10 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
     maps = in_place(k, image, preferred, blocks.bi, channel_of, blocks.in, x.strides, blocks.out,
                     out.strides);
   const int64_t pixels = shape.images * image.length();
+  // Tiles skip most channels and would wait for each line that they read from memory, longer than
+  // packing takes, which fetches ahead: HACKING.md has figures.
+  if (blocks.in * pixels * static_cast<int64_t>(sizeof(T)) > kCachedMaps * l2_cache_bytes())
+    maps.read = false;
   const int threads =
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * pixels);
   const int64_t tile = preferred * k.width, enough = threads * kTilesPerThread * tile;
@@ -397,7 +398,8 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   job.batches = ceil_div(shape.images, plan.images);
   job.read_in_place = maps.read;
   job.write_in_place = maps.write;
-  job.fetch = blocks.in * pixels * static_cast<int64_t>(sizeof(T)) > kCachedMaps * l2_cache_bytes();
+  job.fetch = map_bytes<T>(shape, direction.transposed, w.groups * blocks.in, w.groups * blocks.out,
+                           residual.data != nullptr) > l2_cache_bytes();
   job.rows_at_once = rows_at_once;
   job.strips = plan.strips;
   if (maps.read || maps.write)

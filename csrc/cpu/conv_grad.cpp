@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "cpu/conv.h"
 #include "cpu/conv_lines.h"
 #include "cpu/conv_plan.h"
@@ -47,6 +48,8 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * lines.length());
   T* const bigs = scratch<T>(ScratchSlot::kX, lines.planes() * big_channels * big_stride);
   T* const smalls = scratch<T>(ScratchSlot::kY, small_channels * small_stride);
+  const bool fetch = map_bytes<T>(shape, false, w.groups * big_channels, w.groups * small_channels,
+                                  false) > l2_cache_bytes();
   const auto offsets = column_offsets(lines, in_groups, w.bi, big_channels, big_stride);
   const Sampler<T>& kernel = k.samplers[0];  // the one that takes masks
   std::vector<Segment> segments;
@@ -70,7 +73,7 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
         const int64_t first_big = group * big_channels, first_small = group * small_channels;
         pack_planes(k, lines, big, {0, shape.images}, first_big, range(big_channels, t),
                     range(big_channels, t + 1), big_lines ? big_lines + first_big : nullptr,
-                    big_channels, begin, strip + lines.max_shift(), bigs, big_stride);
+                    big_channels, begin, strip + lines.max_shift(), bigs, big_stride, fetch);
         LineArgs<T> a{};
         a.segments = segments.data();
         a.segment_count = segments.size();
@@ -83,6 +86,7 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
         a.in = small.data + first_small * small.strides.channel;
         a.channel_stride = small.strides.channel;
         a.step = lines.out_step(small.strides);
+        a.fetch = fetch;
         k.pack_lines(a);
       });
       run(parallel, threads, [&](int t) {

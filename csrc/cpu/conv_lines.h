@@ -1,12 +1,10 @@
 // Lines of a convolution in memory: how long, where, and packed from a map.
 #pragma once
 
-#include <algorithm>
 #include <limits>
 #include <string>
 #include <vector>
 
-#include "core/cpu_features.h"
 #include "cpu/conv.h"
 #include "cpu/walk.h"
 
@@ -56,12 +54,20 @@ struct ImageRange {
   int64_t first, count;
 };
 
+// What a convolution reads and writes, with so many channels in all groups.
+template <class T>
+int64_t map_bytes(const ConvShape& shape, bool transposed, int64_t in, int64_t out, bool residual) {
+  const int64_t big = shape.y.big * shape.x.big, small = shape.y.small * shape.x.small;
+  const int64_t read = in * (transposed ? small : big), written = out * (transposed ? big : small);
+  return shape.images * (read + written + residual * written) * static_cast<int64_t>(sizeof(T));
+}
+
 // One group's channels of a map, packed into lines: planes of `channels` lines each.
 template <class T>
 void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<const T> x,
                  ImageRange images, int64_t first_channel, int64_t begin, int64_t end,
                  const int32_t* line_of, int64_t channels, int64_t position, int64_t length,
-                 T* planes, int64_t stride) {
+                 T* planes, int64_t stride, bool fetch) {
   std::vector<Segment> segments;
   for (int64_t p = 0; p < lines.planes(); ++p) {
     lines.source_segments(p, position, position + length, x.strides, images.count, segments);
@@ -77,19 +83,9 @@ void pack_planes(const KernelTable<T>& k, const LineGeometry& lines, FeatureMap<
     a.in = x.data + images.first * x.strides.image + first_channel * x.strides.channel;
     a.channel_stride = x.strides.channel;
     a.step = lines.source_step(x.strides);
+    a.fetch = fetch;
     k.pack_lines(a);
   }
-}
-
-// Brings positions [begin, end) of all lines into L2. Tiles skip most channels and would wait for
-// each line: 512 to 128 channels of 28x28, 8 images, 90 % 56 GFLOP/s instead of 31 on Zen 4. What
-// is in cache already pays for nothing (one image of 56x56, 256 channels: 62 instead of 73).
-template <class T>
-void fetch_lines(const T* map, int64_t channels, int64_t stride, int64_t begin, int64_t end) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  for (int64_t c = 0; c < channels; ++c)
-    for (int64_t i = begin; i < end + kLine - 1; i += kLine)
-      __builtin_prefetch(map + c * stride + std::min(i, end - 1), 0, 2);
 }
 
 // Whether the channels of an image already are lines: pixels next to each other, one kernel

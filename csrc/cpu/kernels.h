@@ -96,6 +96,7 @@ struct LineArgs {
   int64_t channel_stride, step;  // of the maps: between channels, between pixels of a segment
   const T* bias;                 // storing: [channels] or nullptr
   Activation act;
+  bool fetch;  // the maps are not expected in L2
 };
 template <class T>
 using LinesFn = void (*)(const LineArgs<T>&);

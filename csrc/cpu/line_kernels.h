@@ -42,6 +42,23 @@ void clear_line(typename V::T* line, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; i += V::W) V::store(line + i, V::zero());
 }
 
+// What packing and storing fetch ahead goes into L2: L1 has too few buffers for cache lines on
+// their way from memory, and with channels last 64 to 256 channels of 56x56 pixels, with a
+// residual, take 1.17 ms then, 0.95 without fetching, and 0.59 like this.
+template <class T>
+inline void fetch_run(const T* at, int64_t count) {
+  for (int64_t i = 0; i < count; i += kLine<T>) __builtin_prefetch(at + i, 0, 2);
+}
+
+// A cache line of each of some pixels, which lie too far apart for the hardware to see a run.
+template <class T>
+inline void fetch_pixels(const T* at, int64_t count, int64_t step) {
+  for (int64_t i = 0; i < count; ++i) __builtin_prefetch(at + i * step, 0, 2);
+}
+// So many pixels ahead: packing goes along the pixels, storing along the channels. Half as many for
+// packing, or twice as many for storing, are as good.
+constexpr int64_t kPackAhead = 64, kStoreAhead = 16;
+
 // Runs of a channel are too short for the hardware to fetch ahead: 3x3, 64 channels of 224x224
 // pixels, 10 % kept 124 GFLOP/s with this and 111 without. Farther ahead is no better.
 constexpr int64_t kChannelsAhead = 2;
@@ -55,8 +72,8 @@ void pack_lines_by_row(const LineArgs<typename V::T>& a) {
     int64_t at = 0;
     for (int64_t s = 0; s < a.segment_count; ++s) {
       const Segment& segment = a.segments[s];
-      const T* const ahead = in + kChannelsAhead * a.channel_stride + segment.pixel;
-      for (int64_t i = 0; i < segment.count * a.step; i += kLine<T>) __builtin_prefetch(ahead + i);
+      if (a.fetch)
+        fetch_run(in + kChannelsAhead * a.channel_stride + segment.pixel, segment.count * a.step);
       clear_line<V>(line, at, segment.line);
       copy_pixels<V>(in + segment.pixel, a.step, segment.count, line + segment.line);
       at = segment.line + segment.count;
@@ -70,6 +87,7 @@ void pack_lines_transposed(const LineArgs<typename V::T>& a) {
   using T = typename V::T;
   for (int64_t c = a.begin; c < a.end; c += V::W) {
     const int64_t cols = a.end - c < V::W ? a.end - c : V::W;
+    const bool fetch = a.fetch && (c == a.begin || c % kLine<T> == 0);
     const auto clear = [&](int64_t begin, int64_t end) {
       for (int64_t k = 0; begin < end && k < cols; ++k)
         clear_line<V>(a.lines + (a.line_of ? a.line_of[c + k] : c + k) * a.line_stride, begin, end);
@@ -79,15 +97,15 @@ void pack_lines_transposed(const LineArgs<typename V::T>& a) {
       const Segment& segment = a.segments[s];
       clear(at, segment.line);
       const T* const in = a.in + segment.pixel + c;
-      int64_t i = 0;
-      if (cols == V::W)
-        for (; i + V::W <= segment.count; i += V::W)
+      for (int64_t i = 0; i < segment.count; i += V::W) {
+        const int64_t rows = segment.count - i < V::W ? segment.count - i : V::W;
+        if (fetch) fetch_pixels(in + (i + kPackAhead) * a.step, rows, a.step);
+        if (rows == V::W && cols == V::W)
           pack_block<V, true>(in + i * a.step, a.step, V::W, V::W, a.line_of, c,
                               a.lines + segment.line + i, a.line_stride);
-      for (; i < segment.count; i += V::W) {
-        const int64_t rows = segment.count - i < V::W ? segment.count - i : V::W;
-        pack_block<V, false>(in + i * a.step, a.step, rows, cols, a.line_of, c,
-                             a.lines + segment.line + i, a.line_stride);
+        else
+          pack_block<V, false>(in + i * a.step, a.step, rows, cols, a.line_of, c,
+                               a.lines + segment.line + i, a.line_stride);
       }
       at = segment.line + segment.count;
     }
@@ -112,6 +130,12 @@ void store_lines_by_row(const LineArgs<typename V::T>& a) {
     const T* const line = a.lines + (a.in_place ? c : slot - a.begin) * a.line_stride;
     const int64_t channel = c * a.channel_stride;
     const Reg bias = a.bias ? V::bcast(a.bias[c]) : V::zero();
+    if (a.fetch && a.in && slot + 1 < a.end) {
+      const int64_t next = a.channel_of ? a.channel_of[slot + 1] - a.first_channel : slot + 1;
+      for (int64_t s = 0; s < a.segment_count; ++s)
+        fetch_run(a.in + next * a.channel_stride + a.segments[s].pixel,
+                  a.segments[s].count * a.step);
+    }
     for (int64_t s = 0; s < a.segment_count; ++s) {
       const Segment& segment = a.segments[s];
       const T* const from = line + segment.line;
@@ -173,18 +197,24 @@ void store_block(const LineArgs<typename V::T>& a, int64_t position, int64_t pix
 
 template <class V, Activation kAct>
 void store_lines_transposed(const LineArgs<typename V::T>& a) {
+  using T = typename V::T;
   for (int64_t s = 0; s < a.segment_count; ++s) {
     const Segment& segment = a.segments[s];
     for (int64_t i = 0; i < segment.count; i += V::W) {
       const int64_t rows = segment.count - i < V::W ? segment.count - i : V::W;
       const int64_t pixel = segment.pixel + i * a.step;
-      int64_t c = a.begin;
-      if (rows == V::W)
-        for (; c + V::W <= a.end; c += V::W)
+      for (int64_t c = a.begin; c < a.end; c += V::W) {
+        const int64_t cols = a.end - c < V::W ? a.end - c : V::W;
+        if (a.fetch && (c == a.begin || c % kLine<T> == 0)) {
+          const int64_t next = pixel + kStoreAhead * a.step + c;
+          fetch_pixels(a.out + next, rows, a.step);
+          if (a.in) fetch_pixels(a.in + next, rows, a.step);
+        }
+        if (rows == V::W && cols == V::W)
           store_block<V, kAct, true>(a, segment.line + i, pixel, c, V::W, V::W);
-      for (; c < a.end; c += V::W)
-        store_block<V, kAct, false>(a, segment.line + i, pixel, c, rows,
-                                    a.end - c < V::W ? a.end - c : V::W);
+        else
+          store_block<V, kAct, false>(a, segment.line + i, pixel, c, rows, cols);
+      }
     }
   }
 }

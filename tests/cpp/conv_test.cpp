@@ -209,14 +209,16 @@ TEST(Convolutions, RandomShapes) {
 
 TEST(Convolutions, SmallCachesCutManyStrips) {
   std::mt19937 rng(9);
-  for (long l2 : {512, 4096, 20000}) {
+  for (long l2 : {512, 4096, 20000, 50000}) {
     assume_cache_bytes(1024, l2);
     check_products({3, 6, 20, 1, conv_axis(17, 3, 1, 1), conv_axis(19, 3, 1, 1), 8, 1}, 1);
     check_products({3, 6, 20, 2, conv_axis(17, 3, 2, 1), conv_axis(29, 3, 2, 1), 8, 1}, 2);
     check_products({3, 6, 20, 1, conv_axis(17, 3, 1, 2, 2), conv_axis(40, 2, 3), 4, 2}, 3);
     for (unsigned i = 0; i < 40; ++i) check_products(random_shape(rng), i);
-    for (unsigned i = 0; i < 4; ++i)
-      check_products({3, 30, 20, 1, conv_axis(5, 1), conv_axis(83, 1), 8, 1}, i);
+    // Channels first, one image is read in place in several strips with 20000, three with 50000.
+    for (int64_t images : {1, 3})
+      for (unsigned i = 0; i < 4; ++i)
+        check_products({images, 30, 20, 1, conv_axis(5, 1), conv_axis(83, 1), 8, 1}, i);
   }
   assume_cache_bytes(0, 0);
 }

@@ -6,7 +6,7 @@ import torch
 import tetris
 from cases import Case, assert_product, make_layer, reference, tokens
 
-BLOCKS = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 16), (5, 3), (12, 1), (20, 7), (1, 16)]
+BLOCKS = [(1, 1), (2, 1), (4, 1), (8, 1), (16, 16), (5, 3), (12, 1), (20, 7), (32, 2), (1, 16)]
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ namespace tetris::cpu {
 namespace {
 
 // Strips of the lines shorter than this many tiles per thread are not worth cutting: block rows are
-// split instead.
+// split instead. With channels last, threads that split block rows have to wait for each other
+// before they store pixels, half of whose channels come from another core then: there, half a tile
+// is enough.
 constexpr int64_t kTilesPerThread = 4;
 // More threads than these pack a strip together. Measured with two (alone is faster); the number is
 // a guess.
@@ -296,17 +298,22 @@ void run_by_rows(const Job<T>& job, int64_t items, int threads, const Parallel& 
   }
 }
 
-// Which maps of a convolution at one kernel position are lines already, image by image.
+// Which maps of a convolution at one kernel position are lines already, image by image, that tiles
+// may read and write.
 struct InPlace {
   bool read = false, write = false;
 };
 
 template <class T>
-InPlace in_place(const KernelTable<T>& k, const LineGeometry& image, int preferred, int64_t bi,
-                 const int32_t* channel_of, int64_t in, const MapStrides& x, int64_t out,
-                 const MapStrides& y) {
+InPlace in_place(const KernelTable<T>& k, const LineGeometry& image, int64_t images, int preferred,
+                 int64_t bi, const int32_t* channel_of, int64_t in, const MapStrides& x,
+                 int64_t out, const MapStrides& y) {
   if (ceil_div(image.length(), k.width) <= preferred) return {};  // strips are two tiles at least
-  return {(bi == 1 || !channel_of) && map_is_lines<T>(image, x, in),
+  // Tiles skip most channels and would wait for each line that they read from memory, longer than
+  // packing takes, which fetches ahead: HACKING.md has figures.
+  const bool cached = in * images * image.length() * static_cast<int64_t>(sizeof(T)) <=
+                      kCachedMaps * l2_cache_bytes();
+  return {cached && (bi == 1 || !channel_of) && map_is_lines<T>(image, x, in),
           map_is_lines<T>(image, y, out)};
 }
 
@@ -344,16 +351,13 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   const int preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
   InPlace maps;
   if (w.groups == 1)
-    maps = in_place(k, image, preferred, blocks.bi, channel_of, blocks.in, x.strides, blocks.out,
-                    out.strides);
+    maps = in_place(k, image, shape.images, preferred, blocks.bi, channel_of, blocks.in, x.strides,
+                    blocks.out, out.strides);
   const int64_t pixels = shape.images * image.length();
-  // Tiles skip most channels and would wait for each line that they read from memory, longer than
-  // packing takes, which fetches ahead: HACKING.md has figures.
-  if (blocks.in * pixels * static_cast<int64_t>(sizeof(T)) > kCachedMaps * l2_cache_bytes())
-    maps.read = false;
   const int threads =
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * pixels);
-  const int64_t tile = preferred * k.width, enough = threads * kTilesPerThread * tile;
+  const int64_t tile = preferred * k.width;
+  const int64_t enough = threads * (out.strides.channel == 1 ? tile / 2 : kTilesPerThread * tile);
   const bool by_strips = w.groups * pixels >= enough;
   // Not where threads would share out the block rows of each image.
   const bool one_by_one = shape.images > 1 && (threads == 1 || pixels >= enough) &&

@@ -66,5 +66,8 @@ def _check_finite(where: str, name: str, values: Tensor) -> Tensor:
     low, high = values.aminmax() if values.numel() else (torch.zeros(()), torch.zeros(()))
     if not bool(low.isfinite() and high.isfinite()):  # NaN goes through to both
         count = int((~values.isfinite()).sum())
-        raise ValueError(f"{where}: {name} must be finite (got {count} NaN or infinite entries)")
+        raise ValueError(
+            f"{where}: {name} must be finite in float32 (got {count} entries that are NaN, infinite or "
+            "too large)"
+        )
     return low

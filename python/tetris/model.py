@@ -179,6 +179,8 @@ def sparsify(
         raise ValueError(
             f"{where}: a model that is one layer cannot be replaced in place; use inplace=False"
         )
+    if not inplace:  # found out now, not after a search of minutes
+        copy_or_same(where, model, False, keep=[*model.parameters(), *model.buffers()])
     options, fixed = layer_options(where, model, selection, default, overrides)
     check_importance(where, default.importance, selection.layers)
     budget, default, options = budgeted(

@@ -17,14 +17,18 @@
 
 namespace tetris::cpu {
 
-// `count` pixels, `step` apart.
+// `count` pixels, `step` apart, and zeros behind them up to the end of a vector; how many numbers
+// that are.
 template <class V>
-void copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename V::T* line) {
+int64_t copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename V::T* line) {
   int64_t i = 0;
   if (step == 1) {
     for (; i + V::W <= count; i += V::W) V::store(line + i, V::load(in + i));
-    if (i < count) V::store(line + i, V::load_n(in + i, count - i));
-  } else if (step == 2) {
+    if (i == count) return count;
+    V::store(line + i, V::load_n(in + i, count - i));
+    return i + V::W;
+  }
+  if (step == 2) {
     for (; i + V::W < count; i += V::W)  // reads one number past the last pixel: not at the end
       V::store(line + i, V::every_second(V::load(in + 2 * i), V::load(in + 2 * i + V::W)));
     const int64_t left = 2 * (count - i) - 1;
@@ -32,9 +36,10 @@ void copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename 
     V::store(
         line + i,
         V::every_second(low, left <= V::W ? V::zero() : V::load_n(in + 2 * i + V::W, left - V::W)));
-  } else {
-    for (; i < count; ++i) line[i] = in[i * step];
+    return i + V::W;
   }
+  for (; i < count; ++i) line[i] = in[i * step];
+  return count;
 }
 
 template <class V>
@@ -76,8 +81,8 @@ void pack_lines_by_row(const LineArgs<typename V::T>& a) {
       if (a.fetch)
         fetch_run(in + kChannelsAhead * a.channel_stride + segment.pixel, segment.count * a.step);
       clear_line<V>(line, at, segment.line);
-      copy_pixels<V>(in + segment.pixel, a.step, segment.count, line + segment.line);
-      at = segment.line + segment.count;
+      at = segment.line +
+           copy_pixels<V>(in + segment.pixel, a.step, segment.count, line + segment.line);
     }
     clear_line<V>(line, at, a.length);
   }

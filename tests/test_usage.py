@@ -180,13 +180,17 @@ def test_a_lazy_layer():
     assert isinstance(sparsify(model, **FAST)[0], SparseLinear)
 
 
-def test_a_model_that_cannot_be_copied(monkeypatch):
+@pytest.mark.parametrize("kept", ["attribute", "buffer"])
+def test_a_model_that_cannot_be_copied(kept, monkeypatch):
     """A tensor that a module keeps of its last call is the ordinary case."""
     model = mlp()
+    if kept == "buffer":
+        model.register_buffer("seen", None)
     model.seen = model(EXAMPLE)
+    message = "tetris.sparsify: Sequential cannot be copied.*inplace"
     with monkeypatch.context() as patched:
         patched.setattr("tetris.model._search", None)  # nobody waits for a search first
-        with pytest.raises(ValueError, match="tetris.sparsify: Sequential cannot be copied.*inplace"):
+        with pytest.raises(ValueError, match=message):
             sparsify(model, **FAST)
     assert type(model[0]) is nn.Linear
     sparsify(model, inplace=True, **FAST)

@@ -52,12 +52,13 @@ class RowCheck {
 // accumulators. Low tiles, which read much for each FMA, gain where L1 would not hold a row, high
 // ones where L2 would not. On Zen 4, GFLOP/s: 2048x4096x4096 half kept 64x64 96 instead of 75, 32x1
 // 87 instead of 79; with AVX2 128x4096x4096 half kept 16x1 78 instead of 59, 10 % kept 32x1 82
-// instead of 75. Where L2 does hold a row of 64x64 (25 % kept), parts took 100 instead of 107.
+// instead of 75. Where L2 does hold a row of 64x64 (25 % kept), parts were 7 % slower.
 //
 // High tiles take longer over an input than L2 takes to deliver it, so their parts may fill L1: 2
-// to 4 % faster than half. Low ones that read single inputs here and there gain by what leaves L1
-// to the values: a quarter instead of half, with AVX2 2048x4096x4096 half kept 16x1 83 instead of
-// 74, 25 % kept 24x1 87 instead of 77; wider blocks lose up to 10 %.
+// to 4 % faster than half. Tiles of four rows and blocks one or two inputs wide, which read x here
+// and there, gain by what leaves L1 to the values, a quarter instead of half: with AVX2
+// 2048x4096x4096 half kept 16x1 83 instead of 74, 25 % kept 24x1 87 instead of 77; wider blocks
+// lose up to 10 %.
 //
 // Only some of a row's high tiles are the first to touch its lines of values, and while they wait
 // for memory the others do not. So every tile fetches its share of the rows that come next: 25 %
@@ -68,23 +69,28 @@ void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileAr
               int64_t begin, int64_t end, int64_t width) {
   TileArgs<T> a = args;
   if (tiles.passes() == 1) return tiles.run_all(a, begin, end);
-  constexpr int64_t kHighTile = 8, kSize = sizeof(T);
+  constexpr int64_t kLowTile = 4, kHighTile = 8, kSize = sizeof(T);
   const bool high = w.bo >= kHighTile * tiles.passes();
+  const bool scattered = w.bo <= kLowTile * tiles.passes() && w.bi <= 2;
   const int64_t x_bytes = width * kSize, block_bytes = (w.bo * kSize + x_bytes) * w.bi;
   const int64_t together = kChunkBytes / block_bytes;
   const int64_t in_l1 = l1_cache_bytes() / (x_bytes * w.bi);  // blocks whose x fits
-  const int64_t part_blocks = std::max<int64_t>(1, high ? in_l1 : in_l1 / (w.bi <= 2 ? 4 : 2));
+  const int64_t part_blocks = std::max<int64_t>(1, high ? in_l1 : in_l1 / (scattered ? 4 : 2));
   int64_t longest = part_blocks * 3 / 2;
   if (tiles.passes() == 2) longest = w.col_groups();
   if (high) longest = std::max(longest, l2_cache_bytes() * 7 / 16 / block_bytes);
-  const bool by_shares = high && tiles.passes() > 2 && args.later_step == 0;
-  // Stored blocks [from, until) are about to be multiplied, `next` and its like after them.
-  const auto fetch_next = [&](TileArgs<T>& t, int64_t from, int64_t until, int64_t next) {
+  // Not with slabs, where what comes next is not what follows.
+  const bool by_shares =
+      high && tiles.passes() > 2 && args.later_step == 0 && args.row_begin == w.row_ptr;
+  // Stored blocks [from, until) are about to be multiplied, those behind them come next.
+  const auto fetch_next = [&](TileArgs<T>& t, int64_t from, int64_t until) {
     if (!by_shares) return;
-    t.later = reinterpret_cast<const char*>(t.values + next * w.bo * w.bi);
+    const int64_t inputs = (until - from) * w.bi;
+    const int64_t next = std::min(until - from, w.nnzb - until) * w.bi;
+    t.later = reinterpret_cast<const char*>(t.values + until * w.bo * w.bi);
     t.later_first = from * w.bi;
-    t.later_step = w.bo * kSize / tiles.passes();
-    t.later_of_tile = (until - from) * w.bi * t.later_step;
+    t.later_step = inputs > 0 ? next * w.bo * kSize / (inputs * tiles.passes()) : 0;
+    t.later_of_tile = inputs * t.later_step;
   };
   const int64_t rows = w.block_rows();
   for (int64_t r = begin; r < end;) {
@@ -93,8 +99,7 @@ void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileAr
       const int64_t stop = tiles.same_height(r, end);
       int64_t next = r + 1, sum = blocks;
       while (next < stop && (sum += args.row_end[next] - args.row_begin[next]) <= together) ++next;
-      const int64_t last = args.row_end[next - 1];
-      fetch_next(a, first, last, next < end ? args.row_begin[next] : last);
+      fetch_next(a, first, args.row_end[next - 1]);
       tiles.run(a, r, next);
       r = next;
       continue;
@@ -109,7 +114,7 @@ void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileAr
     for (int64_t i = 0; i < parts; ++i) {
       part_begin[r] = static_cast<int32_t>(first + blocks * i / parts);
       part_end[r] = static_cast<int32_t>(first + blocks * (i + 1) / parts);
-      fetch_next(part, part_begin[r], part_end[r], part_end[r]);
+      fetch_next(part, part_begin[r], part_end[r]);
       tiles.run(part, r, r + 1);
       part.accumulate = true;
     }

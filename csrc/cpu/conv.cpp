@@ -16,9 +16,7 @@ namespace tetris::cpu {
 namespace {
 
 // Strips of the lines shorter than this many tiles per thread are not worth cutting: block rows are
-// split instead. With channels last, threads that split block rows have to wait for each other
-// before they store pixels, half of whose channels come from another core then: there, half a tile
-// is enough.
+// split instead.
 constexpr int64_t kTilesPerThread = 4;
 // More threads than these pack a strip together. Measured with two (alone is faster); the number is
 // a guess.
@@ -317,6 +315,15 @@ InPlace in_place(const KernelTable<T>& k, const LineGeometry& image, int64_t ima
           map_is_lines<T>(image, y, out)};
 }
 
+// With channels last, threads that split block rows wait for each other before they store pixels,
+// most of whose channels come from other cores then: strips of half a tile are better, unless what
+// their ends have in common is as much again to pack. Many threads would have too few vectors each
+// to share them out evenly; more than two were not measured.
+bool short_strips(const LineGeometry& image, int64_t pixels, int threads, int64_t tile) {
+  const int64_t strip = pixels / threads;
+  return threads <= kPackAlone && 2 * strip >= tile && image.max_shift() <= strip;
+}
+
 // Image by image each ends in a part of a vector, which many images behind each other share; but
 // packing and storing cost some 0.3 cycles an element, which several multiplications would do.
 template <class T>
@@ -356,9 +363,10 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   const int64_t pixels = shape.images * image.length();
   const int threads =
       useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * pixels);
-  const int64_t tile = preferred * k.width;
-  const int64_t enough = threads * (out.strides.channel == 1 ? tile / 2 : kTilesPerThread * tile);
-  const bool by_strips = w.groups * pixels >= enough;
+  const int64_t tile = preferred * k.width, enough = threads * kTilesPerThread * tile;
+  const bool by_strips =
+      w.groups * pixels >= enough ||
+      (out.strides.channel == 1 && short_strips(image, w.groups * pixels, threads, tile));
   // Not where threads would share out the block rows of each image.
   const bool one_by_one = shape.images > 1 && (threads == 1 || pixels >= enough) &&
                           images_one_by_one(k, image, w, maps, blocks.in, blocks.out);

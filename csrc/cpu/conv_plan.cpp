@@ -37,7 +37,8 @@ LinePlan plan_lines(const LineGeometry& behind, const LineGeometry& side_by_side
                     const LineWork& work) {
   const int64_t length = behind.length(), shift = behind.max_shift();
   LinePlan best{work.images, false, count_strips(behind, work)};
-  if (work.groups < work.threads) best.strips = ceil_div(best.strips, work.threads) * work.threads;
+  const int64_t each = ceil_div(work.threads, work.groups);  // threads for a group's strips
+  best.strips = ceil_div(best.strips, each) * each;
   best.strips = std::min(best.strips, ceil_div(length, work.width));
   if (work.images == 1 || !behind.pads_images()) return best;
 

@@ -17,8 +17,8 @@
 
 namespace tetris::cpu {
 
-// `count` pixels, `step` apart, and zeros behind them up to the end of a vector; how many numbers
-// that are.
+// `count` pixels, `step` apart, and zeros behind them up to the end of a vector (none where they
+// lie more than two apart); how many numbers that are.
 template <class V>
 int64_t copy_pixels(const typename V::T* in, int64_t step, int64_t count, typename V::T* line) {
   int64_t i = 0;

@@ -24,7 +24,7 @@ def saliency_of(where: str, weight: Tensor, importance: Importance | None) -> Te
     if importance is None or (isinstance(importance, str) and importance == "magnitude"):
         saliency, name = weight.abs(), "weight"
     elif isinstance(importance, str) and importance == "squared":
-        saliency, name = weight.double().square(), "weight"
+        saliency, name = weight.double().square(), "the weight's square"
     elif isinstance(importance, str) or callable(importance):
         raise ValueError(
             f"{where}: importance must be 'magnitude', 'squared' or a tensor; for whole models "
@@ -67,7 +67,7 @@ def _check_finite(where: str, name: str, values: Tensor) -> Tensor:
     if not bool(low.isfinite() and high.isfinite()):  # NaN goes through to both
         count = int((~values.isfinite()).sum())
         raise ValueError(
-            f"{where}: {name} must be finite in float32 (got {count} entries that are NaN, infinite or "
-            "too large)"
+            f"{where}: {name} must be finite in float32 (got {count} entries of NaN, infinity or "
+            "more than it can hold)"
         )
     return low

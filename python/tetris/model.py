@@ -179,10 +179,11 @@ def sparsify(
         raise ValueError(
             f"{where}: a model that is one layer cannot be replaced in place; use inplace=False"
         )
-    if not inplace:  # found out now, not after a search of minutes
-        copy_or_same(where, model, False, keep=[*model.parameters(), *model.buffers()])
     options, fixed = layer_options(where, model, selection, default, overrides)
     check_importance(where, default.importance, selection.layers)
+    if not inplace:  # found out now, not after a search of minutes
+        tensors = (*model.parameters(), *model.buffers())
+        copy_or_same(where, model, False, keep=[t for t in tensors if t.is_leaf])
     budget, default, options = budgeted(
         where,
         target,

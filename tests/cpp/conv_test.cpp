@@ -253,6 +253,8 @@ const ConvLayerShape kThreaded[] = {
     {3, 24, 24, 24, conv_axis(21, 5, 1, 2), conv_axis(22, 5, 1, 2), 1, 1, 1.0},
     {3, 110, 93, 1, conv_axis(2, 1), conv_axis(301, 1), 9, 1, 0.2},
     {1, 128, 96, 1, conv_axis(7, 1), conv_axis(10, 1), 8, 1, 0.6},
+    {1, 96, 64, 1, conv_axis(13, 3, 1, 6, 6), conv_axis(13, 3, 1, 6, 6), 8, 1, 0.6},
+    {1, 64, 96, 2, conv_axis(7, 1), conv_axis(7, 1), 8, 2, 0.6},
 };
 
 TEST(Convolutions, Threads) {
@@ -267,13 +269,14 @@ TEST(Convolutions, Threads) {
 
 TEST(Convolutions, EveryProductKeepsItsBitsOnAnyNumberOfThreads) {
   for (ConvLayerShape s : kThreaded)
-    for (bool transposed : {false, true}) {
-      s.transposed = transposed;
+    for (int bits = 0; bits < 4; ++bits) {
+      s.transposed = bits & 1;
+      s.in_channels_last = s.out_channels_last = bits & 2;
       std::mt19937 rng(11);
       const Index index = random_index(s, rng);
       ConvProblem<float> p(s, index, rng, Place::kHeap);
       Outputs<float> want(p, Place::kHeap), got(p, Place::kHeap);
-      for (int n : {1, 2, 3, 4, 7}) {
+      for (int n : {1, 2, 3, 4, 7, 16}) {
         Outputs<float>& out = n == 1 ? want : got;
         ASSERT_EQ("", p.forward(out.y.data(), Activation::kGelu, threads(n)));
         ASSERT_EQ("", p.grad_input(out.dx.data(), threads(n)));

@@ -182,8 +182,9 @@ def sparsify(
     options, fixed = layer_options(where, model, selection, default, overrides)
     check_importance(where, default.importance, selection.layers)
     if not inplace:  # found out now, not after a search of minutes
-        tensors = (*model.parameters(), *model.buffers())
-        copy_or_same(where, model, False, keep=[t for t in tensors if t.is_leaf])
+        leaves = [t for t in (*model.parameters(), *model.buffers()) if t.is_leaf]
+        weights = [layer.weight for layer in selection.layers.values()]
+        copy_or_same(where, model, False, keep=leaves + weights)
     budget, default, options = budgeted(
         where,
         target,

@@ -62,8 +62,9 @@ class RowCheck {
 //
 // Only some of a row's high tiles are the first to touch its lines of values, and while they wait
 // for memory the others do not. So every tile fetches its share of the rows that come next: 25 %
-// kept, 128x4096x4096 32x1 96 instead of 86, 2048x4096x4096 64x64 96 instead of 84. Two tiles gain
-// nothing, low ones lose 5 to 10 %, and so do blocks of one tile (half kept).
+// kept, 128x4096x4096 32x1 90 instead of 81, 2048x4096x4096 64x64 94 instead of 90, more or less by
+// how loud other users of L3 are. Two tiles gain nothing, low ones lose 5 to 10 %, and so do blocks
+// of one tile (half kept).
 template <class T>
 void run_rows(const LayerTiles<T>& tiles, const BlockSparseView& w, const TileArgs<T>& args,
               int64_t begin, int64_t end, int64_t width) {

@@ -1,0 +1,74 @@
+"""What is built: the sdist, an extension beside another torch than its own, make TORCH=..."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+HERE = torch.__version__
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+# As far as setup.py can tell: it puts an empty file where the extension belongs.
+CMAKE = """#!/bin/sh
+for word; do
+  folder=${word#-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=}
+  [ "$folder" = "$word" ] || { mkdir -p "$folder"; : >"$folder/_C$SUFFIX"; }
+done
+"""
+
+
+def run(*words, cwd, **env):
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env={**os.environ, **{name: str(value) for name, value in env.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def executable(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def tracked(*where):
+    found = run("git", "ls-files", *where, cwd=ROOT)
+    if found.returncode:
+        pytest.skip("no git checkout")
+    return {name for name in found.stdout.split() if (ROOT / name).exists()}
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A copy of the sources with some of what must not be published."""
+    root = tmp_path / "sources"
+    for name in tracked():
+        if not name.endswith((".png", ".json")) or name.startswith("python/"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, root / name)
+    for name in (f"python/tetris/_C{SUFFIX}", "python/tetris/_C.torch", "csrc/__pycache__/a.pyc"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("")
+    return root
+
+
+def test_the_sdist_has_what_a_build_needs_and_no_more(sources, tmp_path):
+    done = run(sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, cwd=sources)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(next(tmp_path.glob("tetris-*.tar.gz"))) as archive:
+        files = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    needed = tracked("CMakeLists.txt", "MANIFEST.in", "cmake", "csrc", "python", "pyproject.toml")
+    needed |= {"setup.py", "README.md", "LICENSE"}
+    made = {name for name in files if name.startswith("python/tetris.egg-info/")}
+    assert files - made - {"PKG-INFO", "setup.cfg"} == needed

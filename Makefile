@@ -80,7 +80,7 @@ gpu-check: ## On a machine with a GPU: build, test, measure with PYTHON's own to
 	$(PYTHON) tools/gpu_check.py $(ARGS)
 
 clean: ## Remove what was built; the virtual environment stays
-	rm -rf build dist python/*.egg-info python/tetris/_C*.so $(VENV)/.built $(VENV)/.with-*
+	rm -rf build dist python/*.egg-info python/tetris/_C*.so python/tetris/_C*.torch $(VENV)/.built $(VENV)/.with-*
 
 # torch is not a build requirement that pip could fetch by itself: the extension must be built
 # against the very torch that will load it.

@@ -14,6 +14,15 @@ ROOT = Path(__file__).parent.resolve()
 class CMakeBuild(build_ext):
     """Configure and build with CMake, in a folder that is kept so that rebuilds are incremental."""
 
+    def run(self) -> None:
+        """Build, and note beside the extension which torch it is for: tetris.torch_version."""
+        super().run()
+        import torch  # the build needed it, too
+
+        for ext in self.extensions:  # in the sources by now, if this is an editable install
+            note = Path(self.get_ext_fullpath(ext.name)).with_suffix(".torch")
+            note.write_text(torch.__version__ + "\n")
+
     def build_extension(self, ext: Extension) -> None:
         """Build the one extension and put it where setuptools expects it."""
         target = Path(self.get_ext_fullpath(ext.name)).resolve()

@@ -72,3 +72,49 @@ def test_the_sdist_has_what_a_build_needs_and_no_more(sources, tmp_path):
     needed |= {"setup.py", "README.md", "LICENSE"}
     made = {name for name in files if name.startswith("python/tetris.egg-info/")}
     assert files - made - {"PKG-INFO", "setup.cfg"} == needed
+
+
+@pytest.mark.parametrize("place", ["build_lib", "inplace"])
+def test_a_build_notes_its_torch_beside_the_extension(place, sources, tmp_path):
+    executable(tmp_path / "bin" / "cmake", CMAKE)
+    lib = tmp_path / "lib"
+    words = ["--inplace"] if place == "inplace" else []
+    done = run(
+        *(sys.executable, "setup.py", "-q", "build_ext", "--build-lib", lib, *words),
+        cwd=sources,
+        SUFFIX=SUFFIX,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    )
+    assert done.returncode == 0, done.stderr
+    folder = sources / "python" if words else lib
+    note = (folder / "tetris" / f"_C{SUFFIX}").with_suffix(".torch")
+    assert note.read_text().strip() == HERE
+
+
+@pytest.mark.parametrize(
+    ("built", "message"),
+    [
+        (
+            "2.0.1+other",
+            f"built with torch 2.0.1+other and works with no other; this is torch {HERE}",
+        ),
+        (HERE, "file too short"),
+        (None, "cannot import name '_C'"),
+    ],
+)
+def test_an_extension_that_does_not_load(built, message, tmp_path):
+    """The package without the rest of it, an empty file as its extension; None: with none."""
+    package = tmp_path / "tetris"
+    package.mkdir()
+    for name in ("__init__.py", "torch_version.py"):
+        shutil.copy(ROOT / "python" / "tetris" / name, package)
+    if built:
+        (package / f"_C{SUFFIX}").write_text("")
+        (package / f"_C{SUFFIX}").with_suffix(".torch").write_text(built + "\n")
+    done = run(sys.executable, "-c", "import tetris", cwd=tmp_path, PYTHONPATH=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert message in last
+    if built not in (HERE, None):
+        assert "pip install --no-build-isolation --no-deps --force-reinstall" in last
+        assert re.search("file too short\n\nThe above .* direct cause", done.stderr)

@@ -5,7 +5,14 @@
 
 import torch  # noqa: F401  (its libraries must be loaded before _C)
 
-from . import _C
+from . import torch_version
+
+try:
+    from . import _C
+except ImportError as error:
+    torch_version.check(error)
+    raise
+
 from . import bayes as bayes
 from . import cost as cost
 from . import frechet as frechet

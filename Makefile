@@ -6,8 +6,9 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# Any torch >= 2.6 will do: make TORCH=torch==2.6.0, or TORCH=torch for the newest.
-TORCH ?= torch==2.13.0
+# Any torch >= 2.6 will do: make TORCH=torch==2.6.0, or TORCH='--upgrade torch' for the newest. The last one
+# that was asked for stays.
+TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),torch==2.13.0)
 # Passed on: make demo ARGS=--quick, make test ARGS="-k bsmm -x", make bench ARGS=--quick
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -83,7 +84,11 @@ clean: ## Remove what was built; the virtual environment stays
 	rm -rf build dist python/*.egg-info python/tetris/_C*.so python/tetris/_C*.torch $(VENV)/.built $(VENV)/.with-*
 
 # torch is not a build requirement that pip could fetch by itself: the extension must be built
-# against the very torch that will load it.
+# against the very torch that will load it. The stamp holds the TORCH that was installed; another one is
+# installed, and all that was built is built again.
+ifneq ($(TORCH),$(shell cat $(VENV)/.torch 2>/dev/null))
+.PHONY: $(VENV)/.torch
+endif
 $(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
 	  { echo 'Python 3.10 or newer is needed: make PYTHON=/path/to/python3'; exit 1; }
@@ -92,7 +97,7 @@ $(VENV)/.torch:
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH) numpy 'setuptools>=77' wheel 'pybind11>=2.12' \
 	  'cmake>=3.22' ninja
-	touch $@
+	@echo '$(subst ','\'',$(TORCH))' >$@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .

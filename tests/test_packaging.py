@@ -118,3 +118,34 @@ def test_an_extension_that_does_not_load(built, message, tmp_path):
     if built not in (HERE, None):
         assert "pip install --no-build-isolation --no-deps --force-reinstall" in last
         assert re.search("file too short\n\nThe above .* direct cause", done.stderr)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_another_torch_is_installed_once_and_stays(tmp_path, monkeypatch):
+    for name in ("TORCH", "MAKEFLAGS"):  # of a `make test` that runs this
+        monkeypatch.delenv(name, raising=False)
+    log = tmp_path / "log"
+    python = executable(tmp_path / "venv/bin/python", f'#!/bin/sh\necho "$@" >>"{log}"\n')
+    (tmp_path / "venv/.torch").touch()  # as it was left before it held a value
+
+    def installed(*words):
+        log.write_text("")
+        (tmp_path / "venv/.built").touch()  # newer than all sources
+        done = run(
+            *("make", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words),
+            tmp_path / "venv/.built",
+            cwd=ROOT,
+        )
+        assert done.returncode == 0, done.stderr
+        return [line for line in log.read_text().splitlines() if "install" in line]
+
+    usual = " ".join(installed())
+    assert "torch==" in usual
+    assert installed() == []
+    *_, torch_line, extension = installed("TORCH=torch==2.6.0")
+    assert " torch==2.6.0 " in torch_line
+    assert extension.endswith("-e .")
+    assert installed("TORCH=torch==2.6.0") == []
+    assert installed() == []
+    assert " torch>=2.6,<2.8 " in installed("TORCH='torch>=2.6,<2.8'")[1]
+    assert installed() == []

@@ -358,14 +358,27 @@ def test_a_file_is_analyzed_without_code(weights, capsys):
 
 
 def test_json_for_programs(weights, capsys):
-    arguments = [*FAST, "--json", "--batch", "2", "--threads", "1", "--include", "conv", "f*"]
+    arguments = [*FAST, "--json", "-", "--batch", "2", "--threads", "1", "--include", "conv", "f*"]
     assert cli.main(["analyze", str(weights), *arguments, "--exclude", "fc"]) == 0
-    content = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "conv" in printed.err  # the table
+    content = json.loads(printed.out)
     [layer] = content["layers"]
     assert (layer["name"], layer["tokens"]) == ("conv", 2 * 14 * 14)
     assert layer["choices"][0]["speedup"] > 0
     assert content["skipped"]["fc"] == "excluded"
     assert content["skipped"]["head"] == "not included"
+
+
+def test_json_in_a_file(weights, tmp_path, capsys):
+    out = tmp_path / "analysis.json"
+    assert cli.main(["analyze", str(weights), *FAST, "--include", "fc", "--json", str(out)]) == 0
+    assert f"written: {out}" in capsys.readouterr().out.replace("\n", "")
+    assert [layer["name"] for layer in json.loads(out.read_text())["layers"]] == ["fc"]
+    assert cli.main(["analyze", str(weights), "--json", str(tmp_path / "none" / "x")]) == 1
+    printed = capsys.readouterr()
+    assert "--json: there is no folder" in printed.err
+    assert printed.out == ""
 
 
 def test_a_file_names_and_chooses_layers_as_sparsify_does(tmp_path):
@@ -470,9 +483,19 @@ def test_calibrate_writes_what_analyze_reads(no_measuring, weights, capsys):
     assert sorted(tetris.cost.load().threads) == [1, 2]
     assert cli.main(["analyze", str(weights), *FAST]) == 0
     assert "calibrated on this machine" in capsys.readouterr().out
-    assert cli.main(["calibrate", "--quick", "--threads", "1", "--json"]) == 0
-    kept = CostModel.from_json(capsys.readouterr().out, "test")
+    assert cli.main(["calibrate", "--quick", "--threads", "1", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert f"written: {store.path()}" in printed.err
+    kept = CostModel.from_json(printed.out, "test")
     assert sorted(kept.threads) == [1]
+
+
+def test_calibrate_writes_json_where_it_is_asked_to(no_measuring, tmp_path):
+    out = tmp_path / "model.json"
+    words = ["calibrate", "--quick", "--threads", "1", "--json"]
+    assert cli.main([*words, str(out)]) == 0
+    assert out.read_text() == store.path().read_text()
+    assert cli.main([*words, str(tmp_path)]) == 1
 
 
 def test_calibrate_finds_out_first_that_it_cannot_write(monkeypatch, tmp_path, capsys):

@@ -37,6 +37,14 @@ def test_a_small_run_prints_and_writes(tmp_path, capsys, monkeypatch):
     assert result["command"].startswith("tetris bench")
 
 
+def test_json_on_standard_output_is_alone_there(capsys):
+    words = ["bench", "--shapes", "2x48x96", "--blocks", "4x1", "--sparsity", "50"]
+    assert cli.main([*words, "--seconds", "0", "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert [row["shape"] for row in json.loads(printed.out)["rows"]] == ["2x48x96"]
+    assert "2x48x96, 1 thread" in printed.err
+
+
 def test_the_table_fits_a_terminal_without_loss(capsys, monkeypatch):
     from rich.console import Console
 

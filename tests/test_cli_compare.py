@@ -97,11 +97,16 @@ def test_exit_status(files, ms, spread, percent, status, capsys):
     assert cli.main(["compare", str(old), str(new)]) == 0
 
 
-def test_json_says_everything(files, tmp_path):
+def test_json_says_everything(files, tmp_path, capsys):
     old, new = files([row("4x1"), row("8x8")], [row("4x1", ms=20), row("8x8")])
     out = tmp_path / "change.json"
     assert cli.main(["compare", str(old), str(new), "--json", str(out)]) == 0
+    assert "written: " in capsys.readouterr().out
     told = json.loads(out.read_text())
+    assert cli.main(["compare", str(old), str(new), "--json", "-"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == told
+    assert "1 slower" in printed.err
     assert [(c["key"]["block"], c["verdict"]) for c in told["changes"]] == [
         ("4x1", "slower"),
         ("8x8", "same"),

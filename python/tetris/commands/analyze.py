@@ -6,7 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .arguments import block_shape, checked, count, number, sizes, sparsity_share
+from .arguments import (
+    add_json,
+    block_shape,
+    check_output,
+    checked,
+    count,
+    number,
+    sizes,
+    sparsity_share,
+    text_stream,
+    write_output,
+)
 
 DESCRIPTION = """\
 Reads the weights of a safetensors file, and says for each how much saliency
@@ -17,7 +28,7 @@ tokens, every convolution a map of one size, stride 1 and one group.
 
   tetris analyze model.safetensors --tokens 128
   tetris analyze resnet.safetensors --map 28x28 --include layer2
-  tetris analyze model.safetensors --exclude '*embed*' --json > analysis.json
+  tetris analyze model.safetensors --exclude '*embed*' --json analysis.json
 
 Times are predicted; `tetris calibrate` makes them those of this machine. With
 the model's code, tetris.analyze(model, example_inputs) sees the real sizes, and
@@ -90,14 +101,15 @@ def add_parser(commands: Any) -> None:
         metavar="S",
         help="of the search for each layer, block and sparsity (default: 0.5)",
     )
-    add("--json", action="store_true", help="write JSON to standard output instead of the table")
+    add_json(add, "what was found")
     made.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Analyzes the file and prints what was found."""
+    """Analyzes the file and prints what was found, writes the JSON file."""
     from ..analysis.weights import analyze_file
 
+    check_output("--json", args.json)
     report = analyze_file(
         args.file,
         tokens=args.tokens,
@@ -108,7 +120,9 @@ def run(args: argparse.Namespace) -> None:
         include=args.include,
         exclude=args.exclude,
         threads=args.threads,
-        progress=sys.stderr.isatty() and not args.json,
+        progress=sys.stderr.isatty(),
         budget=args.seconds,
     )
-    print(json.dumps(report.to_dict(), indent=1) if args.json else report)
+    print(report, file=text_stream(args.json))
+    if args.json:
+        write_output(args.json, json.dumps(report.to_dict(), indent=1))

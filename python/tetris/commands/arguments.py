@@ -2,14 +2,17 @@
 
 import argparse
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TextIO, TypeVar
 
 from ..checks import MAX_BLOCK
 from ..machine import check_threads
 
 T = TypeVar("T")
+
+STDOUT = Path("-")
 
 
 def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
@@ -84,9 +87,19 @@ def thread_counts(text: str) -> list[int]:
     return [check_threads("thread counts", int(part)) for part in parts]
 
 
+def add_json(add: Callable[..., Any], what: str) -> None:
+    """Adds ``--json FILE`` to a command, by its ``add_argument``; it means the same in all."""
+    add(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help=f"write {what} to this file; -: to standard output, and all text to standard error",
+    )
+
+
 def check_output(option: str, path: Path | None) -> None:
     """Raises OSError unless a file can be written there: before the work, not after it."""
-    if path is None:
+    if path is None or path == STDOUT:
         return
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{option}: there is no folder {path.parent}")
@@ -94,3 +107,17 @@ def check_output(option: str, path: Path | None) -> None:
         raise IsADirectoryError(f"{option}: {path} is a folder; name a file in it")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
         raise PermissionError(f"{option}: {path} cannot be written")
+
+
+def write_output(path: Path, text: str) -> None:
+    """Writes to the file, which it names, or for ``-`` to standard output."""
+    if path == STDOUT:
+        print(text)
+    else:
+        path.write_text(text + "\n")
+        print(f"written: {path}")
+
+
+def text_stream(path: Path | None) -> TextIO:
+    """Where text for people goes, beside an output that goes to ``path``."""
+    return sys.stderr if path == STDOUT else sys.stdout

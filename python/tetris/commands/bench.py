@@ -6,10 +6,19 @@ import math
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from .arguments import block_shape, check_output, checked, number, sparsity_share, thread_counts
+from .arguments import (
+    add_json,
+    block_shape,
+    check_output,
+    checked,
+    number,
+    sparsity_share,
+    text_stream,
+    thread_counts,
+    write_output,
+)
 
 DESCRIPTION = """\
 Times random block-sparse linear layers against the fastest dense library on
@@ -93,7 +102,7 @@ def add_parser(commands: Any) -> None:
         metavar="S",
         help="time for each shape, thread count and sparsity, once per four blocks (default: 3)",
     )
-    add("--json", type=Path, metavar="FILE", help="write rows, machine and command to this file")
+    add_json(add, "rows, machine and command")
     made.set_defaults(run=run)
 
 
@@ -114,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     check_output("--json", args.json)
     plan = Plan(budget_s=args.seconds)
     grid = sweep.Grid(args.shapes, args.blocks, args.sparsity, args.threads, args.compile, plan)
-    console = Console()
+    console = Console(file=text_stream(args.json))
     started = time.perf_counter()
     before = torch.get_num_threads()
     try:
@@ -134,8 +143,7 @@ def run(args: argparse.Namespace) -> None:
             "command": shlex.join(["tetris", *sys.argv[1:]]),
             "seconds": round(time.perf_counter() - started, 1),
         }
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
-        console.print(f"written: {args.json}", soft_wrap=True, highlight=False)
+        write_output(args.json, json.dumps(result, indent=1))
 
 
 def _measure(grid: Any, console: Any) -> list[dict]:

@@ -2,17 +2,18 @@
 
 import argparse
 import sys
+from functools import partial
 from typing import Any
 
-from .arguments import checked, thread_counts
+from .arguments import add_json, check_output, checked, text_stream, thread_counts, write_output
 
 DESCRIPTION = """\
 Measures random layers on this machine's CPU, dense and sparse, and fits the
 model of their time to what it finds: about a minute on an idle machine. The
 result goes into the user's cache folder (TETRIS_CACHE_DIR, else
-~/.cache/tetris), where `tetris analyze`, tetris.analyze and latency targets
-find it. Close other programs first: with several threads one busy core makes
-figures useless.
+XDG_CACHE_HOME/tetris, else ~/.cache/tetris), where `tetris analyze`,
+tetris.analyze and latency targets find it. Close other programs first: with
+several threads one busy core makes figures useless.
 
   tetris calibrate                  1 thread and all cores
   tetris calibrate --threads 1,4    other numbers of threads
@@ -35,29 +36,28 @@ def add_parser(commands: Any) -> None:
         metavar="N[,N]",
         help="numbers of threads to measure on (default: 1 and all cores)",
     )
-    made.add_argument("--json", action="store_true", help="write the result to standard output")
+    add_json(made.add_argument, "the result")
     made.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Calibrates and says how well the model fits."""
+    """Calibrates and says how well the model fits, writes the JSON file."""
     from ..cost import calibrate, store
     from ..cost.features import FAMILIES
 
-    model = calibrate(
-        threads=args.threads, quick=args.quick, progress=sys.stderr.isatty() and not args.json
-    )
-    if args.json:
-        print(model.to_json())
-        return
+    check_output("--json", args.json)
+    model = calibrate(threads=args.threads, quick=args.quick, progress=sys.stderr.isatty())
+    say = partial(print, file=text_stream(args.json))
     counts = sorted(model.threads)
-    print(f"{model.cpu}, {model.isa}, tetris {model.version}")
-    print("median error on the layers measured, by number of threads:")
-    print(f"{'':<20}" + "".join(f"{count:>8}" for count in counts))
+    say(f"{model.cpu}, {model.isa}, tetris {model.version}")
+    say("median error on the layers measured, by number of threads:")
+    say(f"{'':<20}" + "".join(f"{count:>8}" for count in counts))
     for family in FAMILIES:
         errors = "".join(f"{model.errors[count][family]:8.1%}" for count in counts)
-        print(f"{family:<20}{errors}")
+        say(f"{family:<20}{errors}")
     worst = max(max(own.values()) for own in model.errors.values())
     if worst > 0.5:
-        print(f"errors up to {worst:.0%}: was the machine busy? calibrate again when it is not")
-    print(f"written: {store.path()}")
+        say(f"errors up to {worst:.0%}: was the machine busy? calibrate again when it is not")
+    say(f"written: {store.path()}")
+    if args.json:
+        write_output(args.json, model.to_json())

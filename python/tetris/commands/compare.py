@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .arguments import check_output, checked, number
+from .arguments import add_json, check_output, checked, number, text_stream, write_output
 
 DESCRIPTION = """\
 Compares two results of `tetris bench --json FILE`, row by row: before and after
@@ -57,7 +57,7 @@ def add_parser(commands: Any) -> None:
         metavar="PERCENT",
         help="exit with status 3 if a row is slower by more than this, beyond its spread",
     )
-    add("--json", type=Path, metavar="FILE", help="write the comparison to this file")
+    add_json(add, "the comparison")
     made.set_defaults(run=run)
 
 
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_output("--json", args.json)
     found = compare(args.old, args.new, args.by)
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(file=text_stream(args.json), soft_wrap=True, highlight=False)
     if not console.is_terminal:
         console.width = 160  # a file or a pipe has room for whole columns
     warn = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"{len(rows)} rows are in {path} only", markup=False)
     if args.json:
         result = {"old": str(args.old), "new": str(args.new), **found.as_dict()}
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_output(args.json, json.dumps(result, indent=1))
     if args.fail_above is None or not (failed := found.slower_by(args.fail_above)):
         return 0
     warn.print(f"{len(failed)} rows are slower by more than {args.fail_above:g} %")

@@ -46,7 +46,7 @@ def test_a_wrong_variable_is_named_with_the_rule(name, value, message, monkeypat
         ),
         ("TETRIS_CUDA_KERNEL", "skinny by row 8 warps 16 pixels 2 splits"),
         *(("TETRIS_PRINT_CONFIG", v) for v in ("", "0", "1")),
-        *(("TETRIS_CUDA", v) for v in ("0", "1")),
+        *(("TETRIS_CUDA", v) for v in ("0", "1", "AUTO")),
         ("TETRIS_CACHE_DIR", "/there/is/none/yet"),
         ("TETRIS_DATA", str(ROOT)),
         ("TETRIS_CPU_ISA", "avx2"),
@@ -77,8 +77,13 @@ def test_kernels_are_written_as_the_library_reads_them():
     assert all(environment.problems({"TETRIS_CUDA_KERNEL": family}) == () for family in families)
 
 
-def test_every_variable_of_the_readme_is_known():
-    table = (ROOT / "README.md").read_text().partition("## Environment variables")[2]
-    names = re.findall(r"^\| `(TETRIS_\w+)`", table.partition("\n## ")[0], re.MULTILINE)
-    assert len(names) > 4
-    assert set(names) <= set(environment._VARIABLES)
+def test_the_readme_has_every_variable_and_the_values_it_takes():
+    section = (ROOT / "README.md").read_text().partition("## Environment variables")[2]
+    table = section.partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(TETRIS_\w+)` \|(.*)$", table, re.MULTILINE))
+    assert rows.keys() == environment._VARIABLES.keys()
+    said = "\n".join(environment.problems(dict.fromkeys(rows, "?")))
+    choices = dict(re.findall(r"^(\w+) must be (\w+(?: or \w+)+) \(", said, re.MULTILINE))
+    assert choices.keys() == {"TETRIS_CUDA", "TETRIS_PRINT_CONFIG"}
+    for name, values in choices.items():
+        assert all(f"`{value}`" in rows[name] for value in values.split(" or ")), rows[name]

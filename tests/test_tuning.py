@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 
 import tetris
 from tetris import cli, tune, tuning
+from tetris.commands import calibrate
 from tetris.cost import store
 from tetris.tuning import Measurement
 
@@ -36,6 +39,21 @@ def test_folder_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert tuning.folder() == tmp_path / ".cache" / "tetris"
+
+
+def test_whoever_names_the_folder_names_all_three():
+    root = Path(__file__).parents[1]
+    row = re.compile(r"^\| `TETRIS_CACHE_DIR` .*", re.MULTILINE)
+    page = re.compile(r"keeps the fastest in .*?\.\s", re.DOTALL)
+    for text in (
+        cli.TUNE,
+        calibrate.DESCRIPTION,
+        tetris.calibrate.__doc__ or "",
+        row.search((root / "README.md").read_text())[0],
+        page.search((root / "docs/cuda.md").read_text().partition("## Tune")[2])[0],
+    ):
+        order = [text.find(n) for n in ("TETRIS_CACHE_DIR", "XDG_CACHE_HOME", "~/.cache/tetris")]
+        assert -1 < order[0] < order[1] < order[2], text
 
 
 @pytest.mark.parametrize(

@@ -40,8 +40,9 @@ versions. Put it into bug reports.
 TUNE = """\
 Measures on this machine's GPU which CUDA kernel, with which tiles, is fastest
 for the layers of a model, and keeps the answer for this kind of GPU in the
-user's cache folder (TETRIS_CACHE_DIR, else ~/.cache/tetris), where every later
-run finds it. Needs a GPU and takes seconds for each combination.
+user's cache folder (TETRIS_CACHE_DIR, else XDG_CACHE_HOME/tetris, else
+~/.cache/tetris), where every later run finds it. Needs a GPU and takes seconds
+for each combination.
 
   tetris tune --shapes 4096x4096x11008 --blocks 128x16 --sparsity 90
   tetris tune --shapes 1x4096x4096 16x4096x4096 --dtypes float16 --training

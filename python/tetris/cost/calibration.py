@@ -33,7 +33,8 @@ def calibrate(
     Args:
         threads: Numbers of threads to measure on; by default 1 and all cores.
         quick: A fifth of the layers.
-        save: Keep the result in the user's cache folder (TETRIS_CACHE_DIR, else ~/.cache/tetris).
+        save: Keep the result in the user's cache folder (TETRIS_CACHE_DIR, else
+            XDG_CACHE_HOME/tetris, else ~/.cache/tetris).
         seed: Of the random layers.
         progress: Show a progress bar.
 

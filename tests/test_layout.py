@@ -196,6 +196,34 @@ def test_equality_is_by_content_and_identity_permutations_are_none():
     assert "reordered rows" in repr(layout)
 
 
+MASK = {"mask": torch.eye(4, 6, dtype=torch.bool), "row_perm": int32(1, 0, 3, 2)}
+BLOCKS = {"block_mask": torch.eye(2, 3, dtype=torch.bool), "row_perm": int32(1, 0, 3, 2)}
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (lambda **given: BlockLayout(**{**GOOD, **given}), GOOD),
+        (lambda **given: BlockLayout.from_mask(block=(2, 2), **given), MASK),
+        (
+            lambda **given: BlockLayout.from_block_mask(
+                block=(2, 2), out_features=4, in_features=6, **given
+            ),
+            BLOCKS,
+        ),
+    ],
+    ids=["constructor", "from_mask", "from_block_mask"],
+)
+def test_layouts_do_not_change_with_tensors_they_were_made_from(make, given):
+    tensors = {k: v.clone() for k, v in given.items() if isinstance(v, torch.Tensor)}
+    layout = make(**tensors)
+    before, hashed = copy.deepcopy(layout), hash(layout)
+    for tensor in tensors.values():
+        tensor.zero_()
+    assert layout == before
+    assert hash(layout) == hashed
+
+
 @pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
 def test_bsr_round_trips():
     pytest.importorskip("scipy")

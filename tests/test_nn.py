@@ -146,6 +146,18 @@ def test_a_bad_state_is_explained_and_loads_nothing(key, change, message):
     assert all(torch.equal(after[k], before[k]) for k in before)
 
 
+def test_a_layout_that_somebody_holds_stays_as_it_is():
+    """Whoever writes into the buffers, as torch.distributed.checkpoint does on loading."""
+    module, other = sparse_linear(sparsity=-1), sparse_linear(sparsity=-1, seed=1)
+    layout = module.layout
+    before, hashed = copy.deepcopy(layout), hash(layout)
+    for name, buffer in module.named_buffers():
+        buffer.copy_(other.get_buffer(name))
+    assert module.layout == other.layout != layout
+    assert layout == before
+    assert hash(layout) == hashed
+
+
 def test_missing_and_unexpected_keys_are_torch_s():
     module = sparse_linear(bias=False)
     state = {**module.state_dict(), "stranger": torch.zeros(1)}

@@ -70,7 +70,7 @@ class BlockLayout:
 
     The last block row and column group (of each group) may be ragged: their missing entries are
     zero in ``values`` and stand for nothing. Layouts are immutable, compare and hash by content
-    (wherever they live) and check themselves when made.
+    (wherever they live) and check themselves when made; they copy the index tensors they are given.
 
     A transposed convolution's weight is ``[in, out / groups, kh, kw]``; its layout is that of
     ``[out, in / groups, kh, kw]``, kernel positions as they are.
@@ -116,6 +116,10 @@ class BlockLayout:
             perm = getattr(self, name)
             if perm is not None and check_permutation(name, perm, size, self.groups):
                 object.__setattr__(self, name, None)
+        # Copies: whoever passed them, such as a module its buffers, may write into them.
+        for name in ("row_ptr", "col_idx", "row_perm", "col_perm"):
+            index = getattr(self, name)
+            object.__setattr__(self, name, None if index is None else index.clone())
 
     # -- making one ---------------------------------------------------------------------------
 

@@ -208,9 +208,12 @@ def fit(block: tuple[int, int], out: int, in_: int) -> tuple[int, int]:
 def check_hooks(where: str, name: str, module: nn.Module, parameter: Tensor | None = None) -> None:
     """Raise if replacing a module, and the Parameter that is passed, would lose hooks."""
     if found := hooks_of(module, parameter, state=True):
+        kind, otherwise = "sparse", ", or exclude the layer"
+        if isinstance(module, SparseLayer):
+            kind, otherwise = "dense", ""
         raise ValueError(
-            f"{where}: layer {name!r} has {found}, which its sparse replacement would "
-            "not have; remove them and register them on the result, or exclude the layer"
+            f"{where}: layer {name!r} has {found}, which its {kind} replacement would not have; "
+            f"remove them and register them on the result{otherwise}"
         )
 
 

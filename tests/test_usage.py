@@ -1,5 +1,6 @@
 """Mistakes that newcomers make: the message names the function, the rule and the value seen."""
 
+import dataclasses
 import inspect
 
 import numpy as np
@@ -364,6 +365,18 @@ def test_help_shows_every_setting_and_its_default(function):
     assert shown["sparsity"].default == 0.9
     assert shown["block"].default == (4, 1)
     assert all(p.kind is not p.VAR_KEYWORD for p in shown.values())
+
+
+def test_help_shows_the_defaults_that_dsm_has_of_its_own():
+    network = tetris.bayes.BayesianMLP((8, 8, 2), tetris.bayes.DirichletHorseshoe(), 50)
+    theta = network.start(torch.Generator().manual_seed(0), 1, 3)
+    made = tetris.prune.DSMPruner(
+        tetris.bayes.Posterior(network, theta, tetris.bayes.Convergence("test"))
+    )
+    shown = inspect.signature(tetris.prune.DSMPruner).parameters
+    for field in dataclasses.fields(made.options):
+        assert shown[field.name].default == getattr(made.options, field.name), field.name
+    assert (shown["reorder"].default, shown["allow_empty_rows"].default) == ("identity", True)
 
 
 @pytest.mark.parametrize("x", [np.ones((2, 16), np.float32), [[1.0] * 16], torch.tensor(1.0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 Granularity = Literal["block", "input"]
+#: Where settings have another default than elsewhere.
+_DEFAULTS: LayerOverride = {"reorder": "identity", "allow_empty_rows": True}
 
 
 class DSMPruner(Pruner):
@@ -81,7 +84,7 @@ class DSMPruner(Pruner):
         >>> sparse, many = pruner.finalize(), pruner.ensemble(draws=20)
     """
 
-    @shows_settings
+    @partial(shows_settings, **_DEFAULTS)
     def __init__(
         self,
         posterior: Posterior,
@@ -123,8 +126,7 @@ class DSMPruner(Pruner):
         if include is None:
             shrunk = [i for i, p in enumerate(network.priors) if not isinstance(p, Gaussian)]
             include = [layer_name(i) for i in shrunk or [0]]
-        settings.setdefault("reorder", "identity")
-        settings.setdefault("allow_empty_rows", True)
+        settings = {**_DEFAULTS, **settings}
         self._draws = posterior.weights().flat()
         super().__init__(
             network.module(self._draws.mean()),

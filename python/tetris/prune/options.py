@@ -131,16 +131,22 @@ def check_bounds(
 F = TypeVar("F", bound=Callable)
 
 
-def shows_settings(function: F) -> F:
+def shows_settings(function: F, **defaults: object) -> F:
     """Lets ``help()`` and ``inspect.signature`` show what ``**settings`` stands for, and defaults.
 
     For a function whose ``**settings`` are the fields of :class:`LayerOptions`.
+
+    Args:
+        function: The function.
+        **defaults: Those of settings that have another one in it.
     """
     signature = inspect.signature(function)
     keyword = inspect.Parameter.KEYWORD_ONLY
     own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
     own += [
-        inspect.Parameter(f.name, keyword, default=f.default, annotation=f.type)
+        inspect.Parameter(
+            f.name, keyword, default=defaults.get(f.name, f.default), annotation=f.type
+        )
         for f in fields(LayerOptions)
     ]
     function.__signature__ = signature.replace(parameters=own)  # type: ignore[attr-defined]

@@ -222,6 +222,19 @@ def test_compile_and_export():
     torch.testing.assert_close(exported.module()(x[:2]), model(x[:2]))
 
 
+def test_a_block_beside_a_layout_must_be_the_layout_s():
+    dense, layout = nn.Linear(64, 32), sparse_linear((16, 16), in_=64, out=32).layout
+    for block in (None, (16, 16), [16, 16]):
+        sparse = SparseLinear.from_dense(dense, layout=layout, block=block)
+        assert sparse.layout == layout
+    for block in ((4, 1), [4, 1], (8, 8)):
+        with pytest.raises(ValueError, match="from_dense: block would only matter to a search"):
+            SparseLinear.from_dense(dense, layout=layout, block=block)
+    with pytest.raises(ValueError, match="from_dense: block must be two ints"):
+        SparseLinear.from_dense(dense, layout=layout, block=16)
+    assert SparseLinear.from_dense(dense, sparsity=0.5, reorder=False).block == (4, 1)
+
+
 def test_messages_of_bad_calls():
     module = sparse_linear()
     with pytest.raises(ValueError, match=r"in_features \(got 36 and 37; x has shape \[2, 36\]\)"):

@@ -51,7 +51,6 @@ COMMON = [
     ({"block": (4,)}, r"block must be .*\(got \(4,\)\)"),
     ({"block": (4.0, 1)}, r"block must be .*two ints.*\(got \(4.0, 1\)\)"),
     ({"block": (True, 1)}, r"block must be .*\(got \(True, 1\)\)"),
-    ({"block": None}, r"block must be .*\(got None\)"),
     ({"sparsity": 90}, r"sparsity, the share .* in \[0, 1\] \(got 90\); for 90 % pass 0.9"),
     ({"sparsity": 1000}, r"sparsity, the share .* in \[0, 1\] \(got 1000\)"),
     ({"sparsity": "0.9"}, r"sparsity, .*\(got '0.9'\)"),
@@ -69,6 +68,16 @@ def test_wrong_settings(entry, wrong, message):
     with pytest.raises(ValueError, match=message) as info:
         ENTRIES[entry](**wrong)
     assert str(info.value).startswith(entry + ": ")
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_no_block(entry):
+    """Layers have a default for it, which None stands for."""
+    if entry.startswith("Sparse"):
+        assert ENTRIES[entry](block=None).block == (4, 1)
+        return
+    with pytest.raises(ValueError, match=rf"{entry}: block must be .*\(got None\)"):
+        ENTRIES[entry](block=None)
 
 
 @pytest.mark.parametrize("entry", ENTRIES)

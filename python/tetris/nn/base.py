@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..blocking import Blocking
-from ..checks import check_dtype, check_keywords, check_weight, describe, listed
+from ..checks import check_block, check_dtype, check_keywords, check_weight, describe, listed
 from ..importance import Importance, saliency_or_weight
 from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
@@ -34,21 +34,10 @@ Dense = TypeVar("Dense", bound=nn.Module)
 
 
 class SparseLayer(nn.Module, Generic[Dense]):
-    """A layer with a block-sparse weight; see :class:`tetris.SparseLinear`.
+    """A layer with a block-sparse weight: what all of them share.
 
-    A subclass says which dense layer it stands for and calls :meth:`_build` in ``__init__``.
-
-    Attributes:
-        values: Parameter [nnzb, bi, bo], the stored blocks; entries beyond the edge of the weight
-            are zero and receive a zero gradient.
-        bias: Parameter [out] or None.
-        row_ptr, col_idx, row_perm, col_perm: int32 buffers, the layout; permutations may be None.
-        activation: As passed.
-
-    ``state_dict`` holds values, bias and layout, and loads into a module of any other sparsity,
-    block or order with the same sizes. Such a load is checked as a whole before anything changes.
-    It keeps the Parameter objects; an optimizer that has already stepped holds moments of the old
-    shape and must be made anew.
+    :class:`tetris.SparseLinear` explains the attributes, and what ``state_dict`` loads into. A
+    subclass says which dense layer it stands for and calls :meth:`_build` in ``__init__``.
     """
 
     dense_type: ClassVar[type[nn.Module]]
@@ -163,7 +152,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
         *,
         layout: BlockLayout | None = None,
         sparsity: float | None = None,
-        block: tuple[int, int] = (4, 1),
+        block: tuple[int, int] | None = None,
         importance: Importance | None = None,
         activation: Activation = "none",
         **search: Unpack[SearchOptions],
@@ -175,7 +164,8 @@ class SparseLayer(nn.Module, Generic[Dense]):
             layout: What to store. Either this or ``sparsity``.
             sparsity: Share of blocks to remove; a layout is then searched as by
                 :meth:`tetris.BlockLayout.from_dense`.
-            block: (bo, bi), with ``sparsity`` only, like all that follow except ``activation``.
+            block: (bo, bi), by default (4, 1); with ``sparsity`` only, like all that follow except
+                ``activation``.
             importance: What a weight is worth.
             activation: Function to fuse behind the layer.
             **search: ``reorder``, ``seed``, ``budget``, ``sweeps``, ``balanced``,
@@ -215,7 +205,7 @@ class SparseLayer(nn.Module, Generic[Dense]):
             layout, _ = search_layout(
                 where,
                 cls.oriented(saliency, groups),
-                block,
+                (4, 1) if block is None else block,
                 sparsity,
                 groups=groups,
                 absolute=absolute,
@@ -224,12 +214,12 @@ class SparseLayer(nn.Module, Generic[Dense]):
         else:
             _check_layout(where, layout)
             given = [*search] + ["importance"] * (importance is not None)
-            if block not in ((4, 1), layout.block):
+            if block is not None and check_block(where, block) != layout.block:
                 given = ["block", *given]
             if given:
+                names = listed(given) if len(given) > 1 else given[0]
                 raise ValueError(
-                    f"{where}: {listed(given)} would only matter to a search; layout= says what is "
-                    "stored"
+                    f"{where}: {names} would only matter to a search; layout= says what is stored"
                 )
         return make_sparse(cls, module, layout, bias=_copy(module.bias), activation=activation)
 

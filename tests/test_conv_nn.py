@@ -393,6 +393,16 @@ def test_conversions_move_parameters_and_keep_indices():
     assert module.to("meta").values.is_meta
 
 
+@pytest.mark.parametrize("kind", SPARSE)
+def test_arguments_may_go_by_keyword(kind):
+    dense = make(kind)
+    sparse = sparse_of(dense)
+    x = torch.randn(2, 10, *SPATIAL[kind])
+    torch.testing.assert_close(sparse(input=x), dense(input=x))
+    y = sparse(residual=torch.ones_like(dense(x)), input=x)
+    torch.testing.assert_close(y, dense(x) + 1)
+
+
 def test_values_that_a_hook_provides_are_used():
     module = sparse_of(make(nn.Conv2d, bias=False))
     prune.custom_from_mask(module, "values", torch.zeros_like(module.values))
@@ -414,10 +424,10 @@ def test_compile_and_export(kind):
 @pytest.mark.parametrize(
     ("kind", "x", "error", "message"),
     [
-        (nn.Conv2d, torch.randn(2, 9, 6, 6), ValueError, r"x.size\(-3\) must equal in_channels .got"
-         r" 9 and 10; x has shape \[2, 9, 6, 6\]"),
+        (nn.Conv2d, torch.randn(2, 9, 6, 6), ValueError, r"input.size\(-3\) must equal in_channels"
+         r" .got 9 and 10; input has shape \[2, 9, 6, 6\]"),
         (nn.Conv2d, torch.randn(10, 6), TypeError, r"\[N, in_channels, H, W\] .*shape \[10, 6\]"),
-        (nn.Conv1d, torch.randn(2, 9, 6), ValueError, r"x.size\(-2\) must equal in_channels"),
+        (nn.Conv1d, torch.randn(2, 9, 6), ValueError, r"input.size\(-2\) must equal in_channels"),
         (nn.Conv1d, torch.randn(2, 10, 6, 6), TypeError, r"\[N, in_channels, L\]"),
         (nn.ConvTranspose2d, [[1.0]], TypeError, r"\(got \[\[1.0\]\]\)"),
     ],

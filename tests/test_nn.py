@@ -193,6 +193,12 @@ def test_conversions_move_parameters_and_keep_indices():
     assert module.to("meta").values.is_meta
 
 
+def test_the_input_may_go_by_keyword():
+    module = sparse_linear()
+    x = torch.randn(2, 37)
+    assert torch.equal(module(input=x), module(x))
+
+
 def test_values_that_a_hook_provides_are_used():
     module = sparse_linear(bias=False)
     prune.custom_from_mask(module, "values", torch.zeros_like(module.values))
@@ -237,7 +243,8 @@ def test_a_block_beside_a_layout_must_be_the_layout_s():
 
 def test_messages_of_bad_calls():
     module = sparse_linear()
-    with pytest.raises(ValueError, match=r"in_features \(got 36 and 37; x has shape \[2, 36\]\)"):
+    message = r"in_features \(got 36 and 37; input has shape \[2, 36\]\)"
+    with pytest.raises(ValueError, match=message):
         module(torch.randn(2, 36))
     with pytest.raises(ValueError, match="either layout= or sparsity= .got neither"):
         SparseLinear.from_dense(nn.Linear(4, 4))

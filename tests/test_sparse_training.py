@@ -403,16 +403,29 @@ def test_a_fused_activation_is_in_the_way_of_regrowth_by_gradient():
         train(model, pruner, optimizer, 1)
 
 
-def test_inputs_may_go_by_keyword_and_under_autocast():
-    class Named(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(16, 32)
+class Named(nn.Module):
+    """Calls its layer by keyword, as nn.Linear and the convolutions name their argument."""
 
-        def forward(self, x):
-            return self.linear(x=x) if isinstance(self.linear, SparseLinear) else self.linear(x)
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
 
-    model = Named()
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(16, 32), (4, 16)),
+        (nn.Conv1d(16, 32, 3), (2, 16, 5)),
+        (nn.Conv2d(16, 32, 3), (2, 16, 5, 4)),
+        (nn.ConvTranspose2d(16, 32, 3), (2, 16, 5, 4)),
+    ],
+    ids=lambda p: type(p).__name__ if isinstance(p, nn.Module) else "",
+)
+def test_inputs_may_go_by_keyword_and_under_autocast(layer, shape):
+    model = Named(copy.deepcopy(layer))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     pruner = TetrisPruner(
         model, sparsity=0.7, block=(4, 4), sweeps=1, execution="sparse", optimizers=optimizer,
@@ -420,12 +433,13 @@ def test_inputs_may_go_by_keyword_and_under_autocast():
     )  # fmt: skip
     before = pruner.layouts()
     with torch.autocast("cpu"):
-        model(torch.randn(4, 16).bfloat16()).square().mean().backward()
+        model(torch.randn(shape).bfloat16()).square().mean().backward()
     optimizer.step()
     pruner.step()
     after = pruner.layouts()
+    assert isinstance(model.layer, SparseLayer)
     assert before != after
-    assert before["linear"].nnz_blocks == after["linear"].nnz_blocks
+    assert before["layer"].nnz_blocks == after["layer"].nnz_blocks
 
 
 def test_a_compiled_model_follows_the_blocks():

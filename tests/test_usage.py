@@ -392,6 +392,6 @@ def test_help_shows_the_defaults_that_dsm_has_of_its_own():
 def test_a_layer_says_what_it_wants(x):
     layer = SparseLinear.from_dense(nn.Linear(16, 8), sparsity=0.5, reorder=False)
     with pytest.raises(
-        TypeError, match=r"SparseLinear: x must be a tensor \[\.\.\., in_features\]"
+        TypeError, match=r"SparseLinear: input must be a tensor \[\.\.\., in_features\]"
     ):
         layer(x)

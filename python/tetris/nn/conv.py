@@ -61,13 +61,13 @@ class SparseConv(SparseLayer[_Dense]):
         if not isinstance(x, Tensor) or x.dim() not in (dims, dims + 1):
             got = f"shape {list(x.shape)}" if isinstance(x, Tensor) else describe(x)
             raise TypeError(
-                f"{where}: x must be a tensor [N, in_channels, {axes}] or [in_channels, {axes}] "
-                f"(got {got})"
+                f"{where}: input must be a tensor [N, in_channels, {axes}] or "
+                f"[in_channels, {axes}] (got {got})"
             )
         if x.size(-dims) != self.in_channels:
             raise ValueError(
-                f"{where}: x.size({-dims}) must equal in_channels (got {x.size(-dims)} and "
-                f"{self.in_channels}; x has shape {list(x.shape)})"
+                f"{where}: input.size({-dims}) must equal in_channels (got {x.size(-dims)} and "
+                f"{self.in_channels}; input has shape {list(x.shape)})"
             )
 
     def _images(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class SparseConv(SparseLayer[_Dense]):
             got = f"shape {list(residual.shape)}" if isinstance(residual, Tensor) else ""
             raise TypeError(
                 f"{type(self).__name__}: residual must be a tensor shaped like the result, "
-                f"{x.dim()}-dimensional like x (got {got or describe(residual)})"
+                f"{x.dim()}-dimensional like the input (got {got or describe(residual)})"
             )
         return self._images(residual)
 
@@ -159,19 +159,19 @@ class SparseConvNd(SparseConv[_Dense]):
         )
         self._build(bias, layout, activation, device, dtype)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Convolve, ``y = activation(conv(x, W) + bias + residual)``.
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve, ``y = activation(conv(input, W) + bias + residual)``.
 
         Args:
-            x: [N, C, H, W] or [C, H, W] ([N, C, L] or [C, L] in one dimension).
+            input: [N, C, H, W] or [C, H, W] ([N, C, L] or [C, L] in one dimension).
             residual: Shaped like the result, added in the same pass.
 
         Returns:
-            What the dense layer returns, in the memory format of x.
+            What the dense layer returns, in the memory format of the input.
         """
-        self._check_input(x)
+        self._check_input(input)
         around, padding = self._padding()
-        padded = x if around is None else F.pad(x, around, mode=self._mode)
+        padded = input if around is None else F.pad(input, around, mode=self._mode)
         y = _bsconv2d(
             self._images(padded),
             *self._operands(),
@@ -183,9 +183,9 @@ class SparseConvNd(SparseConv[_Dense]):
             pair(self.dilation, 1),
             self.groups,
             self.activation,
-            self._residual(residual, x),
+            self._residual(residual, input),
         )
-        return self._as_input(y, x)
+        return self._as_input(y, input)
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
         """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""

@@ -104,26 +104,26 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
 
     def forward(
         self,
-        x: Tensor,
+        input: Tensor,
         output_size: Sequence[int] | None = None,
         residual: Tensor | None = None,
     ) -> Tensor:
         """Convolve.
 
         Args:
-            x: [N, C, H, W] or [C, H, W].
+            input: [N, C, H, W] or [C, H, W].
             output_size: (H, W) of the result, or its whole shape, in place of ``output_padding``.
             residual: Shaped like the result, added in the same pass.
 
         Raises:
             ValueError: the stride allows no such ``output_size``; the message says which.
         """
-        self._check_input(x)
+        self._check_input(input)
         spare = self.output_padding
         if output_size is not None:
-            spare = self._spare(x, output_size)
+            spare = self._spare(input, output_size)
         y = _bsconv_transpose2d(
-            self._images(x),
+            self._images(input),
             *self._operands(),
             self._bias(),
             self.out_channels,
@@ -134,9 +134,9 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
             self.dilation,
             self.groups,
             self.activation,
-            self._residual(residual, x),
+            self._residual(residual, input),
         )
-        return self._as_input(y, x)
+        return self._as_input(y, input)
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
         """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""

@@ -78,19 +78,19 @@ class SparseLinear(SparseLayer[nn.Linear]):
     def _blocking(self, block: tuple[int, int]) -> Blocking:
         return Blocking(block, self.out_features, self.in_features)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Map [..., in] to [..., out]."""
-        if not isinstance(x, Tensor) or x.dim() == 0:
+        if not isinstance(input, Tensor) or input.dim() == 0:
             raise TypeError(
-                "SparseLinear: x must be a tensor [..., in_features], such as "
-                f"torch.as_tensor(array) (got {describe(x)})"
+                "SparseLinear: input must be a tensor [..., in_features], such as "
+                f"torch.as_tensor(array) (got {describe(input)})"
             )
-        if x.size(-1) != self.in_features:
+        if input.size(-1) != self.in_features:
             raise ValueError(
-                "SparseLinear: x.size(-1) must equal in_features "
-                f"(got {x.size(-1)} and {self.in_features}; x has shape {list(x.shape)})"
+                "SparseLinear: input.size(-1) must equal in_features (got "
+                f"{input.size(-1)} and {self.in_features}; input has shape {list(input.shape)})"
             )
-        return _bsmm(x, *self._operands(), self._bias(), self.out_features, self.activation)
+        return _bsmm(input, *self._operands(), self._bias(), self.out_features, self.activation)
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
         """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""

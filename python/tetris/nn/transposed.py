@@ -56,6 +56,10 @@ class SparseTransposedLinear(SparseLinear):
 
     dense_type = TransposedLinear
 
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]  # as Conv1D names it
+        """Map [..., in] to [..., out]."""
+        return super().forward(x)
+
     @staticmethod
     def oriented(weight: Tensor, groups: int) -> Tensor:
         """``[in, out]`` as ``[out, in]``, or back."""

@@ -227,7 +227,9 @@ class GradientWatch:
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
         if self._handle is not None and output.requires_grad:
-            x = (args[0] if args else kwargs["x"]).detach()
+            # Called as nn.Linear calls it, or as Conv1D of transformers does.
+            x = args[0] if args else kwargs["input" if "input" in kwargs else "x"]
+            x = x.detach()
             output.register_hook(lambda grad: self.pairs.append((x, grad.detach())))
 
     def __reduce__(self) -> tuple[type[GradientWatch], tuple[()]]:

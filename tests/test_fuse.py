@@ -5,6 +5,7 @@ import operator
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -596,6 +597,43 @@ def test_optional_arguments_take_their_default():
     fused, _ = check(randomize(Net()), torch.randn(3, 8))
     with pytest.raises(AssertionError, match="mask has been specialized"):
         fused(torch.randn(3, 8), torch.ones(8))
+
+
+def test_arguments_keep_their_names_and_numbers_are_not_fixed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.norm, self.mask = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU()
+
+        def forward(self, x, mask=None, mask_1=1.0, dim=1, *, keep=True):
+            x = self.mask(self.norm(self.fc(x))) * mask_1
+            x = x if mask is None else x * mask
+            return x.softmax(dim) if keep else x
+
+    model, x = randomize(Net()), torch.randn(3, 8)
+    fused, _ = check(model, x)
+    torch.testing.assert_close(fused(x, mask=None, keep=True), model(x), rtol=1e-5, atol=1e-5)
+    want = model(x, mask_1=0.5, dim=0)
+    torch.testing.assert_close(fused(x=x, mask_1=0.5, dim=0), want, rtol=1e-5, atol=1e-5)
+    with pytest.raises(AssertionError, match="mask has been specialized to have value None"):
+        fused(x, mask=torch.ones(8))
+    with pytest.raises(AssertionError, match="keep has been specialized to have value True"):
+        fused(x, keep=False)
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(1.0), torch.ones(3), np.ones(3)])
+def test_arrays_as_defaults_cannot_be_traced(scale):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+        def forward(self, x, scale=scale):
+            return self.inner(x) * torch.as_tensor(scale).float()
+
+    _, report = check(randomize(Net()), torch.randn(2, 3))
+    assert [f.name for f in report.fused] == ["inner.0"]
+    assert "cannot be traced" in report.untraced
 
 
 def test_a_folded_linear_layer_refuses_sequences():

@@ -123,6 +123,9 @@ def fuse(
     ``forward`` takes one argument, such as ``nn.Sequential`` and the MLP of a transformer, on the
     premise that the model calls them as a whole.
 
+    Arguments of forward that are None or a bool by default choose between branches, of which the
+    result has that of the default: it raises AssertionError when called with another value.
+
     Args:
         model: A model in eval mode. Not changed, unless ``inplace``.
         inplace: Fold into the layers of the model itself instead of a deep copy; it computes the

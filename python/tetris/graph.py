@@ -91,27 +91,43 @@ class Tracer(fx.Tracer):
 
 
 def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.Graph:
-    """Graph of a model's forward, for arguments that have no default or one of another kind.
+    """Graph of a model's forward, whose arguments keep their names and defaults.
 
     Arguments that are None or a bool by default choose between branches, of which a graph has one:
     the default. (The result checks that it is called so.) Modules of ``whole`` stay one call.
 
     Raises:
         Exception: whatever the model's code raises when run without numbers.
-        RuntimeError: it draws random numbers, which would become constants.
+        RuntimeError: it draws random numbers, which would become constants; a default is a tensor.
     """
     for name, module in model.named_modules():
         if not Tracer(whole).is_leaf_module(module, name) and (hooks := hooks_of(module)):
             raise RuntimeError(f"{name or 'the model'!r} has {hooks}, which a graph would not run")
-    parameters = inspect.signature(model.forward).parameters.values()
-    fixed = {
-        p.name: p.default for p in parameters if p.default is None or p.default in (True, False)
-    }
+    parameters = inspect.signature(model.forward).parameters
+    defaults = {name: p.default for name, p in parameters.items()}
+    for name, default in defaults.items():
+        if isinstance(default, torch.Tensor):
+            raise RuntimeError(f"{name!r} is a tensor by default, which a graph cannot hold")
+    fixed = {n: d for n, d in defaults.items() if d is None or isinstance(d, bool)}
     before = torch.get_rng_state()
     graph = Tracer(whole).trace(model, concrete_args=fixed)
     if not torch.equal(before, torch.get_rng_state()):
         raise RuntimeError("it draws random numbers, which a graph would hold as constants")
+    _restore_names(graph, parameters, fixed)
     return graph
+
+
+def _restore_names(
+    graph: fx.Graph, parameters: Mapping[str, inspect.Parameter], fixed: Collection[str]
+) -> None:
+    """Call fixed arguments as forward does: torch.fx calls them ``{name}_1``, in their order."""
+    starred = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)  # come last there
+    names = [name for name, p in parameters.items() if p.kind not in starred]
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for name, node in zip(names, placeholders, strict=False):
+        if name in fixed:
+            node.target = name
+            node._rename(name)  # the old name may be that of another argument
 
 
 def trace_for(where: str, model: nn.Module, advice: str) -> fx.Graph:

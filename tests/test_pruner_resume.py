@@ -3,12 +3,14 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from nested import same
-from tetris.prune import Cubic, Flops, Regrow, TetrisPruner
+from tetris.checks import plain
+from tetris.prune import Cubic, Flops, LayerOptions, Regrow, TetrisPruner
 
 FAST = {"sweeps": 1, "block": (4, 3), "exclude": "4", "sparsity": 0.8}
 CASES = {
@@ -119,6 +121,27 @@ def test_a_state_of_other_settings_is_refused_by_name(name):
         own.pruner.load_state_dict(other.pruner.state_dict())
     assert own.pruner.layouts() == before
     other.pruner.load_state_dict(other.pruner.state_dict())
+
+
+def test_numbers_of_numpy_are_numbers():
+    """In a file that torch.load takes with weights_only, and compared with Python's."""
+    settings = {"scope": "global", "schedule": Cubic(0, 8)}
+    own = {"seed": 3, "sweeps": 1, "min_sparsity": 0.25, "max_sparsity": 0.75, "sparsity": 0.5}
+    numpy = {name: np.asarray(value)[()] for name, value in own.items()}
+
+    def run(options, search_at):
+        return Run(**settings, overrides={"0": options}, search_at=search_at)
+
+    saved = run(numpy, np.asarray([2, 4]))
+    run(own, [2, 4]).load(saved.save())
+    for name, other in {"seed": np.int64(4), "max_sparsity": np.float64(0.8)}.items():
+        with pytest.raises(ValueError, match=f"{name} of layer '0' is {own[name]} in the state"):
+            run({**numpy, name: other}, [2, 4]).load(saved.save())
+    with pytest.raises(ValueError, match=r"search_at is \(2, 4\) in the state and \(2, 5\)"):
+        run(own, np.asarray([2, 5])).load(saved.save())
+    assert type(LayerOptions(budget=np.float32(0.5)).budget) is float
+    given = (np.bool_(True), np.float32(0.5), np.asarray([[1, 2]]), {np.int64(1)})
+    assert repr(plain(given)) == "(True, 0.5, ((1, 2),), (1,))"
 
 
 def test_targets_are_compared_without_their_example():

@@ -609,6 +609,13 @@ def test_a_checkpoint_resumes_exactly(name, optimizer, tmp_path):
     assert pruner2.layouts() == pruner.layouts()
 
 
+def test_a_state_holds_no_numbers_of_numpy(tmp_path):
+    pruner = make("linear", clamp=np.float64(1e-3), gate_lr=np.float64(0.01))[-1]
+    torch.save(pruner.state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    make("linear", clamp=1e-3, gate_lr=0.01)[-1].load_state_dict(state)
+
+
 def test_a_checkpoint_of_the_fine_tuning_resumes():
     model, x, target, made, pruner = make("linear")
     train(model, x, target, made, pruner, 4)

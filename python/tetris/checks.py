@@ -11,8 +11,9 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable, Mapping
-from numbers import Real
+from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,8 +42,14 @@ def plain(value: object) -> object:
 
     Functions and objects stand for themselves by name; a dataclass by its fields.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, (np.generic, np.ndarray)):  # of which torch.load refuses scalars, too
+        value = value.tolist()
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
     if isinstance(value, (tuple, list)):
         return tuple(map(plain, value))
     if isinstance(value, (set, frozenset)):

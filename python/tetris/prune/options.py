@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import InitVar, dataclass, fields, replace
 from typing import Literal, TypeVar
@@ -56,10 +57,9 @@ class LayerOptions:
 
     def __post_init__(self, where: str) -> None:
         object.__setattr__(self, "sparsity", check_sparsity(where, self.sparsity))
-        low, high = (
-            check_sparsity(f"{where}: {name}", getattr(self, name))
-            for name in ("min_sparsity", "max_sparsity")
-        )
+        for name in ("min_sparsity", "max_sparsity"):
+            object.__setattr__(self, name, check_sparsity(f"{where}: {name}", getattr(self, name)))
+        low, high = self.min_sparsity, self.max_sparsity
         if low > high:
             raise ValueError(
                 f"{where}: min_sparsity must not be above max_sparsity (got {low:g} and {high:g})"
@@ -78,6 +78,10 @@ class LayerOptions:
             )
         search_method(where, self.reorder)
         check_search(where, seed=self.seed, budget=self.budget, sweeps=self.sweeps)
+        numbers = {"seed": operator.index, "sweeps": operator.index, "budget": float}
+        for name, number in numbers.items():  # a state holds Python's, which torch.load takes
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, number(value))
 
     @classmethod
     def of(

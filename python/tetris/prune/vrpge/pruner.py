@@ -198,12 +198,12 @@ class VRPGEPruner(Pruner):
                 self._budgets(),
                 atom=atom,
                 costs=self._costs(),
-                clamp=clamp,
+                clamp=float(clamp),  # what a state may hold, also of numpy's numbers
             )
         )
         self._exchange = Exchange(model, self.layers, self._top, lazy)
         self._pending = False  # between backward() and step()
-        self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=gate_lr, fused=True)
+        self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=float(gate_lr), fused=True)
         prepare_importance(model, self.layers, self.layer_options)
         plans = self.search(
             {

@@ -261,6 +261,31 @@ def test_remove_keeps_hooks_of_layers_that_are_dense_still():
     assert len(model[0]._forward_hooks) == 1
 
 
+def test_hooks_of_sparse_layers_are_not_lost_without_a_word():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    pruner = sparse_pruner(model, optimizer, schedule=Cubic(1, 4), regrow=Regrow(0.3, every=1))
+    dense = copy.deepcopy(pruner.state_dict())
+    train(model, pruner, optimizer, 3)
+    layers = list(model)
+    assert len(model[2]._forward_hooks) == 1  # of regrowth, which does not count
+    handle = model[2].register_forward_hook(lambda *a: None)
+    lost = "layer '2' has forward_hooks, which the dense layer that comes back would not have"
+    with pytest.raises(ValueError, match=f"TetrisPruner.remove: {lost}"):
+        pruner.remove()
+    with pytest.raises(ValueError, match=lost):
+        pruner.load_state_dict(dense)
+    assert list(model) == layers
+    assert len(model[2]._forward_hooks) == 2
+    handle.remove()
+    pruner.load_state_dict(dense)
+    assert isinstance(model[2], nn.Linear)
+    train(model, pruner, optimizer, 3)
+    assert isinstance(model[2], SparseLinear)
+    assert pruner.remove() is model
+    assert isinstance(model[2], nn.Linear)
+
+
 def test_optimizers_can_be_attached_later_and_are_missed():
     model = mlp()
     pruner = sparse_pruner(model, (), sparsity=0.8, schedule=Cubic(0, 4))

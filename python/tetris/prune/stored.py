@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,15 +12,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..layout import BlockLayout
-from ..modules import replace_modules
-from ..nn.base import SparseLayer, make_sparse
+from ..modules import hooks_of, replace_modules
+from ..nn.base import INDEX, SparseLayer, make_sparse
 from ..nn.kinds import DenseLayer, oriented, sparse_type
 from ..parameters import check_states, holds, move_parameter
 from ..relayout import relayout
 from ..sharding import check_whole
+from .regrow import GradientWatch
 from .tree import check_hooks
-
-_INDEX = ("row_ptr", "col_idx", "row_perm", "col_perm")
 
 
 class StoredBlocks:
@@ -61,13 +61,13 @@ class StoredBlocks:
         A permutation that is the identity is left out.
         """
         layout = self.layout()
-        found = {name: getattr(layout, name) for name in _INDEX}
+        found = {name: getattr(layout, name) for name in INDEX}
         found["dense"] = torch.tensor(self.module is self.dense)
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def saved_layout(self, saved: Mapping[str, Any]) -> BlockLayout:
         """The layout that a saved state of this layer stands for."""
-        return replace(self._whole, **{name: saved.get(name) for name in _INDEX})
+        return replace(self._whole, **{name: saved.get(name) for name in INDEX})
 
     def check(self, where: str, optimizers: tuple[Optimizer, ...], trained: bool) -> None:
         """Raise unless the layer can be changed.
@@ -99,6 +99,11 @@ class StoredBlocks:
         """Raise unless :meth:`unset` can do its work."""
         if isinstance(self.module, SparseLayer):
             self.check(where, optimizers, trained=False)
+            if found := _hooks_lost(self.module):
+                raise ValueError(
+                    f"{where}: layer {self._name!r} has {found}, which the dense layer that comes "
+                    "back would not have; remove them and register them on the result"
+                )
 
     def apply(self) -> None:
         """Nothing: what is removed has no numbers."""
@@ -148,7 +153,7 @@ class StoredBlocks:
             return
         # Blocks of another order share no numbers with these; only a checkpoint brings one.
         self._move(lambda blocks: layout.pack(old.unpack(blocks)), optimizers)
-        for index in _INDEX:
+        for index in INDEX:
             tensor = getattr(layout, index)
             self.module._buffers[index] = None if tensor is None else tensor.clone()
 
@@ -161,6 +166,15 @@ class StoredBlocks:
         self.module = module
 
 
+def _hooks_lost(layer: SparseLayer) -> str:
+    """The kinds of hooks that go with a layer; the watch of regrowth starts anew at every step."""
+    layer = copy.copy(layer)
+    hooks = layer._forward_hooks.items()
+    own = {k: h for k, h in hooks if not isinstance(getattr(h, "__self__", None), GradientWatch)}
+    layer._forward_hooks = own  # type: ignore[assignment]
+    return hooks_of(layer, state=True)
+
+
 def _same_order(a: BlockLayout, b: BlockLayout) -> bool:
     for name in ("row_perm", "col_perm"):
         p, q = getattr(a, name), getattr(b, name)
@@ -170,11 +184,19 @@ def _same_order(a: BlockLayout, b: BlockLayout) -> bool:
 
 
 def check_held(
-    where: str, name: str, parameter: nn.Parameter, optimizers: tuple[Optimizer, ...]
+    where: str,
+    name: str,
+    parameter: nn.Parameter,
+    optimizers: tuple[Optimizer, ...],
+    otherwise: str = "",
 ) -> None:
-    """Raise unless one of the optimizers holds the Parameter of a layer that was trained."""
+    """Raise unless one of the optimizers holds the Parameter of a layer that was trained.
+
+    ``otherwise`` says what else helps.
+    """
     if not any(holds(optimizer, parameter) for optimizer in optimizers):
         raise RuntimeError(
             f"{where}: no optimizer known to the pruner holds the weight of layer {name!r}, so its "
             "state cannot follow the blocks; pass optimizers= or call pruner.attach(optimizer)"
+            f"{otherwise}"
         )

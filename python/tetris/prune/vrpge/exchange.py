@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from ...layout import BlockLayout
 from ...modules import replace_modules
 from ...nn.kinds import DenseLayer, oriented
-from ...parameters import check_states, holds, move_parameter
+from ...parameters import check_states, move_parameter
+from ..stored import check_held
 from .rows import Rows
 from .sampled import Index, SampledLayer, TopBlocks
 
@@ -110,12 +111,8 @@ class Exchange:
         for name, layer in self.layers.items():
             weight = layer.weight
             check_states(f"{where}: layer {name!r}", weight, optimizers)
-            if held and weight.requires_grad and not any(holds(o, weight) for o in optimizers):
-                raise RuntimeError(
-                    f"{where}: no optimizer known to the pruner holds the weight of layer "
-                    f"{name!r}, so its state cannot follow the blocks; pass optimizers= or call "
-                    f"pruner.attach(optimizer){otherwise}"
-                )
+            if held and weight.requires_grad:
+                check_held(where, name, weight, optimizers, otherwise)
 
 
 @torch.no_grad()

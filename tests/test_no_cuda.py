@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 import tetris
@@ -12,6 +13,7 @@ from benchmarks import gpu_report
 from cases import Case, make_layer, tokens
 from tetris import cli
 from tetris.checks import check_dtype, check_weight
+from tetris.prune import Latency, TetrisPruner
 
 without_cuda = pytest.mark.skipif(tetris._C.cuda_built(), reason="this build has CUDA kernels")
 
@@ -54,6 +56,31 @@ def test_the_advice_is_for_the_torch_that_is_installed(cuda, first, monkeypatch,
         check_weight("here", weight)
     assert cli.main(["tune"]) == 1
     assert re.search(f"no CUDA kernels to tune .*: {advice}", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("call", "otherwise"),
+    [
+        (lambda m, x: tetris.analyze(m, x), "leave example_inputs out"),
+        (lambda m, x: tetris.sparsify(m, latency=0.5, example_inputs=x), "give a sparsity="),
+        (lambda m, x: TetrisPruner(m, target=Latency(0.5, x)), "give a sparsity="),
+        (lambda m, x: Latency(0.5, x).costs(m, {"1": m[1]}), "give a sparsity="),
+    ],
+    ids=["analyze", "sparsify", "pruner", "costs"],
+)
+def test_times_are_those_of_the_cpu(call, otherwise, monkeypatch):
+    """A model of which one layer is on a GPU, without one."""
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32))
+    numbers = torch.empty(32, 32, device="meta")
+    weight = FakeTensor(FakeTensorMode(), numbers, torch.device("cuda:0"))
+    model[1].weight = nn.Parameter(weight)
+    monkeypatch.setattr(nn.Sequential, "__deepcopy__", lambda m, _: m, raising=False)  # of a fake
+    message = (
+        "layer '1': times are predicted and measured for the CPU .got cuda:0.; pass a "
+        f"copy of the model that is there, .*, or {otherwise}"
+    )
+    with pytest.raises(ValueError, match=message):
+        call(model, torch.ones(4, 32))
 
 
 @without_cuda

@@ -18,7 +18,7 @@ from ..checks import (
     describe,
 )
 from ..cost import store
-from ..cost.calls import calls_of
+from ..cost.calls import calls_of, check_on_cpu
 from ..cost.model import CostModel, come_from_memory
 from ..layout_search import SearchOptions
 from ..nn.kinds import DENSE_TYPES, groups_of, oriented
@@ -89,7 +89,8 @@ def analyze(
 
     Raises:
         ValueError: an argument breaks a rule, a pattern matches nothing, there is no layer to
-            analyze, or the example does not go through one.
+            analyze, the example does not go through one, or a weight is not on the CPU, for which
+            times are.
         TypeError: an argument is of the wrong kind.
 
     Example:
@@ -118,6 +119,8 @@ def analyze(
         )
     selection = select_layers(where, model, include, exclude, types)
     layers = selection.layers
+    if example_inputs is not None:
+        check_on_cpu(where, layers, "leave example_inputs out: what is retained needs no times")
     for name, layer in layers.items():
         check_weight(f"{where}: layer {name!r}", layer.weight)
     check_importance(where, importance, layers)

@@ -36,6 +36,20 @@ class Call:
     input_shape: tuple[int, ...]
 
 
+def check_on_cpu(where: str, layers: Mapping[str, DenseLayer], otherwise: str) -> None:
+    """Raise ValueError unless the weights of all layers are where times mean something.
+
+    ``otherwise`` says what to do without times.
+    """
+    for name, layer in layers.items():
+        if layer.weight.device.type != "cpu":
+            raise ValueError(
+                f"{where}: layer {name!r}: times are predicted and measured for the CPU (got "
+                f"{layer.weight.device}); pass a copy of the model that is there, "
+                f"copy.deepcopy(model).cpu(), with example_inputs there, too, or {otherwise}"
+            )
+
+
 def calls_of(
     where: str, model: nn.Module, layers: Mapping[str, DenseLayer], example_inputs: Any
 ) -> dict[str, list[Call]]:

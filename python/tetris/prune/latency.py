@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..checks import check_block, check_weight, describe
 from ..cost import store
-from ..cost.calls import Call, ModelTimes, calls_of, measured_times
+from ..cost.calls import Call, ModelTimes, calls_of, check_on_cpu, measured_times
 from ..cost.features import Point
 from ..cost.model import CostModel, come_from_memory
 from ..cost.problem import Problem, Stored
@@ -38,6 +38,7 @@ BLOCKS = ((4, 1), (8, 1), (16, 1), (8, 8), (16, 16), (32, 32))
 DENSITIES = tuple(0.97**i for i in range(4, 129))
 """Shares of the blocks that are tried, from 0.89 to 0.02: each step is as much as a budget may be
 missed by, for models that are one large layer."""
+_NO_TIMES = "give a sparsity= or another target, which need no times"
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Latency(Target):
     Raises:
         ValueError: neither or both of ``kept`` and ``ms``; when the target is used: the dense
             model is fast enough, or no choice is, measured (the message says what can be
-            reached); a layer has no kernels, such as half precision on the CPU.
+            reached); a layer has no kernels, such as half precision on the CPU; one is not on the
+            CPU, for which times are predicted and measured.
 
     Warns:
         UserWarning: the last choice takes longer than asked for, as on a machine whose other work
@@ -213,7 +215,9 @@ class Latency(Target):
 
     def costs(self, model: nn.Module, layers: Mapping[str, DenseLayer]) -> dict[str, float]:
         """Predicted seconds of each dense layer for one of its weights."""
-        calls = calls_of("tetris.prune.Latency", model, layers, self.example_inputs)
+        where = "tetris.prune.Latency"
+        check_on_cpu(where, layers, _NO_TIMES)
+        calls = calls_of(where, model, layers, self.example_inputs)
         cost, cold = self.cost or store.load(), _weights_come_from_memory(model)
         return {
             n: _seconds(cost, own, [None], cold).item() / own[0].problem.weights
@@ -275,6 +279,7 @@ class Latency(Target):
     ) -> _Decision:
         """What to choose, and for the first layer of each weight what was chosen from what."""
         layers = selection.layers
+        check_on_cpu(where, layers, _NO_TIMES)
         for name, layer in layers.items():
             check_weight(f"{where}: layer {name!r}", layer.weight)
         calls = calls_of(where, model, layers, self.example_inputs)

@@ -161,7 +161,6 @@ def test_a_calibration_is_kept_and_used(cache):
         tetris._C.isa_in_use(),
         tetris.__version__,
     )
-    assert kept.is_of_this_machine()
     point = Point(Problem.linear(64, 256, 256))
     assert kept.seconds(point, 1) == pytest.approx(model.seconds(point, 1), rel=1e-3)
     assert set(kept.errors[1]) == set(FAMILIES)

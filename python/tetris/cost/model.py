@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import _C
 from ..checks import describe
-from ..machine import cpu_model, last_level_bytes
+from ..machine import last_level_bytes
 from .features import COEFFICIENTS, FAMILIES, TILES, Point, features, parts, seconds
 from .fit import fit
 
@@ -78,10 +77,6 @@ class CostModel:
     def _coefficients(self, family: str, threads: int) -> np.ndarray:
         known = max((t for t in self.threads if t <= threads), default=min(self.threads))
         return np.asarray(self.threads[known][family])
-
-    def is_of_this_machine(self) -> bool:
-        """It was calibrated on this processor, with the instruction set that is in use."""
-        return (self.cpu, self.isa) == (cpu_model(), _C.isa_in_use())
 
     def fitted(self, threads: int, points: Iterable[Point], measured: Iterable[float]) -> CostModel:
         """This model with the coefficients for a number of threads fitted to measurements.

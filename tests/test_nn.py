@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from tetris import BlockLayout, SparseLinear
+from tetris import BlockLayout, SparseLinear, sparsify
 
 ACTIVATIONS = {
     "none": nn.Identity(),
@@ -214,6 +214,146 @@ def test_layers_that_share_values_train_together():
     model(torch.randn(4, 32)).sum().backward()
     torch.optim.SGD(model.parameters(), 0.1).step()
     assert torch.equal(first.values, second.values)
+
+
+CONV = {"kernel_size": (3, 2), "groups": 2}
+DENSE = [
+    lambda: nn.Linear(37, 29, dtype=torch.float64),
+    lambda: nn.Conv1d(32, 16, 3),
+    lambda: nn.Conv2d(32, 16, **CONV),
+    lambda: nn.ConvTranspose2d(32, 16, **CONV),
+]
+
+
+@pytest.mark.parametrize("make", DENSE, ids=lambda make: type(make()).__name__)
+def test_weight_has_the_type_the_device_and_the_shape_of_the_dense_one(make):
+    dense = make()
+    sparse = sparsify(dense, sparsity=0.5, reorder=False)
+    got, want = sparse.weight, dense.weight
+    assert isinstance(got, torch.Tensor)
+    for read in ("dtype", "device", "shape", "ndim"):
+        assert getattr(got, read) == getattr(want, read)
+    for read in ("size", "dim", "numel", "is_floating_point"):
+        assert getattr(got, read)() == getattr(want, read)()
+    assert got.size(1) == want.size(1)
+    assert str(want.dtype) in repr(got)
+    assert sparse.to(torch.float32).weight.dtype == torch.float32
+    assert sparse.to("meta").weight.device.type == "meta"
+
+
+ABSENT = "a sparse layer has no dense weight; layer.to_dense.*layer.values are the stored ones"
+USES = {
+    "+": lambda w: w + 1,
+    "@": lambda w: torch.ones(2, 29) @ w,
+    "mul_": lambda w: torch.ones(29, 37).mul_(w),
+    "linear": lambda w: nn.functional.linear(torch.ones(2, 37), w),
+    "aten": lambda w: torch.ops.aten.add.Tensor(w, w),
+    "[0]": lambda w: w[0],
+    "clone": lambda w: w.clone(),
+    "detach": lambda w: w.detach(),
+    "float": lambda w: w.float(),
+    "numpy": lambda w: w.numpy(),
+    "tolist": lambda w: w.tolist(),
+    "data": lambda w: w.data,
+    "grad": lambda w: w.grad,
+    "copy_": lambda w: w.copy_(torch.ones(29, 37)),
+    "data=": lambda w: setattr(w, "data", torch.ones(29, 37)),
+    "requires_grad=": lambda w: setattr(w, "requires_grad", False),
+    "init": nn.init.normal_,
+    "Parameter": nn.Parameter,
+    "zeros_like": torch.zeros_like,
+    "deepcopy": copy.deepcopy,
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_weight_that_is_not_there_has_no_numbers(use):
+    with pytest.raises(RuntimeError, match=ABSENT):
+        USES[use](sparse_linear().weight)
+
+
+@pytest.mark.parametrize("value", [nn.Parameter(torch.ones(29, 37)), torch.ones(29, 37), None])
+def test_a_weight_cannot_be_set(value):
+    module = sparse_linear()
+    with pytest.raises(AttributeError, match=f"SparseLinear: weight cannot be set: {ABSENT}"):
+        module.weight = value
+    with pytest.raises(AttributeError, match="weight cannot be set"):
+        module.register_parameter("weight", None)
+
+
+def test_a_weight_that_is_not_there_is_in_no_state():
+    module = sparse_linear()
+    before = pickle.dumps(module)
+    assert module.weight.shape == (29, 37)
+    assert pickle.dumps(module) == before
+    names = {*module.state_dict(), *dict(module.named_parameters()), *dict(module.named_buffers())}
+    assert not [name for name in names if "weight" in name]
+    assert "weight" not in vars(copy.deepcopy(module))
+    assert not nn.utils.parametrize.is_parametrized(module, "weight")
+    with pytest.raises(ValueError, match="does not have a parameter"):
+        nn.utils.parametrizations.weight_norm(module)
+    with pytest.raises(RuntimeError, match=ABSENT):
+        prune.identity(module, "weight")
+
+
+class ReadsTheType(nn.Module):
+    """As T5 does in forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = sparse_linear()
+
+    def forward(self, x):
+        weight = self.fc.weight
+        if isinstance(weight, torch.Tensor) and x.dtype != weight.dtype != torch.int8:
+            x = x.to(self.fc.weight.dtype)
+        return self.fc(x.to(weight.device)[..., : weight.shape[1]]) + weight.size(0)
+
+
+def test_models_that_read_the_type_of_a_weight_compile_and_export():
+    model, x = ReadsTheType(), torch.randn(6, 40, dtype=torch.float64)
+    want = model.fc(x[:, :37].float()) + 29
+    assert torch.equal(model(x), want)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), want)
+    for strict in (False, True):
+        program = torch.export.export(model, (x,), strict=strict).module()
+        torch.testing.assert_close(program(x), want)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(other(x), want)
+
+
+@pytest.mark.parametrize(
+    "compiler",
+    [
+        lambda model, x: torch.compile(model, backend="aot_eager")(x),
+        lambda model, x: torch.export.export(model, (x,), strict=False),
+        lambda model, x: torch.export.export(model, (x,), strict=True),
+    ],
+    ids=["compile", "export", "strict"],
+)
+def test_compilers_do_not_compute_with_a_weight_that_is_not_there(compiler):
+    class Computes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = sparse_linear()
+
+        def forward(self, x):
+            return nn.functional.linear(x, self.fc.weight)
+
+    model, x = Computes(), torch.randn(6, 37)
+    with pytest.raises(Exception, match="no dense weight"):  # torch wraps it
+        compiler(model, x)
+
+
+def test_an_encoder_layer_made_sparse_by_hand_leaves_torch_s_fused_kernel():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    x = torch.randn(2, 3, 8)
+    want = layer(x)
+    layer.linear1 = SparseLinear.from_dense(layer.linear1, sparsity=0.0, reorder=False)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), want, rtol=1e-4, atol=1e-5)
 
 
 def test_compile_and_export():

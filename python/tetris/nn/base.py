@@ -23,6 +23,7 @@ from ..layout_search import SearchOptions
 from ..ops import Activation
 from ..parameters import replace_data
 from ..sharding import check_whole, fill, is_sharded
+from .weight import ABSENT, AbsentWeight
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -59,6 +60,11 @@ class SparseLayer(nn.Module, Generic[Dense]):
     @abstractmethod
     def sizes(self) -> dict[str, int]:
         """The sizes that layouts and states must share, by name: outputs and inputs come first."""
+
+    @property
+    @abstractmethod
+    def _dense_shape(self) -> tuple[int, ...]:
+        """Of the dense layer's weight."""
 
     @abstractmethod
     def _blocking(self, block: tuple[int, int]) -> Blocking:
@@ -236,6 +242,29 @@ class SparseLayer(nn.Module, Generic[Dense]):
                 "the function after the layer"
             )
         return make_dense(self, bias=_copy(self.bias))
+
+    @property
+    def weight(self) -> Tensor:
+        """Type, device and shape of the dense layer's weight, which models may ask for in forward.
+
+        Raises:
+            RuntimeError: anything else is asked of it: there are stored values only.
+        """
+        values = self._parameters.get("values")
+        return AbsentWeight.like(self.values if values is None else values, self._dense_shape)
+
+    @weight.setter
+    def weight(self, value: object) -> None:
+        self._refuse_weight()
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As of ``nn.Module``, also for an assigned Parameter; there can be no ``weight``."""
+        if name == "weight":
+            self._refuse_weight()
+        super().register_parameter(name, param)
+
+    def _refuse_weight(self) -> None:
+        raise AttributeError(f"{type(self).__name__}: weight cannot be set: {ABSENT}")
 
     # -- the layout ---------------------------------------------------------------------------
 

@@ -51,6 +51,10 @@ class SparseConv(SparseLayer[_Dense]):
             "groups": self.groups,
         }
 
+    @property
+    def _dense_shape(self) -> tuple[int, ...]:
+        return self.out_channels, self.in_channels // self.groups, *self.kernel_size
+
     def _blocking(self, block: tuple[int, int]) -> Blocking:
         return Blocking(block, self.out_channels, self.in_channels, self.kernel_size, self.groups)
 

@@ -102,6 +102,10 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
         """``[in, out / groups, kh, kw]`` as ``[out, in / groups, kh, kw]``, or back."""
         return swap_channels(weight, groups)
 
+    @property
+    def _dense_shape(self) -> tuple[int, ...]:
+        return self.in_channels, self.out_channels // self.groups, *self.kernel_size
+
     def forward(
         self,
         input: Tensor,

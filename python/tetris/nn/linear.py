@@ -23,6 +23,8 @@ class SparseLinear(SparseLayer[nn.Linear]):
         bias: Parameter [out] or None.
         row_ptr, col_idx, row_perm, col_perm: int32 buffers, the layout; permutations may be None.
         in_features, out_features, activation: as passed.
+        weight: Type, device and shape of the dense weight, for models that ask for them in forward;
+            no numbers.
 
     ``state_dict`` holds values, bias and layout, and loads into a module of any other sparsity,
     block or order with the same features. Such a load is checked as a whole before anything
@@ -74,6 +76,10 @@ class SparseLinear(SparseLayer[nn.Linear]):
     def sizes(self) -> dict[str, int]:
         """out_features and in_features."""
         return {"out_features": self.out_features, "in_features": self.in_features}
+
+    @property
+    def _dense_shape(self) -> tuple[int, ...]:
+        return self.out_features, self.in_features
 
     def _blocking(self, block: tuple[int, int]) -> Blocking:
         return Blocking(block, self.out_features, self.in_features)

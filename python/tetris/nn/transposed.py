@@ -65,6 +65,10 @@ class SparseTransposedLinear(SparseLinear):
         """``[in, out]`` as ``[out, in]``, or back."""
         return swap_channels(weight, groups)
 
+    @property
+    def _dense_shape(self) -> tuple[int, ...]:
+        return self.in_features, self.out_features
+
     @classmethod
     def dense_name(cls) -> str:
         """Name of the dense layer in messages."""

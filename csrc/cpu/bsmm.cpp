@@ -185,7 +185,7 @@ std::string forward_one_token(const KernelTable<T>& k, const BlockSparseView& w,
   }
   RowCheck check(w, k.ascending);
   const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi);
-  const auto bounds = split_rows(w, threads);
+  const auto bounds = split_rows(w.row_ptr, w.block_rows(), threads);
   run(parallel, threads, [&](int t) {
     TileArgs<T> args = tile_args(w, values);
     args.src = source;
@@ -370,7 +370,7 @@ void forward_by_rows(const KernelTable<T>& k, const BlockSparseView& w, const T*
   if (share)
     run(parallel, threads, [&](int t) { pack(range(w.in, t), range(w.in, t + 1), shared); });
   T* const ys = scratch<T>(ScratchSlot::kY, width * w.out);
-  const auto bounds = split_rows(w, threads);
+  const auto bounds = split_rows(w.row_ptr, w.block_rows(), threads);
   run(parallel, threads, [&](int t) {
     T* xs = shared;
     if (!share) {
@@ -496,7 +496,7 @@ std::string bsmm_grad_values(const BlockSparseView& w, Matrix<const T> x, Matrix
   const int64_t width = nv * k.width;
   const int threads = useful_threads(parallel, w.nnzb * w.bo * w.bi * tokens);
   const Sampler<T>& kernel = sampler(k, std::min(w.bo, w.out));
-  const auto bounds = split_rows(w, threads);
+  const auto bounds = split_rows(w.row_ptr, w.block_rows(), threads);
   const int64_t slots = w.block_rows() * w.bo;
   T* const xp = scratch<T>(ScratchSlot::kX, width * w.in);
   T* const dyp = scratch<T>(ScratchSlot::kY, width * slots);

@@ -272,10 +272,8 @@ void run_by_rows(const Job<T>& job, int64_t items, int threads, const Parallel& 
           job.pack(item, s, range(job.blocks.in, t), range(job.blocks.in, t + 1), shared);
         });
       for (int64_t phase = 0; phase < job.blocks.phases; ++phase) {
-        BlockSparseView rows;  // shares of equal work
-        rows.out = job.blocks.rows;
-        rows.row_ptr = job.blocks.begin[phase] + job.group_of(item) * job.blocks.rows;
-        const auto bounds = split_rows(rows, threads);
+        const auto bounds = split_rows(job.blocks.row_ptr(phase, job.group_of(item)).data(),
+                                       job.blocks.rows, threads);
         run(parallel, threads, [&](int t) {
           const int64_t begin = bounds[t], end = bounds[t + 1];
           const T* const planes = share ? shared : job.planes(item, s, job.in_buffer());

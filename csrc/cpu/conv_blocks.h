@@ -23,6 +23,14 @@ struct ConvBlocks {
   const int32_t* const* end;    // ... one past the last
 
   std::vector<const int32_t*> cuts;  // what begin and end point into
+
+  // How many blocks one phase has before each block row of a group.
+  std::vector<int32_t> row_ptr(int64_t phase, int64_t group) const {
+    std::vector<int32_t> counts{0};
+    for (int64_t r = group * rows; r < (group + 1) * rows; ++r)
+      counts.push_back(counts.back() + end[phase][r] - begin[phase][r]);
+    return counts;
+  }
 };
 
 // As they are where the layout's order serves; otherwise reordered into the calling thread's

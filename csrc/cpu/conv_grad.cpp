@@ -59,10 +59,8 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
   const auto range = [&](int64_t n, int t) { return share_begin(n, k.width, t, threads); };
 
   for (int64_t group = 0; group < w.groups; ++group) {
-    BlockSparseView rows;
-    rows.out = w.group_rows();
-    rows.row_ptr = w.row_ptr + group * w.group_rows();
-    const auto bounds = split_rows(rows, threads);
+    const int32_t* const row_ptr = w.row_ptr + group * w.group_rows();
+    const auto bounds = split_rows(row_ptr, w.group_rows(), threads);
     for (int64_t s = 0; s * strip < lines.length(); ++s) {
       const int64_t begin = s * strip, end = std::min(lines.length(), begin + strip);
       lines.out_segments(0, begin, end, small.strides, shape.images, segments);
@@ -91,7 +89,7 @@ std::string conv_grad_values(const BlockSparseView& w, const ConvShape& shape, b
       });
       run(parallel, threads, [&](int t) {
         for (int64_t row = bounds[t]; row < bounds[t + 1]; ++row) {
-          const int64_t first = rows.row_ptr[row], last = rows.row_ptr[row + 1];
+          const int64_t first = row_ptr[row], last = row_ptr[row + 1];
           int64_t* const at = scratch<int64_t>(ScratchSlot::kLists, 2 * (last - first) * w.bi);
           int64_t* const inputs = at + (last - first) * w.bi;
           SampleArgs<T> a{};

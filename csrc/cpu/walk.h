@@ -24,10 +24,9 @@ constexpr int64_t kAheadInputs = 128, kAheadValues = 512, kAheadBytes = 16 << 10
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Block rows [result[i], result[i + 1]) hold about the same number of stored blocks for every i.
-inline std::vector<int64_t> split_rows(const BlockSparseView& w, int parts) {
+inline std::vector<int64_t> split_rows(const int32_t* row_ptr, int64_t rows, int parts) {
   // Each block row also costs a little by itself (its accumulators are set and stored).
-  const int64_t rows = w.block_rows();
-  const auto cost = [&](int64_t r) { return w.row_ptr[r] + r; };
+  const auto cost = [&](int64_t r) { return row_ptr[r] + r; };
   std::vector<int64_t> bounds(parts + 1, rows);
   bounds[0] = 0;
   for (int p = 1; p < parts; ++p) {

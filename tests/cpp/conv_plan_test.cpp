@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "core/cpu_features.h"
+#include "cpu/conv_blocks.h"
 
 namespace tetris::test {
 namespace {
@@ -144,6 +145,21 @@ TEST(ShareRuns, TilesCoverEachRunOnce) {
           }
         }
     }
+}
+
+TEST(ConvBlocks, CountsOnePhaseOfOneGroup) {
+  // Four rows, two of each group; each stores 10 blocks: of phase 0 the first 1, 9, 4 and 0.
+  const int32_t begin[] = {0, 10, 20, 30}, middle[] = {1, 19, 24, 30}, end[] = {10, 20, 30, 40};
+  const int32_t* const cuts[] = {begin, middle, end};
+  cpu::ConvBlocks<float> blocks{};
+  blocks.rows = 2;
+  blocks.phases = 2;
+  blocks.begin = cuts;
+  blocks.end = cuts + 1;
+  EXPECT_EQ(blocks.row_ptr(0, 0), (std::vector<int32_t>{0, 1, 10}));
+  EXPECT_EQ(blocks.row_ptr(1, 0), (std::vector<int32_t>{0, 9, 10}));
+  EXPECT_EQ(blocks.row_ptr(0, 1), (std::vector<int32_t>{0, 4, 4}));
+  EXPECT_EQ(blocks.row_ptr(1, 1), (std::vector<int32_t>{0, 6, 16}));
 }
 
 }  // namespace

@@ -268,6 +268,8 @@ TEST(Convolutions, Threads) {
 }
 
 TEST(Convolutions, EveryProductKeepsItsBitsOnAnyNumberOfThreads) {
+  std::vector<int> counts{1, 2, 3, 5, 16};
+  if (cpu::isa_in_use() == "scalar") counts = {1, 3};  // kernels that take ten times as long
   for (ConvLayerShape s : kThreaded)
     for (int bits = 0; bits < 4; ++bits) {
       s.transposed = bits & 1;
@@ -276,7 +278,7 @@ TEST(Convolutions, EveryProductKeepsItsBitsOnAnyNumberOfThreads) {
       const Index index = random_index(s, rng);
       ConvProblem<float> p(s, index, rng, Place::kHeap);
       Outputs<float> want(p, Place::kHeap), got(p, Place::kHeap);
-      for (int n : {1, 2, 3, 4, 7, 16}) {
+      for (int n : counts) {
         Outputs<float>& out = n == 1 ? want : got;
         ASSERT_EQ("", p.forward(out.y.data(), Activation::kGelu, threads(n)));
         ASSERT_EQ("", p.grad_input(out.dx.data(), threads(n)));

@@ -7,7 +7,8 @@
 
 Layers are the distinct 3x3 and 1x1 convolutions of ResNet-50, ResNet-18 and VGG-16 and the
 pointwise ones of MobileNetV2. Every point is timed in turns with F.conv2d and oneDNN with
-prepacked weights, both in NCHW and channels_last; the fastest of the four is what counts.
+prepacked weights, both in NCHW and channels_last, and what else torch has for the layer; the
+fastest is what counts.
 """
 
 import argparse
@@ -27,12 +28,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from tetris.bench import machine
 from tetris.commands.arguments import block_shape, checked, sparsity_share, thread_counts
 from tetris.machine import cores
 from tetris.timing import Plan
 
-from . import conv_report, conv_sweep, networks, targets
+from . import conv_report, conv_sweep, networks, provenance, targets
 from .convolutions import ConvShape, known_layers
 from .models import MODELS
 
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     result = measure(args, console)
     words = sys.argv[1:] if argv is None else argv
     result |= {
-        "machine": machine.describe(),
+        **provenance.about(),
         "command": " ".join(["python -m benchmarks.conv", *words]),
         "seconds": round(time.perf_counter() - started, 1),
     }

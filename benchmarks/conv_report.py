@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tetris.bench.machine import sentence
 
-from .report import ordered, speedup_figure, table, verdict_table
+from .report import noise, ordered, speedup_figure, spread, table, verdict_table
 from .targets import (
     CONV_CLASSES,
     NETWORK_TARGETS,
@@ -18,13 +18,14 @@ _INTRODUCTION = (
     "Layers are the distinct 3x3 and 1x1 convolutions of the networks named, without groups and "
     "without the one that reads the image; a layer is written batch x inputs x height x width - "
     "outputs, k(ernel), s(tride). Speed-up is against the fastest dense route: `F.conv2d` or "
-    "oneDNN with the weight packed ahead of time (what a compiled and frozen model calls), each "
-    "in NCHW and channels_last; sparse layers take and return NCHW. All are timed in turns. Times "
-    "are medians; speed-up and spread are the median and the quartiles of the ratios of samples "
-    "taken in the same turn. **Efficiency** is speed-up times stored share: 1 means time "
-    "proportional to what is left. Layers are random, their density is exact, inputs and outputs "
-    "are both permuted at random, nothing is prepared per call; each was checked against float64 "
-    "before it was timed. Everything is warm."
+    "oneDNN with the weight packed ahead of time (what a compiled and frozen model calls), each in "
+    "NCHW and channels_last, for 1x1 also oneDNN's product of pixels and weight, none of them by "
+    "Winograd's algorithm; sparse layers take and return NCHW. All are timed in turns. Times are "
+    "medians; speed-up and spread are the median and the quartiles of the ratios of samples taken "
+    "in the same turn. **Efficiency** is speed-up times stored share: 1 means time proportional to "
+    "what is left. Layers are random, their density is exact, inputs and outputs are both permuted "
+    "at random, nothing is prepared per call; each was checked against float64 before it was "
+    "timed. Everything is warm."
 )
 
 
@@ -43,7 +44,7 @@ def markdown(result: dict) -> str:
 
 
 def _layers(rows: list[dict]) -> list[str]:
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, noise(rows)]
     for threads, batch in dict.fromkeys((r["threads"], r["batch"]) for r in rows):
         parts.append(
             f"## Batch {batch}, {threads} thread{'s' * (threads > 1)}: speed-up (efficiency)"
@@ -97,7 +98,7 @@ def row_table(rows: list[dict]) -> str:
             f"{r['dense_ms']:.3f}",
             r["dense"],
             f"{r['speedup']:.2f}",
-            "{:.2f}-{:.2f}".format(*r["speedup_iqr"]),
+            spread(r),
             f"{r['efficiency']:.3f}",
             f"{r['stored_gflops']:.1f}",
             f"{r['equivalent_gflops']:.0f}",

@@ -11,7 +11,7 @@ import tetris
 from tetris.timing import Durations, Plan, interleave
 
 from .convolutions import ConvShape, SparseConv, dense_convolutions
-from .sweep import Row, Step, comparison, near_best
+from .sweep import Row, Step, check_agreement, comparison, near_best
 
 FIRST_LOOK = Plan(sample_s=0.004, budget_s=0.5, min_rounds=3, max_rounds=5)
 
@@ -35,12 +35,13 @@ class ConvGrid:
 def run(grid: ConvGrid, step: Step) -> Iterator[Row]:
     """Times layer by layer: all blocks of one sparsity in turns with the dense routes.
 
-    Every layer is checked against float64 on one image, before it is timed.
+    What is timed is checked first: sparse layers against float64, dense routes against each other.
     """
     before = torch.get_num_threads()
     for shape, networks in grid.layers.items():
         x = torch.randn(shape.input_shape, generator=torch.Generator().manual_seed(0))
         dense = dense_convolutions(shape, x)
+        check_agreement(dense)
         layers: dict[tuple, SparseConv] = {}
         for threads in grid.threads:
             torch.set_num_threads(threads)
@@ -53,8 +54,8 @@ def run(grid: ConvGrid, step: Step) -> Iterator[Row]:
                 for block in grid.blocks:
                     if (block, sparsity) not in layers:
                         layers[block, sparsity] = SparseConv.random(shape, block, sparsity)
-                        layers[block, sparsity].check(x[:1])
                     layer = layers[block, sparsity]
+                    layer.check(x)
                     group[_name(block)] = lambda layer=layer, x=x: layer(x)
                 times = interleave(group, grid.plan)
                 for block in grid.blocks:
@@ -94,7 +95,7 @@ def _row(layer: SparseConv, times: Durations, rivals: list[str], first: Duration
         **against,
         "conv2d": {k: conv2d[k] for k in ("dense", "dense_ms", "speedup", "efficiency")},
         "all_dense_ms": {**looked, **against["all_dense_ms"]},  # slow ones: at the first look
-        "stored_gflops": 2e-9 * shape.pixels * layer.values.numel() / seconds,
+        "stored_gflops": 2e-9 * shape.pixels * layer.entries / seconds,
         "equivalent_gflops": 1e-9 * shape.flops / seconds,
         "dense_gflops": 1e-6 * shape.flops / against["dense_ms"],
     }

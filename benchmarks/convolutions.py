@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tetris.timing import Candidate, prepacked_conv2d
+from tetris.bench.layers import entries_inside
+from tetris.timing import Candidate, prepacked_conv2d, prepacked_linear
 
 from .models import MODELS
 
@@ -152,10 +154,17 @@ class SparseConv:
         """(height along outputs, width along inputs)."""
         return self.values.shape[2], self.values.shape[1]
 
+    @cached_property
+    def entries(self) -> int:
+        """Stored entries, without the padding of ragged blocks."""
+        inputs, outputs = self.shape.inputs, self.shape.outputs
+        group = self.col_idx % -(-inputs // self.block[1])
+        return entries_inside(self.row_ptr, group, self.block, outputs, inputs)
+
     @property
     def density(self) -> float:
-        """Stored entries over all entries (padding of ragged blocks counts as stored)."""
-        return self.values.numel() / self.shape.weights
+        """Stored entries over all entries."""
+        return self.entries / self.shape.weights
 
     def __call__(self, x: Tensor) -> Tensor:
         """The convolution under test."""
@@ -187,12 +196,13 @@ class SparseConv:
         return rows, weight.view(len(rows), inputs, k, k)
 
     def check(self, x: Tensor) -> None:
-        """Raises unless three block rows of the product agree with a dense reference."""
-        y = self(x)
+        """Raises unless three block rows of the first and the last image are right."""
+        images = sorted({0, len(x) - 1})
+        x, y = x[images].double(), self(x)[images]
         last = self.row_ptr.numel() - 2
         for block_row in {0, last // 2, last}:
             rows, weight = self.dense_rows(block_row)
-            expected = F.conv2d(x.double(), weight.double(), None, *self.shape.geometry)
+            expected = F.conv2d(x, weight.double(), None, *self.shape.geometry)
             error = float((y[:, rows] - expected).abs().max())
             if not error < 1e-4 * max(1.0, float(expected.abs().max())):
                 raise RuntimeError(f"wrong result in block row {block_row}: off by {error:.2g}")
@@ -203,6 +213,9 @@ def dense_convolutions(shape: ConvShape, x: Tensor) -> dict[str, Candidate]:
 
     ``F.conv2d`` is what a user has, ``oneDNN`` the same library with the weight packed ahead of
     time, as a compiled and frozen model calls it; each for both memory formats of input and weight.
+    A layer of one kernel position is a product too (``linear``). No route has Winograd's algorithm:
+    torch's NNPACK fails on most calls ("SpatialConvolution_updateOutput failed"), and oneDNN does
+    not take it by itself.
     """
     conv = nn.Conv2d(
         shape.inputs, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2, bias=False
@@ -217,4 +230,14 @@ def dense_convolutions(shape: ConvShape, x: Tensor) -> dict[str, Candidate]:
         conv.weight.data = weight
         if packed := prepacked_conv2d(conv, shape.input_shape):
             found[f"oneDNN {name}"] = lambda image=image, packed=packed: packed(image)
+    weight = conv.weight.detach().contiguous()
+    if (shape.kernel, shape.stride) == (1, 1):
+        found |= _as_product(shape, x, weight.flatten(1))
     return found
+
+
+def _as_product(shape: ConvShape, x: Tensor, weight: Tensor) -> dict[str, Candidate]:
+    pixels = x.permute(0, 2, 3, 1).contiguous().flatten(0, 2)
+    product = prepacked_linear(weight, None, len(pixels))
+    size = (shape.batch, shape.size, shape.size, shape.outputs)
+    return {"linear": lambda: product(pixels).view(size).permute(0, 3, 1, 2)} if product else {}

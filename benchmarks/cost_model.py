@@ -27,6 +27,8 @@ from tetris.cost.model import CostModel, relative_error
 from tetris.machine import cores
 from tetris.progress import steps
 
+from . import provenance
+
 SEED = 1000  # of the held-out layers; `tetris calibrate` draws its own with seed 0
 
 
@@ -125,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "rows": rows,
         "model": str(model),
-        "machine": machine.describe(),
+        **provenance.about(),
         "command": " ".join(["python -m benchmarks.cost_model", *words]),
         "seconds": round(time.perf_counter() - started, 1),
     }

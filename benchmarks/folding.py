@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 import tetris
-from tetris.bench import machine
 from tetris.commands.arguments import block_shape, checked, sparsity_share
 from tetris.prune import SharedOrders, SparsifyReport
 
+from . import provenance
 from .folding_models import MODELS, NEEDS_TRANSFORMERS, Trained
 from .readme import fill
 
@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     result = {
         "rows": [{**r, "sparsity": args.sparsity} for r in rows],
-        "machine": machine.describe(),
+        **provenance.about(),
         "command": " ".join(["python -m benchmarks.folding", *words]),
         "steps": args.steps,
         "sweeps": args.sweeps,

@@ -29,13 +29,12 @@ from rich.progress import (
 )
 
 import tetris
-from tetris.bench import machine
 from tetris.bench.layers import Shape
 from tetris.commands.arguments import block_shape, checked, sparsity_share, thread_counts
 from tetris.machine import cores
 from tetris.timing import Plan
 
-from . import report, sweep, targets
+from . import provenance, report, sweep, targets
 
 SHAPES = [
     "512x1024x4096",
@@ -235,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         result["peaks"] |= part["peaks"]
     words = sys.argv[1:] if argv is None else argv
     result |= {
-        "machine": machine.describe(),
+        **provenance.about(),
         "native_isa": native,
         "command": " ".join(["python -m benchmarks.gemm", *words]),
         "seconds": round(time.perf_counter() - started, 1),

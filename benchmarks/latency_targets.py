@@ -29,6 +29,7 @@ import tetris
 from tetris.bench import machine
 from tetris.progress import steps
 
+from . import provenance
 from .models import basic_block, conv_norm
 from .report import table
 from .transformer_blocks import BertLayer
@@ -155,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         "rows": rows,
         "threads": args.threads,
         "model": tetris.cost.load().source,
-        "machine": machine.describe(),
+        **provenance.about(),
         "command": " ".join(["python -m benchmarks.latency_targets", *words]),
     }
     args.out.mkdir(parents=True, exist_ok=True)

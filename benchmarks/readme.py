@@ -16,10 +16,9 @@ import re
 import sys
 from pathlib import Path
 
-from tetris.bench.machine import sentence
-
 from . import training, transformer
 from .conv_report import network_table, summary_table
+from .provenance import measured_on
 from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
 from .targets import Verdict, against_conv2d, geometric_mean, judge, judge_convolutions
@@ -90,12 +89,6 @@ def _counts(verdicts: list[Verdict]) -> str:
         some = [v for v in verdicts if v.what == what]
         groups.append(f"{what}: {sum(v.passed for v in some)} of {len(some)}")
     return "; ".join(groups)
-
-
-def measured_on(result: dict, *settings: str) -> str:
-    """Machine, command and what else the figures depend on."""
-    also = f", {', '.join(settings)}" if settings else ""
-    return f"Measured on: {sentence(result['machine'])}. Command: `{result['command']}`{also}."
 
 
 def steps_fragments(result: dict) -> dict[str, str]:

@@ -22,6 +22,28 @@ STYLES = {
 DRAWN = ("32x32", "16x1", "4x4", "4x1", "2x1", "1x1")
 
 
+NOISY = 0.1  # of the median: quartiles further apart are marked
+
+
+def spread(row: dict) -> str:
+    """The quartiles of the speed-up, marked where they are far apart."""
+    low, high = row["speedup_iqr"]
+    return f"{low:.2f}-{high:.2f}{' ~' * _noisy(row)}"
+
+
+def _noisy(row: dict) -> bool:
+    low, high = row["speedup_iqr"]
+    return high - low > NOISY * row["speedup"]
+
+
+def noise(rows: list[dict]) -> str:
+    """How many points were disturbed, in a sentence."""
+    return (
+        f"Marked with ~ in the last table: {sum(map(_noisy, rows))} of {len(rows)} points, whose "
+        f"quartiles are more than {NOISY:.0%} apart because something else ran on the machine."
+    )
+
+
 def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A markdown table."""
     rows = [list(head), ["---"] * len(head), *lines]
@@ -55,7 +77,6 @@ def row_table(rows: list[dict]) -> str:
     head += "spread, efficiency, GFLOP/s stored, dense-equivalent, of peak, kernel"
     lines = []
     for r in rows:
-        low, high = r["speedup_iqr"]
         peak = f"{r['peak_share']:.0%}" if r["peak_share"] else ""
         lines.append(
             [
@@ -69,7 +90,7 @@ def row_table(rows: list[dict]) -> str:
                 f"{r['dense_ms']:.3f}",
                 r["dense"],
                 f"{r['speedup']:.2f}",
-                f"{low:.2f}-{high:.2f}",
+                spread(r),
                 f"{r['efficiency']:.3f}",
                 f"{r['stored_gflops']:.1f}",
                 f"{r['equivalent_gflops']:.0f}",
@@ -158,9 +179,12 @@ def markdown(result: dict) -> str:
         "median and the quartiles of the ratios of samples taken in the same turn. **Efficiency** "
         "is speed-up times stored share: 1 means time proportional to what is left. Layers are "
         "random, their density is exact, rows and columns are both permuted at random, nothing is "
-        "packed or sorted beforehand. Cache: x and y are warm; weights are warm above 16 tokens, "
-        "and up to 16 tokens come from memory, dense and sparse alike (copies of the layer take "
-        "turns, together three times the last-level cache).",
+        "packed or sorted beforehand. Cache: x and y are warm. Up to 16 tokens weights come from "
+        "memory, dense and sparse alike (copies of the layer take turns, together three times the "
+        "last-level cache). Above, one layer is called again and again: what the last-level cache "
+        "holds of its weights is warm, which may be all of a sparse layer and not all of the dense "
+        "one: that of 4096 by 4096 takes 64 MiB.",
+        noise(rows),
     ]
     for isa, peak in result["peaks"].items():
         if peak:

@@ -13,6 +13,7 @@ from tetris.bench.sweep import (
     Row,
     Step,
     block_name,
+    check_agreement,
     comparison,
     fast_dense,
     fma_peak,
@@ -28,6 +29,7 @@ __all__ = [
     "Grid",
     "Row",
     "Step",
+    "check_agreement",
     "comparison",
     "fma_peak",
     "near_best",
@@ -83,6 +85,7 @@ def run_training(grid: Grid, step: Step) -> Iterator[Row]:
                 densities = {}
                 for block in grid.blocks:
                     layer = SparseLayer.random(shape.inputs, shape.outputs, block, sparsity)
+                    layer.check(x.detach())
                     layer.values.requires_grad_()
                     densities[block_name(block)] = layer.density
 

@@ -93,7 +93,9 @@ def judge(rows: list[dict], training: list[dict]) -> list[Verdict]:
                 if points:
                     what = "1 token, of bytes"
                     verdicts.append(
-                        _verdict(isa, threads, what, block, band, DECODE_SHARE, 1.0, points)
+                        _verdict(
+                            isa, threads, what, block, band, DECODE_SHARE, POINT_MARGIN, points
+                        )
                     )
     for isa, threads in sorted({(r["isa"], r["threads"]) for r in training}):
         for block, target in TRAINING_TARGETS.items():
@@ -105,7 +107,9 @@ def judge(rows: list[dict], training: list[dict]) -> list[Verdict]:
             ]
             if points:
                 verdicts.append(
-                    _verdict(isa, threads, "training", block, "75-90 %", target, 1.0, points)
+                    _verdict(
+                        isa, threads, "training", block, "75-90 %", target, POINT_MARGIN, points
+                    )
                 )
     return verdicts
 

@@ -35,6 +35,7 @@ from tetris.commands.arguments import block_shape, checked, sparsity_share
 from tetris.prune import Regrow, TetrisPruner
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles, unpacked_product
 
+from . import provenance
 from .targets import judge_steps
 
 BLOCKS = ["4x1", "8x8", "16x16"]
@@ -303,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     result = {
         "rows": rows,
-        "machine": machine.describe(),
+        **provenance.about(),
         "isa": tetris._C.isa_in_use(),
         "command": " ".join(["python -m benchmarks.training", *words]),
         "seconds": round(time.perf_counter() - started, 1),

@@ -29,6 +29,7 @@ from tetris.bench.layers import frozen
 from tetris.modules import replace_modules
 from tetris.timing import Candidate, Plan, interleave, prepacked_linear, quartiles
 
+from . import provenance
 from .networks import random_layout
 from .report import table
 from .transformer_blocks import MODELS, PARTS, Attention, Model, part_of
@@ -232,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "rows": rows,
         "threads": args.threads,
-        "machine": machine.describe(),
+        **provenance.about(),
         "command": " ".join(["python -m benchmarks.transformer", *words]),
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -16,8 +16,10 @@ from benchmarks import (
     conv_report,
     conv_sweep,
     gemm,
+    provenance,
     readme,
     report,
+    sweep,
     targets,
     training,
     transformer,
@@ -35,8 +37,10 @@ from benchmarks.transformer_blocks import (
     part_of,
     rotated,
 )
+from tetris.bench import sweep as bench_sweep
 from tetris.bench.layers import Shape, SparseLayer, dense_candidates
 from tetris.commands.arguments import block_shape
+from tetris.machine import last_level_bytes
 from tetris.timing import Plan, interleave, rotate, unpacked_product
 
 
@@ -63,7 +67,33 @@ def test_samples_are_measured_with_the_clock_that_is_passed():
     plan = Plan(sample_s=5.0, budget_s=0.0, min_rounds=2)
     times = interleave({"a": takes(2.0), "b": takes(7.0)}, plan, clock=lambda: now)
     assert {name: t.tolist() for name, t in times.items()} == {"a": [2.0, 2.0], "b": [7.0, 7.0]}
-    assert now == (2 + 2 * 3) * 2.0 + (2 + 2) * 7.0  # three calls of a make a sample
+    assert now == (4 + 2 * 3) * 2.0 + (4 + 2) * 7.0  # three calls of a make a sample
+
+
+def test_one_slow_call_does_not_shorten_samples():
+    now, calls = 0.0, 0
+
+    def call():
+        nonlocal now, calls
+        calls += 1
+        now += 3.0 if calls == 2 else 1.0  # the first one that is timed
+
+    plan = Plan(sample_s=6.0, budget_s=0.0, min_rounds=1)
+    assert interleave({"a": call}, plan, clock=lambda: now)["a"].tolist() == [1.0]
+    assert calls == 4 + 6
+
+
+def test_a_call_of_several_samples_is_tried_once():
+    calls = []
+    now = 0.0
+
+    def call():
+        nonlocal now
+        calls.append(now)
+        now += 6.0
+
+    interleave({"a": call}, Plan(sample_s=1.0, budget_s=0.0, min_rounds=1), clock=lambda: now)
+    assert len(calls) == 3
 
 
 def test_rotation_visits_every_copy():
@@ -82,6 +112,8 @@ def test_random_layer_is_exact_and_correct(shape, block):
     blocks = -(-outputs // block[0]) * -(-inputs // block[1])
     assert len(layer.values) == blocks - int(0.75 * blocks)
     layer.check(torch.randn(9, inputs))
+    assert layer.entries == torch.count_nonzero(layer.values)  # what padding holds is zero
+    assert layer.density == layer.entries / (inputs * outputs)
 
 
 def test_check_notices_a_wrong_result(monkeypatch):
@@ -90,6 +122,25 @@ def test_check_notices_a_wrong_result(monkeypatch):
     monkeypatch.setattr(SparseLayer, "__call__", lambda self, x: right(self, x).roll(1, dims=1))
     with pytest.raises(RuntimeError, match="wrong result in block row"):
         layer.check(torch.randn(5, 64))
+
+
+def test_a_dense_baseline_that_computes_something_else_is_noticed():
+    x = torch.randn(8, 32)
+    sweep.check_agreement({"a": lambda: x, "b": lambda: x + 1e-5})
+    with pytest.raises(AssertionError, match="b: "):
+        sweep.check_agreement({"a": lambda: x, "b": lambda: x + 1e-2})
+
+
+def test_few_tokens_take_weights_from_memory():
+    cache = last_level_bytes()
+    for layer_bytes in (cache // 100, cache, 2 * cache):
+        copies = bench_sweep.copies_for(1, layer_bytes, most=1024)
+        assert 3 * cache <= copies * layer_bytes < 3 * cache + layer_bytes
+        assert bench_sweep.weights_from(1, layer_bytes, copies) == f"memory, {copies} copies"
+    assert bench_sweep.weights_from(1, 1000, 64) == "in part from memory, 64 copies"
+    assert bench_sweep.copies_for(512, 1000, most=64) == 1
+    assert bench_sweep.weights_from(512, cache - 1, 1) == "warm"
+    assert bench_sweep.weights_from(512, cache, 1) == "larger than the cache"
 
 
 def test_dense_baselines_agree():
@@ -138,6 +189,37 @@ def test_one_token_is_judged_by_bytes():
     assert verdict.passed
 
 
+@pytest.mark.parametrize("bad", [0.67, 0.69])
+def test_one_bad_point_fails_one_token_and_training(bad):
+    rows = [point("4x1", 0, tokens=1, speedup=9 * e) for e in (bad, 1.2)]
+    (verdict,) = targets.judge(rows, [])
+    assert verdict.mean > verdict.target == 0.8
+    assert verdict.passed == (bad > 0.8 - 0.12)
+    steps = [point("16x16", e) for e in (bad - 0.2, 1.2)]
+    (verdict,) = targets.judge([], steps)
+    assert verdict.mean > verdict.target == 0.6
+    assert verdict.passed == (bad > 0.8 - 0.12)
+
+
+def test_disturbed_points_are_marked():
+    quiet = point("4x1", 0.9, speedup_iqr=[8.6, 9.4])
+    loud = point("4x1", 0.9, speedup_iqr=[8.5, 9.5])
+    assert report.spread(quiet) == "8.60-9.40"
+    assert report.spread(loud) == "8.50-9.50 ~"
+    assert "1 of 2 points" in report.noise([quiet, loud])
+
+
+def test_kernels_are_told_apart_by_their_code(tmp_path):
+    for folder in ("core", "cpu"):
+        (tmp_path / folder).mkdir()
+    source = tmp_path / "cpu" / "a.h"
+    digests = []
+    for text in ("int a = 1;  // one\n", "int a  =\n 1;\n", "int a = 2;\n"):
+        source.write_text(text)
+        digests.append(provenance.kernels(tmp_path))
+    assert digests[0] == digests[1] != digests[2]
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("bench")
@@ -162,6 +244,7 @@ def test_small_run_writes_everything(small_run):
     text = (small_run / "gemm.md").read_text()
     assert "128x64x96" in text
     assert result["machine"]["cpu"] in text
+    assert result["kernels"] == provenance.kernels()
     assert list(small_run.glob("speedup-*-1t.png"))
 
 
@@ -254,7 +337,7 @@ def test_dense_convolutions_agree(text):
     shape = ConvShape.parse(text)
     with torch.inference_mode():
         first, *others = dense_convolutions(shape, torch.randn(shape.input_shape)).values()
-        assert len(others) == 3
+        assert len(others) == (4 if shape.kernel == 1 and shape.stride == 1 else 3)
         for call in others:
             torch.testing.assert_close(call(), first(), rtol=1e-4, atol=1e-4)
 
@@ -333,7 +416,8 @@ def test_small_convolution_run_writes_everything(tmp_path):
     for row in result["rows"]:
         assert row["kernel"].endswith(tetris._C.isa_in_use())
         assert row["efficiency"] == pytest.approx(row["speedup"] * row["density"])
-        assert len(row["all_dense_ms"]) == 4
+        assert len(row["all_dense_ms"]) >= 4
+        assert ("linear" in row["all_dense_ms"]) == (row["kernel_size"] == 1)
         assert row["dense"] in row["all_dense_ms"]
         assert row["conv2d"]["dense"].startswith("F.conv2d")
     network, other = result["networks"]
@@ -400,7 +484,10 @@ def test_every_result_names_its_machine_and_command():
     row |= {"speedup_iqr": [3.0, 4.0], "threads": 2, "optimizer": "sgd"}
     told = readme.steps_fragments({"rows": [row], **about})["steps-machine"]
     assert told.startswith("Measured on: a CPU, 2 cores")
-    assert told.endswith("Command: `python -m benchmarks.x`, 2 threads, optimizer sgd.")
+    assert "Command: `python -m benchmarks.x`, 2 threads, optimizer sgd." in told
+    told = readme.conv_fragments({"rows": [], "networks": [], **about})["conv-machine"]
+    assert told.endswith("Command: `python -m benchmarks.x`. Kernels have changed since.")
+    about["kernels"] = provenance.kernels()
     told = readme.conv_fragments({"rows": [], "networks": [], **about})["conv-machine"]
     assert told.endswith("Command: `python -m benchmarks.x`.")
 

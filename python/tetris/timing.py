@@ -45,9 +45,9 @@ def interleave(
 ) -> Durations:
     """Times the candidates round-robin: one sample of each per round.
 
-    The first call of each is not timed (allocation, lazy packing); the second sets how many
-    calls make a sample. Every other round runs in reverse order, so that no candidate always
-    follows the same neighbour.
+    The first call of each is not timed (allocation, lazy packing); the fastest of the next three
+    sets how many calls make a sample, since a disturbed one would make all samples short. Every
+    other round runs in reverse order, so that no candidate always follows the same neighbour.
 
     Args:
         candidates: name -> what to time.
@@ -62,7 +62,7 @@ def interleave(
     repeats = {}
     for name, call in candidates.items():
         call()
-        repeats[name] = max(1, int(np.ceil(plan.sample_s / _sample(call, 1, clock))))
+        repeats[name] = max(1, int(np.ceil(plan.sample_s / _fastest(call, plan.sample_s, clock))))
     durations: dict[str, list[float]] = {name: [] for name in candidates}
     order = list(candidates.items())
     started = time.perf_counter()
@@ -72,6 +72,16 @@ def interleave(
         for name, call in order if done % 2 == 0 else reversed(order):
             durations[name].append(_sample(call, repeats[name], clock))
     return {name: np.asarray(values) for name, values in durations.items()}
+
+
+def _fastest(call: Candidate, sample_s: float, clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of three calls, or of fewer where one takes several samples' time."""
+    fastest = np.inf
+    for _ in range(3):
+        fastest = min(fastest, _sample(call, 1, clock))
+        if fastest > 5 * sample_s:
+            break
+    return fastest
 
 
 def _sample(call: Candidate, repeats: int, clock: Callable[[], float]) -> float:

@@ -1,6 +1,7 @@
 """The problems: random block-sparse layers of exact density, and dense rivals of equal shape."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,25 @@ class Shape:
 
     def __str__(self) -> str:
         return f"{self.tokens}x{self.inputs}x{self.outputs}"
+
+
+def entries_inside(
+    row_ptr: Tensor, group: Tensor, block: tuple[int, int], outputs: int, inputs: int
+) -> int:
+    """Stored entries that lie inside the matrix: those of ragged blocks beyond it are not computed.
+
+    Args:
+        row_ptr: int32 [block rows + 1].
+        group: integer [nnzb], the group of inputs of each block.
+        block: (height, width).
+        outputs: Rows of the matrix.
+        inputs: Columns of the matrix.
+    """
+    bo, bi = block
+    block_row = torch.repeat_interleave(torch.diff(row_ptr).long())
+    heights = (outputs - block_row * bo).clamp(max=bo)
+    widths = (inputs - group.long() * bi).clamp(max=bi)
+    return int((heights * widths).sum())
 
 
 @dataclass(frozen=True)
@@ -98,10 +118,16 @@ class SparseLayer:
         """Values and their int32 column index: what a product must at least read."""
         return 4 * (self.values.numel() + self.col_idx.numel() + self.row_ptr.numel())
 
+    @cached_property
+    def entries(self) -> int:
+        """Stored entries, without the padding of ragged blocks."""
+        inputs = self.col_perm.numel()
+        return entries_inside(self.row_ptr, self.col_idx, self.block, self.outputs, inputs)
+
     @property
     def density(self) -> float:
-        """Stored entries over all entries (padding of ragged blocks counts as stored)."""
-        return self.values.numel() / (self.outputs * self.col_perm.numel())
+        """Stored entries over all entries."""
+        return self.entries / (self.outputs * self.col_perm.numel())
 
     def __call__(self, x: Tensor) -> Tensor:
         """The product under test."""

@@ -18,6 +18,7 @@ Step = Callable[[str], None]  # called once per finished group, with its name
 
 FEW_TOKENS = 16  # up to here weights come from memory, not from cache
 GROUP = 4  # sparse candidates between two turns of the dense baselines
+MOST_DENSE, MOST_SPARSE = 64, 1024  # copies of a layer; each dense one may have to be compiled
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,25 @@ def fma_peak(seconds: float = 0.5) -> float:
     return _C.fma_peak(seconds)
 
 
-def copies_for(tokens: int, layer_bytes: int) -> int:
+def copies_for(tokens: int, layer_bytes: int, most: int) -> int:
     """How many copies of a layer make it come from memory on every call.
 
     With few tokens a network streams its weights: every other layer runs in between, so its
     weights are not in cache. Here copies take turns until together they fill the last-level
-    cache three times. With many tokens weights are used often enough for it not to matter, and
-    one warm copy is used.
+    cache three times. With more tokens the same layer is called again and again: what of it the
+    last-level cache holds is warm, which may be a sparse layer and not the dense one.
     """
     if tokens > FEW_TOKENS:
         return 1
-    return int(np.clip(np.ceil(3 * last_level_bytes() / layer_bytes), 1, 64))
+    return int(np.clip(np.ceil(3 * last_level_bytes() / layer_bytes), 1, most))
+
+
+def weights_from(tokens: int, layer_bytes: int, copies: int) -> str:
+    """Where the weights are when a call starts, for the table."""
+    if tokens > FEW_TOKENS:
+        return "warm" if layer_bytes < last_level_bytes() else "larger than the cache"
+    far = copies * layer_bytes >= 2 * last_level_bytes()
+    return f"{'memory' if far else 'in part from memory'}, {copies} copies"
 
 
 @torch.inference_mode()
@@ -83,8 +92,8 @@ def run(grid: Grid, step: Step) -> Iterator[Row]:
             key = (block, sparsity)
             if key not in layers:
                 layers[key] = SparseLayer.random(shape.inputs, shape.outputs, *key)
-                layers[key].check(x)
-            copies[block] = copies_for(shape.tokens, layers[key].stored_bytes)
+            layers[key].check(x)
+            copies[block] = copies_for(shape.tokens, layers[key].stored_bytes, MOST_SPARSE)
             group[block_name(block)] = sparse_candidate(layers[key], x, copies[block])
         times = interleave(group, grid.plan)
         for block in blocks:
@@ -110,11 +119,22 @@ def fast_dense(shape: Shape, x: torch.Tensor, grid: Grid) -> dict[str, Candidate
     Best times, because a disturbance must not drop a baseline and flatter the sparse side.
     """
     weight = torch.randn(shape.outputs, shape.inputs) / shape.inputs**0.5
-    copies = copies_for(shape.tokens, 4 * weight.numel())
+    copies = copies_for(shape.tokens, 4 * weight.numel(), MOST_DENSE)
     candidates = dense_candidates(x, weight, copies, grid.compiled)
+    check_agreement(candidates)
     return near_best(
         candidates, interleave(candidates, Plan(budget_s=1.5, min_rounds=3, max_rounds=8))
     )
+
+
+def check_agreement(candidates: dict[str, Candidate]) -> None:
+    """Raises unless all dense routes compute the same."""
+    first, *others = candidates
+    expected = candidates[first]()
+    for name in others:
+        torch.testing.assert_close(
+            candidates[name](), expected, rtol=1e-3, atol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def near_best(candidates: dict[str, Candidate], times: Durations) -> dict[str, Candidate]:
@@ -159,7 +179,7 @@ def _row(
     copies: int,
     peak: float | None,
 ) -> Row:
-    stored = 2 * shape.tokens * layer.values.numel()
+    stored = 2 * shape.tokens * layer.entries
     median = float(np.median(sparse))
     against = comparison(sparse, dense, layer.density)
     dense_bytes = 4 * shape.inputs * shape.outputs
@@ -171,7 +191,7 @@ def _row(
         "block": block_name(layer.block),
         "sparsity": sparsity,
         "density": layer.density,
-        "cache": "warm" if shape.tokens > FEW_TOKENS else f"memory, {copies} copies",
+        "cache": weights_from(shape.tokens, layer.stored_bytes, copies),
         "kernel": _C.last_kernel(),
         **against,
         "stored_gflops": stored / median / 1e9,

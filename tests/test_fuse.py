@@ -621,6 +621,13 @@ def test_arguments_keep_their_names_and_numbers_are_not_fixed():
         fused(x, keep=False)
 
 
+def test_a_forward_of_the_object_cannot_be_traced():
+    model = nn.Sequential(mlp())
+    model.forward = lambda x, inner=model[0]: 2 * inner(x)
+    _, report = check(model.eval(), torch.randn(3, 20))
+    assert "forward was replaced" in report.untraced
+
+
 @pytest.mark.parametrize("scale", [torch.tensor(1.0), torch.ones(3), np.ones(3)])
 def test_arrays_as_defaults_cannot_be_traced(scale):
     class Net(nn.Module):

@@ -98,11 +98,14 @@ def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.Graph:
 
     Raises:
         Exception: whatever the model's code raises when run without numbers.
-        RuntimeError: it draws random numbers, which would become constants; a default is a tensor.
+        RuntimeError: it draws random numbers, which would become constants; a default is a tensor;
+            modules have hooks, or the model a forward of its own, which a graph would not run.
     """
     for name, module in model.named_modules():
         if not Tracer(whole).is_leaf_module(module, name) and (hooks := hooks_of(module)):
             raise RuntimeError(f"{name or 'the model'!r} has {hooks}, which a graph would not run")
+    if "forward" in vars(model):
+        raise RuntimeError("its forward was replaced in the object, and a graph is of the class's")
     parameters = inspect.signature(model.forward).parameters
     defaults = {name: p.default for name, p in parameters.items()}
     for name, default in defaults.items():

@@ -609,6 +609,20 @@ def test_a_checkpoint_resumes_exactly(name, optimizer, tmp_path):
     assert pruner2.layouts() == pruner.layouts()
 
 
+def test_hooks_of_sampled_layers_are_not_lost_without_a_word():
+    model, *_, pruner = make("linear")
+    sampled = model[0]
+    handle = sampled.register_forward_hook(lambda *a: None)
+    for call in (pruner.refresh, pruner.prune, pruner.remove):
+        with pytest.raises(ValueError, match="layer '0' has forward_hooks, which the layer that"):
+            call()
+    assert pruner.sampled
+    assert model[0] is sampled
+    handle.remove()
+    pruner.prune()
+    assert not pruner.sampled
+
+
 def test_a_state_holds_no_numbers_of_numpy(tmp_path):
     pruner = make("linear", clamp=np.float64(1e-3), gate_lr=np.float64(0.01))[-1]
     torch.save(pruner.state_dict(), tmp_path / "state.pt")

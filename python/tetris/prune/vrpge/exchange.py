@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ...layout import BlockLayout
-from ...modules import replace_modules
+from ...modules import hooks_of, replace_modules
 from ...nn.kinds import DenseLayer, oriented
 from ...parameters import check_states, move_parameter
 from ..stored import check_held
@@ -95,6 +95,15 @@ class Exchange:
         """Let Parameters hold all blocks again."""
         for rows in self._rows.values():
             rows.put_back()
+
+    def check_hooks(self, where: str) -> None:
+        """Raise ValueError if :meth:`unsample` would lose hooks."""
+        for name, layer in self.layers.items():
+            if found := hooks_of(layer, state=True):
+                raise ValueError(
+                    f"{where}: layer {name!r} has {found}, which the layer that takes its place "
+                    "would not have; remove them and register them on the result"
+                )
 
     def check_states(
         self, where: str, optimizers: Iterable[Optimizer], held: bool, otherwise: str = ""

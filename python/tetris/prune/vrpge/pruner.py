@@ -309,9 +309,11 @@ class VRPGEPruner(Pruner):
         Raises:
             RuntimeError: between :meth:`backward` and :meth:`step`, or after :meth:`prune`; after a
                 step, no attached optimizer holds a weight, whose momentum would stay behind.
+            ValueError: a layer has hooks, which its replacement would not have.
         """
         self._check_sampling("refresh")
         self._check_idle("refresh")
+        self._exchange.check_hooks(f"{self.name}.refresh")
         self._check_states(f"{self.name}.refresh", held=self.steps > 0)
         old = {name: layer.whole for name, layer in self.sampled.items()}
         parts = self._top.parts
@@ -336,6 +338,7 @@ class VRPGEPruner(Pruner):
         Raises:
             RuntimeError: between :meth:`backward` and :meth:`step`, or called before; with
                 ``execution="sparse"``, no attached optimizer holds a weight.
+            ValueError: a layer has hooks, which its replacement would not have.
         """
         self._check_sampling("prune")
         self._check_idle("prune")
@@ -511,6 +514,7 @@ class VRPGEPruner(Pruner):
     ) -> None:
         # Masks and stored blocks start from dense layers.
         if self.sampled:
+            self._exchange.check_hooks(self.name)
             moved = self.lazy or self.execution == "sparse"
             self._check_states(self.name, held=moved and self.steps > 0 and saved is None)
             self._exchange.unsample(self._optimizers)

@@ -416,8 +416,8 @@ class Pruner:
         """Make the model an ordinary dense one again, with the masked weights; end the pruner.
 
         Raises:
-            ValueError: an optimizer's states cannot follow the stored blocks; nothing is changed
-                then.
+            ValueError: an optimizer's states cannot follow the stored blocks, or a layer on stored
+                blocks has hooks, which would be lost; nothing is changed then.
         """
         self._check_attached("remove")
         for mask in self._masks.values():

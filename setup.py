@@ -11,17 +11,31 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 
 
+def note_of(extension: str) -> str:
+    """Where the torch that an extension is for is noted: tetris.torch_version."""
+    return os.path.splitext(extension)[0] + ".torch"
+
+
 class CMakeBuild(build_ext):
     """Configure and build with CMake, in a folder that is kept so that rebuilds are incremental."""
 
     def run(self) -> None:
-        """Build, and note beside the extension which torch it is for: tetris.torch_version."""
+        """Build, and note beside the extension which torch it is for."""
         super().run()
         import torch  # the build needed it, too
 
         for ext in self.extensions:  # in the sources by now, if this is an editable install
-            note = Path(self.get_ext_fullpath(ext.name)).with_suffix(".torch")
-            note.write_text(torch.__version__ + "\n")
+            Path(note_of(self.get_ext_fullpath(ext.name))).write_text(torch.__version__ + "\n")
+
+    def get_outputs(self) -> list[str]:
+        """List the note, too."""
+        outputs = super().get_outputs()
+        return sorted({*outputs, *map(note_of, outputs)})
+
+    def get_output_mapping(self) -> dict[str, str]:
+        """Map the note, too: a strict editable install links nothing else."""
+        mapping = super().get_output_mapping()
+        return mapping | {note_of(built): note_of(kept) for built, kept in mapping.items()}
 
     def build_extension(self, ext: Extension) -> None:
         """Build the one extension and put it where setuptools expects it."""

@@ -52,6 +52,7 @@ def tracked(*where):
 @pytest.fixture
 def sources(tmp_path):
     """A copy of the sources with some of what must not be published."""
+    pytest.importorskip("setuptools")  # for setup.py
     root = tmp_path / "sources"
     for name in tracked():
         if not name.endswith((".png", ".json")) or name.startswith("python/"):
@@ -91,12 +92,25 @@ def test_a_build_notes_its_torch_beside_the_extension(place, sources, tmp_path):
     assert note.read_text().strip() == HERE
 
 
+def test_a_strict_editable_install_links_the_note(sources, tmp_path):
+    executable(tmp_path / "bin" / "cmake", CMAKE)
+    done = run(
+        *(sys.executable, "setup.py", "-q", "editable_wheel", "-d", tmp_path, "--mode=strict"),
+        cwd=sources,
+        SUFFIX=SUFFIX,
+        PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    )
+    assert done.returncode == 0, done.stderr
+    (extension,) = sources.glob(f"build/__editable__.*/tetris/_C{SUFFIX}")
+    assert extension.with_suffix(".torch").read_text().strip() == HERE
+
+
 @pytest.mark.parametrize(
     ("built", "message"),
     [
         (
             "2.0.1+other",
-            f"built with torch 2.0.1+other and works with no other; this is torch {HERE}",
+            f"built with torch 2.0.1+other and does not load beside torch {HERE}. ",
         ),
         (HERE, "file too short"),
         (None, "cannot import name '_C'"),
@@ -116,7 +130,7 @@ def test_an_extension_that_does_not_load(built, message, tmp_path):
     assert last.startswith("ImportError: ")
     assert message in last
     if built not in (HERE, None):
-        assert "pip install --no-build-isolation --no-deps --force-reinstall" in last
+        assert "pip install --no-build-isolation --force-reinstall --no-deps ." in last
         assert re.search("file too short\n\nThe above .* direct cause", done.stderr)
 
 

@@ -21,9 +21,9 @@ def check(error: ImportError) -> None:
     built = note.read_text().strip() if note.is_file() else torch.__version__
     if built != torch.__version__:
         raise ImportError(
-            f"tetris was built with torch {built} and works with no other; this is torch "
-            f"{torch.__version__}. Build it again, in the folder of its sources: pip install "
-            "--no-build-isolation --no-deps --force-reinstall .",
+            f"tetris was built with torch {built} and does not load beside torch "
+            f"{torch.__version__}. Build it again, in its sources: make clean build, or pip "
+            "install --no-build-isolation --force-reinstall --no-deps . (-e . if it was editable)",
             name=error.name,
             path=error.path,
         ) from error

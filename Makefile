@@ -7,8 +7,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 # Any torch >= 2.6 will do: make TORCH=torch==2.6.0, or TORCH='--upgrade torch' for the newest. The last one
-# that was asked for stays.
-TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),torch==2.13.0)
+# that was asked for stays. Its words go to pip as they are: TORCH='torch>=2.6,<2.8' needs no quotes within
+# (they are dropped).
+override TORCH := $(or $(strip $(TORCH)),$(shell cat $(VENV)/.torch 2>/dev/null),torch==2.13.0)
+override TORCH := $(strip $(subst ',,$(subst ",,$(TORCH))))
 # Passed on: make demo ARGS=--quick, make test ARGS="-k bsmm -x", make bench ARGS=--quick
 ARGS ?=
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
@@ -85,7 +87,7 @@ clean: ## Remove what was built; the virtual environment stays
 
 # torch is not a build requirement that pip could fetch by itself: the extension must be built
 # against the very torch that will load it. The stamp holds the TORCH that was installed; another one is
-# installed, and all that was built is built again.
+# installed, and all that was built is built again. No stamp while pip may have changed torch.
 ifneq ($(TORCH),$(shell cat $(VENV)/.torch 2>/dev/null))
 .PHONY: $(VENV)/.torch
 endif
@@ -95,9 +97,10 @@ $(VENV)/.torch:
 	@command -v c++ >/dev/null || { echo 'A C++17 compiler is needed (Debian: apt install g++)'; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet $(TORCH) numpy 'setuptools>=77' wheel 'pybind11>=2.12' \
-	  'cmake>=3.22' ninja
-	@echo '$(subst ','\'',$(TORCH))' >$@
+	@rm -f $@
+	$(BIN)/python -m pip install --quiet $(foreach word,$(TORCH),'$(word)') numpy 'setuptools>=77' wheel \
+	  'pybind11>=2.12' 'cmake>=3.22' ninja
+	@echo '$(TORCH)' >$@
 
 $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .

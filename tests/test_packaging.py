@@ -134,32 +134,41 @@ def test_an_extension_that_does_not_load(built, message, tmp_path):
         assert re.search("file too short\n\nThe above .* direct cause", done.stderr)
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+@pytest.mark.skipif(not all(map(shutil.which, ["make", "c++"])), reason="no make or no c++")
 def test_another_torch_is_installed_once_and_stays(tmp_path, monkeypatch):
     for name in ("TORCH", "MAKEFLAGS"):  # of a `make test` that runs this
         monkeypatch.delenv(name, raising=False)
     log = tmp_path / "log"
-    python = executable(tmp_path / "venv/bin/python", f'#!/bin/sh\necho "$@" >>"{log}"\n')
+    stub = f"""#!/bin/sh\necho "$@" >>"{log}"\ncase "$*" in *torch==0*) exit 1; esac\n"""
+    python = executable(tmp_path / "venv/bin/python", stub)
     (tmp_path / "venv/.torch").touch()  # as it was left before it held a value
 
-    def installed(*words):
+    def make(*words, **env):
+        return run("make", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words, cwd=ROOT, **env)
+
+    def installed(*words, fails=False, **env):
         log.write_text("")
         (tmp_path / "venv/.built").touch()  # newer than all sources
-        done = run(
-            *("make", f"VENV={tmp_path / 'venv'}", f"PYTHON={python}", *words),
-            tmp_path / "venv/.built",
-            cwd=ROOT,
-        )
-        assert done.returncode == 0, done.stderr
+        done = make(*words, tmp_path / "venv/.built", **env)
+        assert (done.returncode != 0) == fails, done.stderr
         return [line for line in log.read_text().splitlines() if "install" in line]
 
-    usual = " ".join(installed())
-    assert "torch==" in usual
+    _, usual_torch, _ = installed("TORCH=")
+    assert " torch==" in usual_torch
     assert installed() == []
     *_, torch_line, extension = installed("TORCH=torch==2.6.0")
     assert " torch==2.6.0 " in torch_line
     assert extension.endswith("-e .")
     assert installed("TORCH=torch==2.6.0") == []
     assert installed() == []
-    assert " torch>=2.6,<2.8 " in installed("TORCH='torch>=2.6,<2.8'")[1]
+    assert installed("TORCH=") == installed(TORCH="") == []
+    for value in ("'torch>=2.6,<2.8'", "torch>=2.7,<2.9", "--upgrade torch", "torch --pre -i URL"):
+        said = value.strip("'")
+        assert f" {said} " in installed(f"TORCH={value}")[1]
+        assert installed() == installed(f"TORCH={value}") == []
+        shown = make("help")
+        assert shown.returncode == 0, shown.stderr
+        assert f" TORCH={said} " in shown.stdout
+    assert " torch==0 " in installed("TORCH=torch==0", fails=True)[-1]
+    assert installed()[1:] == [usual_torch, extension]
     assert installed() == []

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tetris
 from tetris import BlockLayout
 from tetris.blocking import removed_count
 
@@ -276,3 +277,14 @@ def test_missing_matplotlib_names_the_extra(monkeypatch, tmp_path):
 )
 def test_a_sparsity_removes_what_it_says(sparsity, count, removed):
     assert removed_count(sparsity, count) == removed
+
+
+def test_a_layout_made_in_inference_mode_serves_training():
+    layer = tetris.SparseLinear.from_dense(torch.nn.Linear(8, 8), sparsity=0.5, reorder=False)
+    with torch.inference_mode():
+        layout = layer.layout
+    values = torch.ones(len(layout.col_idx), 1, 4, requires_grad=True)
+    index = (layout.row_ptr, layout.col_idx, layout.row_perm, layout.col_perm)
+    y = tetris.ops.bsmm(torch.ones(2, 8), values, *index, None, 8)
+    y.sum().backward()  # which keeps the index
+    assert values.grad is not None

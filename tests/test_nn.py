@@ -231,10 +231,12 @@ def test_weight_has_the_type_the_device_and_the_shape_of_the_dense_one(make):
     sparse = sparsify(dense, sparsity=0.5, reorder=False)
     got, want = sparse.weight, dense.weight
     assert isinstance(got, torch.Tensor)
-    for read in ("dtype", "device", "shape", "ndim"):
+    for read in ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta"):
         assert getattr(got, read) == getattr(want, read)
-    for read in ("size", "dim", "numel", "is_floating_point"):
+    for read in ("size", "dim", "numel", "is_floating_point", "is_complex", "element_size"):
         assert getattr(got, read)() == getattr(want, read)()
+    assert torch.is_floating_point(got)
+    assert f"{got}" == repr(got)
     assert got.size(1) == want.size(1)
     assert str(want.dtype) in repr(got)
     assert sparse.to(torch.float32).weight.dtype == torch.float32

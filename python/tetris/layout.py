@@ -116,10 +116,12 @@ class BlockLayout:
             perm = getattr(self, name)
             if perm is not None and check_permutation(name, perm, size, self.groups):
                 object.__setattr__(self, name, None)
-        # Copies: whoever passed them, such as a module its buffers, may write into them.
-        for name in ("row_ptr", "col_idx", "row_perm", "col_perm"):
-            index = getattr(self, name)
-            object.__setattr__(self, name, None if index is None else index.clone())
+        # Copies: whoever passed them, such as a module its buffers, may write into them. Ordinary
+        # tensors in inference mode too: autograd refuses to keep those that are made in it.
+        with torch.inference_mode(False):
+            for name in ("row_ptr", "col_idx", "row_perm", "col_perm"):
+                index = getattr(self, name)
+                object.__setattr__(self, name, None if index is None else index.clone())
 
     # -- making one ---------------------------------------------------------------------------
 

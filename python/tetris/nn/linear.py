@@ -88,12 +88,12 @@ class SparseLinear(SparseLayer[nn.Linear]):
         """Map [..., in] to [..., out]."""
         if not isinstance(input, Tensor) or input.dim() == 0:
             raise TypeError(
-                "SparseLinear: input must be a tensor [..., in_features], such as "
+                f"{type(self).__name__}: input must be a tensor [..., in_features], such as "
                 f"torch.as_tensor(array) (got {describe(input)})"
             )
         if input.size(-1) != self.in_features:
             raise ValueError(
-                "SparseLinear: input.size(-1) must equal in_features (got "
+                f"{type(self).__name__}: input.size(-1) must equal in_features (got "
                 f"{input.size(-1)} and {self.in_features}; input has shape {list(input.shape)})"
             )
         return _bsmm(input, *self._operands(), self._bias(), self.out_features, self.activation)

@@ -12,9 +12,12 @@ ABSENT = (
     "stored ones"
 )
 
+_ATTRIBUTES = ("dtype", "device", "shape", "ndim", "layout", "is_cuda", "is_cpu", "is_meta")
 _READS = frozenset(
-    [getattr(Tensor, name).__get__ for name in ("dtype", "device", "shape", "ndim")]
-    + [Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point]
+    [getattr(Tensor, name).__get__ for name in _ATTRIBUTES]
+    + [Tensor.dim, Tensor.size, Tensor.numel, Tensor.element_size]
+    + [Tensor.is_floating_point, Tensor.is_complex]
+    + [torch.numel, torch.is_floating_point, torch.is_complex]
 )
 
 
@@ -47,6 +50,9 @@ class AbsentWeight(Tensor):
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"AbsentWeight({list(self.shape)}, dtype={self.dtype}, device={self.device})"
+
+    def __format__(self, _: str) -> str:
+        return repr(self)
 
 
 class _Wrapper(AbsentWeight):

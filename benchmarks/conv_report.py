@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tetris.bench.machine import sentence
 
-from .report import noise, ordered, speedup_figure, spread, table, verdict_table
+from .report import mark, noise, ordered, speedup_figure, spread, table, verdict_table
 from .targets import (
     CONV_CLASSES,
     NETWORK_TARGETS,
@@ -23,9 +23,9 @@ _INTRODUCTION = (
     "Winograd's algorithm; sparse layers take and return NCHW. All are timed in turns. Times are "
     "medians; speed-up and spread are the median and the quartiles of the ratios of samples taken "
     "in the same turn. **Efficiency** is speed-up times stored share: 1 means time proportional to "
-    "what is left. Layers are random, their density is exact, inputs and outputs are both permuted "
-    "at random, nothing is prepared per call; each was checked against float64 before it was "
-    "timed. Everything is warm."
+    "what is left. Layers are random, the number of their blocks is exact (a small layer may store "
+    "more than asked for), inputs and outputs are both permuted at random, nothing is prepared per "
+    "call; each was checked against float64 before it was timed. Everything is warm."
 )
 
 
@@ -77,7 +77,8 @@ def _mean(points: list[dict]) -> str:
     if not points:
         return ""
     speed = geometric_mean([p["speedup"] for p in points])
-    return f"{speed:.2f}x ({geometric_mean([p['efficiency'] for p in points]):.2f})"
+    share = geometric_mean([p["efficiency"] for p in points])
+    return f"{speed:.2f}x ({share:.2f}){mark(points)}"
 
 
 def row_table(rows: list[dict]) -> str:
@@ -144,7 +145,7 @@ def network_table(networks: list[dict]) -> str:
                 r["sparse"],
                 f"{r['dense_ms']:.2f}",
                 r["dense"],
-                f"{r['speedup']:.2f}x",
+                f"{r['speedup']:.2f}x{mark([r])}",
                 verdict,
             ]
         )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tetris.bench import machine
 
-SOURCES = Path(__file__).resolve().parents[1] / "csrc"
+ROOT = Path(__file__).resolve().parents[1]
+TIMED = ("csrc/core/*", "csrc/cpu/*", "csrc/ops/*", "cmake/isa.cmake")
 
 
 def about() -> dict:
@@ -14,14 +15,14 @@ def about() -> dict:
     return {"machine": machine.describe(), "kernels": kernels()}
 
 
-def kernels(sources: Path = SOURCES) -> str:
-    """A digest of the CPU kernels' sources beside this file, comments and white space aside.
+def kernels(root: Path = ROOT) -> str:
+    """A digest of what a call on the CPU runs through, comments and white space aside.
 
-    It says nothing about what is built: build first, as ``make bench`` does.
+    Of the sources beside this file, whatever is built: build first, as ``make bench`` does.
     """
     digest = hashlib.sha256()
-    for folder in ("core", "cpu"):
-        for path in sorted((sources / folder).iterdir()):
+    for path in sorted(path for pattern in TIMED for path in root.glob(pattern)):
+        if "cuda" not in path.name:
             code = re.sub(r"//.*|\s", "", path.read_text())
             digest.update(f"{path.name}\n{code}\n".encode())
     return digest.hexdigest()[:12]

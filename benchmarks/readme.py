@@ -21,7 +21,14 @@ from .conv_report import network_table, summary_table
 from .provenance import measured_on
 from .report import headline, ordered, rival_table, table, training_table
 from .sweep import FEW_TOKENS
-from .targets import Verdict, against_conv2d, geometric_mean, judge, judge_convolutions
+from .targets import (
+    Verdict,
+    against_conv2d,
+    block_height,
+    geometric_mean,
+    judge,
+    judge_convolutions,
+)
 
 PAGES = [Path("README.md"), Path("docs/results.md"), Path("docs/models.md")]
 FEW_BLOCKS = ("1x1", "4x1", "16x1", "16x16")  # shown in the table of few tokens
@@ -79,8 +86,13 @@ def few_tokens_table(result: dict) -> str:
 
 def targets_sentence(result: dict) -> str:
     """How many of our own targets were met, group by group."""
-    counts = _counts(judge(result["rows"], result["training"]))
-    return f"Our own targets that were met, one and two threads: {counts}."
+    verdicts = judge(result["rows"], result["training"])
+    tall = [v for v in verdicts if v.what.startswith(">=") and block_height(v.block) >= 4]
+    return (
+        f"Our own targets that were met, one and two threads: {_counts(verdicts)}. Of those for "
+        f"many tokens, blocks of four rows and more met {sum(v.passed for v in tall)} of "
+        f"{len(tall)}."
+    )
 
 
 def _counts(verdicts: list[Verdict]) -> str:

@@ -36,11 +36,17 @@ def _noisy(row: dict) -> bool:
     return high - low > NOISY * row["speedup"]
 
 
+def mark(rows: list[dict]) -> str:
+    """What follows a mean over the rows: a mark where one of them was disturbed."""
+    return " ~" * any(map(_noisy, rows))
+
+
 def noise(rows: list[dict]) -> str:
     """How many points were disturbed, in a sentence."""
     return (
-        f"Marked with ~ in the last table: {sum(map(_noisy, rows))} of {len(rows)} points, whose "
-        f"quartiles are more than {NOISY:.0%} apart because something else ran on the machine."
+        f"Marked with ~: {sum(map(_noisy, rows))} of {len(rows)} points, whose quartiles are more "
+        f"than {NOISY:.0%} apart, as other programs or fresh pages of memory make them, and the "
+        "means that they are part of."
     )
 
 
@@ -64,7 +70,7 @@ def summary_table(rows: list[dict], isa: str, threads: int) -> str:
             if points:
                 speed = geometric_mean([p["speedup"] for p in points])
                 share = geometric_mean([p["efficiency"] for p in points])
-                cells.append(f"{speed:.2f}x ({share:.2f})")
+                cells.append(f"{speed:.2f}x ({share:.2f}){mark(points)}")
             else:
                 cells.append("")
         lines.append(cells)

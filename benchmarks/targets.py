@@ -55,6 +55,11 @@ class Verdict:
     passed: bool
 
 
+def block_height(block: str) -> int:
+    """4 of ``4x1``."""
+    return int(block.split("x")[0])
+
+
 def geometric_mean(values: list[float]) -> float:
     """Of positive numbers."""
     return float(np.exp(np.mean(np.log(values))))
@@ -169,7 +174,7 @@ def _avx2_verdicts(rows: list[dict], threads: int) -> list[Verdict]:
             {**r, "efficiency": r["peak_share"]}
             for r in rows
             if r["block"] == block
-            and int(block.split("x")[0]) >= 4
+            and block_height(block) >= 4
             and r["tokens"] >= MANY_TOKENS
             and 0.5 <= r["sparsity"] <= 0.9
             and r["peak_share"]

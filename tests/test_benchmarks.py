@@ -164,6 +164,7 @@ def test_bad_block_is_explained():
 def point(block: str, efficiency: float, **other) -> dict:
     row = {"isa": "avx512", "threads": 1, "shape": "512x1024x4096", "tokens": 512}
     row |= {"sparsity": 0.9, "speedup": 10 * efficiency, "bytes_ratio": 9.0}
+    row |= {"speedup_iqr": [9.9 * efficiency, 10.1 * efficiency]}
     return row | {"block": block, "efficiency": efficiency} | other
 
 
@@ -207,17 +208,22 @@ def test_disturbed_points_are_marked():
     assert report.spread(quiet) == "8.60-9.40"
     assert report.spread(loud) == "8.50-9.50 ~"
     assert "1 of 2 points" in report.noise([quiet, loud])
+    assert report.summary_table([quiet], "avx512", 1).endswith("| 4x1 | 9.00x (0.90) |")
+    assert report.summary_table([quiet, loud], "avx512", 1).endswith("| 4x1 | 9.00x (0.90) ~ |")
 
 
 def test_kernels_are_told_apart_by_their_code(tmp_path):
-    for folder in ("core", "cpu"):
-        (tmp_path / folder).mkdir()
-    source = tmp_path / "cpu" / "a.h"
+    source = tmp_path / "csrc" / "cpu" / "a.h"
+    source.parent.mkdir(parents=True)
     digests = []
     for text in ("int a = 1;  // one\n", "int a  =\n 1;\n", "int a = 2;\n"):
         source.write_text(text)
         digests.append(provenance.kernels(tmp_path))
     assert digests[0] == digests[1] != digests[2]
+    (source.parent / "cuda_run.h").write_text("int b;")
+    assert provenance.kernels(tmp_path) == digests[2]
+    found = [path for pattern in provenance.TIMED for path in provenance.ROOT.glob(pattern)]
+    assert {"view.h", "bsmm.cpp", "bsmm_ops.h", "isa.cmake"} <= {path.name for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -399,6 +405,7 @@ def test_small_maps_have_a_target_at_batch_8_only():
 def test_network_table_judges_the_targets():
     row = {"network": "VGG-16", "batch": 1, "threads": 1, "block": "8x1", "sparsity": 0.9}
     row |= {"sparse": "fused", "sparse_ms": 1.0, "dense": "compile", "dense_ms": 6.0}
+    row |= {"speedup_iqr": [6.0, 6.2]}
     assert "6x: pass" in conv_report.network_table([{**row, "speedup": 6.1}])
     assert "6x: **fail**" in conv_report.network_table([{**row, "speedup": 5.9}])
     assert "6x" not in conv_report.network_table([{**row, "speedup": 7.0, "batch": 8}])

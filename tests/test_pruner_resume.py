@@ -2,6 +2,7 @@
 
 import copy
 import io
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -142,6 +143,35 @@ def test_numbers_of_numpy_are_numbers():
     assert type(LayerOptions(budget=np.float32(0.5)).budget) is float
     given = (np.bool_(True), np.float32(0.5), np.asarray([[1, 2]]), {np.int64(1)})
     assert repr(plain(given)) == "(True, 0.5, ((1, 2),), (1,))"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A schedule of somebody else's."""
+
+    steps: int
+    like: tuple[Cubic, ...] = ()
+
+    def __call__(self, step, final):
+        return final * min(1.0, step / self.steps)
+
+
+def test_numbers_of_numpy_in_dataclasses_are_numbers():
+    own = {"schedule": Cubic(1, 8, 2, 0.25), "regrow": Regrow(0.5, every=2, end=20)}
+    numpy = {
+        "schedule": Cubic(np.int64(1), np.int32(8), np.int64(2), np.float32(0.25)),
+        "regrow": Regrow(np.float64(0.5), every=np.int64(2), end=np.int64(20)),
+    }
+    for saved, resumed in ((own, numpy), (numpy, own)):
+        Run(**resumed).load(Run(**saved).save())
+    assert type(numpy["regrow"].share) is np.float64  # as it was
+    with pytest.raises(ValueError, match=r"Regrow\(share=0.5, .* in the state"):
+        Run(**own | {"regrow": Regrow(np.float64(0.25), 2, 20)}).load(Run(**numpy).save())
+    ordinary = (Linear(8), Linear(8, (Cubic(1, 8),)), Flops(0.3, None))
+    for value in (*own.values(), *ordinary):
+        assert plain(value) == repr(value)  # as states have had it
+    assert plain(Flops(np.float64(0.3), None)) == "Flops(kept=0.3)"
+    assert plain(Linear(np.int64(8))) == plain(Linear(8))
 
 
 def test_targets_are_compared_without_their_example():

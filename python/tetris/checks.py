@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import inspect
@@ -12,6 +13,7 @@ import math
 import operator
 from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,8 +58,18 @@ def plain(value: object) -> object:
         return tuple(sorted(map(plain, value), key=repr))
     if inspect.isroutine(value):
         return f"the function {getattr(value, '__qualname__', '?')}"
-    named = dataclasses.is_dataclass(value) or isinstance(value, range)
-    return repr(value) if named else kind(value)
+    if dataclasses.is_dataclass(value):
+        return repr(value if isinstance(value, type) else _without_numpy(value))
+    return repr(value) if isinstance(value, range) else kind(value)
+
+
+def _without_numpy(value: Any) -> Any:
+    """A copy of a dataclass that shows numbers of numpy as Python's: repr tells them apart."""
+    value = copy.copy(value)
+    for name in (field.name for field in dataclasses.fields(value) if field.repr):
+        if isinstance(own := getattr(value, name, None), (np.generic, np.ndarray)):
+            object.__setattr__(value, name, plain(own))  # of frozen ones, too
+    return value
 
 
 def kind(value: object) -> str:

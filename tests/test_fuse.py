@@ -628,6 +628,119 @@ def test_a_forward_of_the_object_cannot_be_traced():
     assert "forward was replaced" in report.untraced
 
 
+def doubled(layer):
+    """Replace a layer's forward in the object, as wrappers do."""
+    inner = layer.forward
+    layer.forward = lambda x: 1 - 2 * inner(x)
+
+
+def test_a_layer_with_a_forward_of_its_own_takes_nothing_over():
+    model = mlp()
+    doubled(model[0])
+    _, report = check(model, torch.randn(9, 20))
+    assert [f.name for f in report.fused] == ["4"]
+    assert report.kept == {"1": "layer 0 has a forward of its own"}
+
+
+def test_a_sparse_layer_with_a_forward_of_its_own_takes_nothing_over():
+    model = sparse(nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU()))
+    doubled(model[0])
+    _, report = check(model, torch.randn(9, 20))
+    assert [f.name for f in report.fused] == ["2"]
+    assert list(report.kept.values()) == ["layer 0 has a forward of its own"]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_what_has_a_forward_of_its_own_is_taken_over_by_nothing(number):
+    layers = [nn.Linear(20, 16), nn.BatchNorm1d(16), nn.Dropout(), nn.ReLU()]
+    model = randomize(sparse(nn.Sequential(*layers)))
+    doubled(model[number])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing is fused if it is the batch norm
+        check(model, torch.randn(9, 20))
+
+
+def test_no_residual_of_unknown_shape():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.other = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x):
+            return self.conv(x) + self.other(x)
+
+    model = sparse(Block(), exclude="other")
+    x = torch.randn(2, 16, 4, 4)
+    _, report = check(model, x)
+    assert [f.residual for f in report.fused] == ["other"]
+    inner = model.other.forward
+    model.other.forward = lambda x: inner(x).mean((2, 3), keepdim=True)
+    with pytest.warns(UserWarning, match="may have another shape than other"):
+        check(model, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "forward"), [("before", lambda x: x), ("between", lambda x: x.mul_(2))]
+)
+def test_no_residual_if_a_forward_of_its_own_changes_the_input(name, forward):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.other = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+            self.before, self.between = nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1)
+
+        def forward(self, x):
+            x = x + 1
+            copy = self.before(x)
+            y, other = self.conv(x), self.other(x)
+            copy.mul_(2)
+            self.between(x)
+            return y + other
+
+    model = sparse(Block(), exclude=["other", "before", "between"])
+    x = torch.randn(2, 16, 4, 4)
+    _, report = check(model, x)
+    assert [f.residual for f in report.fused] == ["other"]
+    model.get_submodule(name).forward = forward
+    with pytest.warns(UserWarning, match="that is overwritten before the add"):
+        check(model, x)
+
+
+def test_the_forward_of_the_class_put_back_is_none_of_its_own():
+    model = sparse(nn.Sequential(nn.Linear(20, 16), nn.ReLU()))
+    for module in (model, model[0], model[1]):
+        module.forward = module.forward
+    fused, report = check(model, torch.randn(9, 20))
+    assert str(report) == "fused into 0: relu"
+    assert nn.ReLU not in {type(module) for _, module in fused.named_children()}
+
+
+def test_a_forward_inside_is_traced():
+    model = nn.Sequential(mlp())
+    first, norm = model[0][:2]
+    model[0].forward = lambda x: 2 * norm(first(x))
+    x = torch.randn(9, 20)
+    want = model.eval()(x)
+    fused, report = fuse(model, inplace=True, return_report=True)  # a copy would call these layers
+    assert [f.name for f in report.fused] == ["0.0"]
+    torch.testing.assert_close(fused(x), want, rtol=1e-5, atol=1e-5)
+
+
+def test_the_weight_that_a_sparse_layer_has_not_cannot_be_traced():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Linear(16, 16), nn.ReLU()
+            self.inner = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+
+        def forward(self, x):
+            return self.inner(self.act(self.fc(x)) + F.linear(x, self.fc.weight))
+
+    _, report = fuse(sparse(Net()), return_report=True)
+    assert [f.name for f in report.fused] == ["inner.0"]
+    assert "a sparse layer has no dense weight" in report.untraced
+
+
 @pytest.mark.parametrize("scale", [torch.tensor(1.0), torch.ones(3), np.ones(3)])
 def test_arrays_as_defaults_cannot_be_traced(scale):
     class Net(nn.Module):

@@ -267,6 +267,27 @@ def test_hooks_are_not_lost_silently():
     sparsify(model, **FAST)
 
 
+def test_a_forward_of_its_own_is_not_lost_silently():
+    model = mlp()
+    model[0].forward = lambda x, inner=model[0].forward: 2 * inner(x)
+    message = "layer '0' has a forward of its own, which its sparse replacement would not have"
+    with pytest.raises(ValueError, match=message):
+        sparsify(model, **FAST)
+    assert sparse_names(sparsify(model, exclude="0", **FAST)) == ["2.0", "3"]
+    pruner = tetris.prune.TetrisPruner(model, **FAST)
+    with pytest.raises(ValueError, match=message):
+        pruner.finalize()
+    pruner.remove()
+    with pytest.raises(ValueError, match=message):
+        tetris.prune.TetrisPruner(model, execution="sparse", **FAST)
+    model[0].forward = type(model[0]).forward.__get__(model[0])  # what some wrappers leave behind
+    sparse = sparsify(model, **FAST)
+    assert sparse_names(sparse) == ["0", "2.0", "3"]
+    sparse[0].forward = lambda x, inner=sparse[0].forward: 2 * inner(x)
+    with pytest.raises(ValueError, match="densify: layer '0' has a forward of its own"):
+        densify(sparse)
+
+
 STATE_HOOKS = {
     "state_dict_hooks": lambda layer: layer.register_state_dict_post_hook(lambda *_: None),
     "state_dict_pre_hooks": lambda layer: layer.register_state_dict_pre_hook(lambda *_: None),

@@ -407,6 +407,7 @@ class _Fuser:
         assert activation is not None
         twin = copy.copy(layer)
         twin._parameters, twin._buffers = dict(layer._parameters), dict(layer._buffers)
+        vars(twin).pop("forward", None)  # bound to the layer, if a wrapper put the class's back
         twin.activation = activation  # type: ignore[assignment]
         self._layer(node).activation = activation
         self._replace(user, node)

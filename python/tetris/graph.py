@@ -17,9 +17,10 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 from .folding import DENSE
-from .modules import hooks_of
+from .modules import hooks_of, own_forward
 from .nn import SparseConv1d, SparseConv2d
 from .nn.kinds import SPARSE_TYPES as SPARSE
+from .nn.weight import ABSENT, AbsentWeight
 from .ops import Activation
 
 TAKES_RESIDUAL = (SparseConv1d, SparseConv2d)
@@ -89,6 +90,12 @@ class Tracer(fx.Tracer):
             return True
         return super().is_leaf_module(m, module_qualified_name)
 
+    def create_arg(self, a: Any) -> Any:
+        """What stands for an argument; the weight that a sparse layer has not, nothing can."""
+        if isinstance(a, AbsentWeight):
+            raise RuntimeError(ABSENT)
+        return super().create_arg(a)
+
 
 def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.Graph:
     """Graph of a model's forward, whose arguments keep their names and defaults.
@@ -99,12 +106,14 @@ def trace(model: nn.Module, whole: Collection[nn.Module] = ()) -> fx.Graph:
     Raises:
         Exception: whatever the model's code raises when run without numbers.
         RuntimeError: it draws random numbers, which would become constants; a default is a tensor;
-            modules have hooks, or the model a forward of its own, which a graph would not run.
+            modules have hooks, or the model a forward of its own, which a graph would not run;
+            it computes with the dense weight of a sparse layer.
     """
     for name, module in model.named_modules():
-        if not Tracer(whole).is_leaf_module(module, name) and (hooks := hooks_of(module)):
+        inside = not Tracer(whole).is_leaf_module(module, name)
+        if inside and (hooks := hooks_of(module, forward=False)):  # a forward inside is traced
             raise RuntimeError(f"{name or 'the model'!r} has {hooks}, which a graph would not run")
-    if "forward" in vars(model):
+    if own_forward(model):
         raise RuntimeError("its forward was replaced in the object, and a graph is of the class's")
     parameters = inspect.signature(model.forward).parameters
     defaults = {name: p.default for name, p in parameters.items()}
@@ -189,7 +198,8 @@ def writes_to(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None
     """The value whose memory a node overwrites."""
     if node.op == "call_module":
         module = modules[str(node.target)]
-        unknown = isinstance(module, SPARSE) and type(module) not in SPARSE  # may write, too
+        derived = isinstance(module, SPARSE) and type(module) not in SPARSE
+        unknown = derived or own_forward(module)  # may write, too
         inplace = unknown or getattr(module, "inplace", False)
     elif node.op == "call_method":
         inplace = str(node.target).endswith("_") and not str(node.target).endswith("__")
@@ -216,7 +226,8 @@ class Memory:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.origins: dict[fx.Node, set[fx.Node]] = {}
         for node in graph.nodes:
-            fresh = node.op == "call_module" and type(modules[str(node.target)]) in _FRESH
+            module = modules[str(node.target)] if node.op == "call_module" else None
+            fresh = type(module) in _FRESH and not own_forward(cast(nn.Module, module))
             self.origins[node] = {node}
             if not fresh:
                 self.origins[node].update(*(self.origins[n] for n in node.all_input_nodes))
@@ -262,7 +273,7 @@ def _channels_taken(node: fx.Node, modules: Mapping[str, nn.Module]) -> int | fx
     """Channels of a value of unknown shape, as its consumers tell them."""
     for user in node.users:
         module = modules.get(str(user.target)) if user.op == "call_module" else None
-        if module is not None and user.args[:1] == (node,):
+        if module is not None and user.args[:1] == (node,) and not own_forward(module):
             for name in ("in_channels", "num_features"):
                 if isinstance(channels := getattr(module, name, None), int):
                     return channels
@@ -276,6 +287,8 @@ def _shape(
     if not inputs:
         return None
     first = found[inputs[0]]
+    if node.op == "call_module" and own_forward(modules[str(node.target)]):
+        return None
     if activation_of(node, modules):
         return first
     if addends_of(node):

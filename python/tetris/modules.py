@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from types import MethodType
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,13 +50,27 @@ def replace_modules(model: nn.Module, new: Mapping[str, nn.Module]) -> nn.Module
     return model
 
 
-def hooks_of(module: nn.Module, *parameters: Tensor | None, state: bool = False) -> str:
+def own_forward(module: nn.Module) -> bool:
+    """Whether the object has a forward in place of its class's, as wrappers put there.
+
+    Some put the class's back as ``module.forward = original``, which is none of its own.
+    """
+    forward = vars(module).get("forward")
+    known = getattr(type(module), "forward", None)  # TorchScript's class has none
+    ours = isinstance(forward, MethodType) and forward.__self__ is module
+    return forward is not None and not (ours and forward.__func__ is known)
+
+
+def hooks_of(
+    module: nn.Module, *parameters: Tensor | None, state: bool = False, forward: bool = True
+) -> str:
     """The kinds of hooks a module has, or an empty string.
 
     Args:
         module: The module; hooks of its forward and backward passes count.
         *parameters: Of the module: their hooks count, too.
         state: Those of its state_dict and load_state_dict count, too.
+        forward: So does a forward of its own, see :func:`own_forward`.
     """
     kinds = ["_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"]
     found = [kind for kind in kinds if getattr(module, kind, None)]
@@ -64,6 +79,8 @@ def hooks_of(module: nn.Module, *parameters: Tensor | None, state: bool = False)
             found.append(kind)
     for parameter in parameters:
         found += [f"parameter{kind}" for kind in _TENSOR_HOOKS if getattr(parameter, kind, None)]
+    if forward and own_forward(module):
+        found.append("a forward of its own")
     return ", ".join(kind.strip("_") for kind in found)
 
 

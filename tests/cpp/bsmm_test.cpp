@@ -182,7 +182,7 @@ TEST(Products, AnySplitOfTokensOverThreads) {
     // Scalar kernels take ten times as long, and how work is split does not depend on kernels.
     const int64_t step = cpu::isa_in_use() == "scalar" ? 3 : 1;
     for (int64_t units = 1; units <= 20; units += step)
-      for (int n : {1, 2, 3, 5, 8, 13, 18}) {
+      for (int n : {1, 2, 3, 5, 7, 8, 9, 10, 13, 16, 17, 18}) {
         const int64_t m = 16 * units;
         std::fill(got.begin(), got.end(), Problem<float>::kNan);
         ASSERT_EQ("", cpu::bsmm_forward<float>(p.view, p.values.data(), {p.x.data(), p.ldx}, m,

@@ -86,8 +86,7 @@ class BlockMask(nn.Module):
 
     def layout(self) -> BlockLayout:
         """The layout that stores the kept blocks."""
-        # Copies: a layout never changes, the buffers do.
-        return self.layout_of(self.block_mask, self.row_perm.clone(), self.col_perm.clone())
+        return self.layout_of(self.block_mask, self.row_perm, self.col_perm)
 
     def layout_of(self, block_mask: Tensor, row_perm: Tensor, col_perm: Tensor) -> BlockLayout:
         """The layout that stores other blocks of this weight."""

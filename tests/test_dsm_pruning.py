@@ -1,6 +1,7 @@
 """From posteriors to layouts and sparse modules; the fit on minibatches."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -180,6 +181,27 @@ def test_a_short_fit_says_that_it_cannot_tell():
     assert "the second half of the epochs still brought" in str(short)
     walked = MAP(network).around(x, y, 20, 5, learning_rate=0.01).convergence
     assert "the fit has not run; the walk still descended" in str(walked)
+
+
+HISTORIES = {
+    "rises": ([1.0 + 0.1 * i for i in range(19)], "rose from 1 to 2.8 nats .*lower learning_rate"),
+    "back up": ([5.0, 3.0, *[1.4] * 6, 3.0, 5.5, 5.5, 5.5], "rose from 1.4 to 5.5"),
+    "half up": ([5.0, *[1.0] * 10, 2.0], "rose from 1 to 2"),
+    "up, then down": ([1.0, *[4.0] * 9, 1.1], "rose from 1 to 1.1"),
+    "few, up": ([1.0, 2.0], "rose from 1 to 2"),
+    "one": ([1.0], "1 epochs are too few"),
+    "falls": ([5.0 - 0.1 * i for i in range(20)], "still brought 0.9 of the 1.9 nats"),
+    "settled": ([5.0, 3.0, *[1.0] * 20, 1.01], "nothing speaks against"),
+}
+
+
+@pytest.mark.parametrize(("history", "words"), HISTORIES.values(), ids=HISTORIES)
+def test_what_a_fit_says_of_its_objective(monkeypatch, history, words):
+    x, y = blobs()
+    fit = MAP(BayesianMLP((32, 8, 3), Gaussian(), 240, "classification"))
+    fit.history = [7.0]  # of an earlier fit
+    monkeypatch.setattr(MAP, "_descend", lambda self, *rest: self.history.extend(history))
+    assert re.search(words, str(fit.fit(x, y, len(history)).convergence))
 
 
 def test_a_diverging_fit_stops_and_keeps_the_last_good_state():

@@ -112,17 +112,7 @@ class MAP:
         self._check("MAP.fit", x, y, epochs, learning_rate)
         began = len(self.history)
         self._descend("MAP.fit", x, y, epochs, learning_rate, True, advance, lambda theta: None)
-        # The last epochs tell nothing: at a vanishing learning rate every objective settles.
-        run = self.history[began:]
-        self._notes = ()
-        late, fall = run[len(run) // 2] - run[-1], run[0] - run[-1]
-        if len(run) < 10:
-            self._notes = (f"{len(run)} epochs are too few to tell whether the objective settled",)
-        elif late > SETTLED * fall:
-            self._notes = (
-                f"the second half of the epochs still brought {late:.3g} of the {fall:.3g} "
-                "nats per point by which the objective fell; run longer",
-            )
+        self._notes = self._descended(began)
         return Posterior(self.network, self.theta[None, None].clone(), self.convergence)
 
     def around(
@@ -183,6 +173,26 @@ class MAP:
         return Posterior(
             self.network, theta[None], Convergence("SWAG", notes=self._notes + self._walked(began))
         )
+
+    def _descended(self, began: int) -> tuple[str, ...]:
+        """What speaks against a fit: an objective that still falls, or that rose."""
+        run = self.history[began:]
+        # The last epochs tell nothing: at a vanishing learning rate every objective settles.
+        first, half, last = run[0], run[len(run) // 2], run[-1]
+        fall, late = first - last, half - last
+        if len(run) > 1 and (fall <= 0 or late < -SETTLED * fall):
+            return (
+                f"the objective rose from {min(first, half):.4g} to {last:.4g} nats per point; "
+                "lower learning_rate",
+            )
+        if len(run) < 10:
+            return (f"{len(run)} epochs are too few to tell whether the objective settled",)
+        if late > SETTLED * fall:
+            return (
+                f"the second half of the epochs still brought {late:.3g} of the {fall:.3g} "
+                "nats per point by which the objective fell; run longer",
+            )
+        return ()
 
     def _walked(self, began: int) -> tuple[str, ...]:
         """What speaks against a walk: a Gaussian around a descent is no posterior."""

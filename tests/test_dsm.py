@@ -19,6 +19,7 @@ from tetris.bayes import (
 )
 from tetris.bayes.convergence import Convergence
 from tetris.bayes.laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma
+from tetris.bayes.posterior import judge
 
 PRIORS = {
     "gaussian": Gaussian(),
@@ -200,6 +201,30 @@ def test_rhat_and_effective_size_are_numpyros():
     np.testing.assert_allclose(
         bayes.effective_size(ours), diagnostics.effective_sample_size(chains), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("chains", [1, 4])
+def test_constants_have_no_effective_size(chains):
+    noise = torch.randn((chains, 50), generator=torch.Generator().manual_seed(0))
+    zeros = torch.zeros_like(noise)
+    values = torch.stack([noise, zeros, zeros + 0.1, noise.log()], -1)
+    size = bayes.effective_size(values)
+    assert size.isnan().tolist() == [False, True, True, True]
+    assert size.dtype == torch.float64
+    assert float(bayes.effective_size(values[..., 1])) != 0.0
+    stuck = zeros + torch.arange(chains)[:, None]  # each chain at its own value
+    assert not float(bayes.effective_size(stuck)) > 4
+
+
+def test_stuck_chains_are_no_good_ones():
+    x, _ = problem()
+    network = BayesianMLP((5, 4, 1), Gaussian(), 12)
+    theta = network.start(torch.Generator().manual_seed(0), 1)[:, None].expand(2, 200, -1)
+    found = judge("HMC", network, theta, torch.zeros(2, 200), x)
+    assert set(found.ess.values()) == {0.0}
+    assert any("below 100 of log density, outputs" in p for p in found.problems)
+    unknown = Convergence("HMC", {}, {"a": 20.0, "b": math.nan})
+    assert "worst b: nan" in str(unknown)
 
 
 def test_a_bad_run_says_so():

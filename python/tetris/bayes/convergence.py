@@ -44,7 +44,8 @@ def effective_size(values: Tensor) -> Tensor:
 
     Returns:
         Effective sample size [...], by Geyer's initial monotone sequence over all chains; NaN of
-        constants. (Vehtari et al., "Rank-normalization, folding, and localization", 2021, 3.2.)
+        constants and of what is not finite. (Vehtari et al., "Rank-normalization, folding, and
+        localization", 2021, 3.2.)
     """
     _check_values("effective_size", values)
     chains, draws = values.shape[:2]
@@ -61,7 +62,10 @@ def effective_size(values: Tensor) -> Tensor:
     positive = (pairs > 0).cumprod(0).bool()  # up to the first pair that is not
     pairs = torch.where(positive, pairs, torch.zeros_like(pairs)).cummin(0).values
     time = 2 * pairs.sum(0) - 1
-    return chains * draws / time.clamp(min=1 / math.log10(max(chains * draws, 11)))
+    size = chains * draws / time.clamp(min=1 / math.log10(max(chains * draws, 11)))
+    # Rounding gives constants a variance, and NaN compares like pairs that are not positive.
+    varies = (values != values[:1, :1]).any(1).any(0)
+    return torch.where(varies & (total > 0), size, math.nan)
 
 
 def _check_values(where: str, values: Tensor) -> None:
@@ -111,7 +115,7 @@ class Convergence:
             )
         low = {n: e for n, e in self.ess.items() if not e >= ESS}
         if low:
-            worst = min(low, key=lambda n: low[n])
+            worst = min(low, key=lambda n: -math.inf if math.isnan(low[n]) else low[n])
             found.append(
                 f"few independent draws: effective size below {ESS:g} of {', '.join(low)} "
                 f"(worst {worst}: {low[worst]:.0f})"

@@ -327,6 +327,31 @@ def test_regrowth_keeps_the_number_of_blocks_and_the_floor(by, arguments):
     assert exchanged > 0
 
 
+@pytest.mark.parametrize("by", ["random", "gradient"])
+def test_a_frozen_layer_exchanges_nothing(by):
+    """What comes back would stay zero; once it learns again, it exchanges as the others do."""
+    found = []
+    for execution in ("masked", "sparse"):
+        model = mlp()
+        model[2].weight.requires_grad_(False)
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        pruner = TetrisPruner(
+            model, execution=execution, optimizers=optimizer, sparsity=0.75, **FAST,
+            regrow=Regrow(share=0.4, every=2, by=by),
+        )  # fmt: skip
+        first = pruner.layouts()
+        train(model, pruner, optimizer, 4)
+        frozen = pruner.layouts()
+        assert frozen["2"] == first["2"]
+        assert frozen["0"] != first["0"]
+        stored = model[2].values if execution == "sparse" else pruner._masks["2"].parameter
+        stored.requires_grad_(True)
+        train(model, pruner, optimizer, 2)
+        assert pruner.layouts()["2"] != first["2"]
+        found.append((frozen, pruner.layouts()))
+    assert found[0] == found[1]
+
+
 def test_regrown_blocks_are_those_of_the_steepest_gradients():
     """Against the gradient of the dense weight, accumulated over two backward passes."""
     model = mlp()

@@ -368,7 +368,9 @@ class BlockPruner(Pruner):
 
     def _exchanged(self, name: str, units: Units, scores: Tensor, kept: int) -> Tensor:
         """Keys of as many units as are kept: of what stays, and of what comes back."""
-        share = self._regrowth.share(self.steps)
+        # What comes back starts at zero, and would stay so in a layer that does not learn.
+        learns = self._masks[name].parameter.requires_grad
+        share = self._regrowth.share(self.steps) if learns else 0.0
         exchanged = min(round(share * kept), units.total - len(units.keys))
         options = self.layer_options[name]
         keep = keep_heaviest(

@@ -32,6 +32,9 @@ class Regrow:
     with zero weights. The share falls as ``share / 2 * (1 + cos(pi * step / end))`` (Evci et al.,
     "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section 3).
 
+    A layer whose weight is frozen (``requires_grad=False``) exchanges nothing: what comes back
+    would stay zero. What the schedule removes goes there, too.
+
     Attributes:
         share: Of the stored blocks, in (0, 1), that are exchanged at first.
         every: Steps between updates.

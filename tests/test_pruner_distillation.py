@@ -61,6 +61,25 @@ def test_classes_may_lie_in_another_dimension():
     torch.testing.assert_close(loss, (p * (p.log() - q)).sum(1).mean())
 
 
+def test_classes_that_are_ruled_out_add_nothing():
+    generator = torch.Generator().manual_seed(0)
+    z, v = (torch.randn(2, 4, 6, dtype=torch.float64, generator=generator) for _ in range(2))
+    distillation = Distillation(nn.Identity(), temperature=2.0)
+    z.requires_grad_()
+    kept = [0, 2, 5]
+    expected = distillation._divergence(z[..., kept], v[..., kept])
+    (wanted,) = torch.autograd.grad(expected, z)
+    out = torch.full((6,), -torch.inf, dtype=torch.float64).index_fill(0, torch.tensor(kept), 0.0)
+    loss = distillation._divergence(z + out, v + out)
+    (found,) = torch.autograd.grad(loss, z)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, wanted)
+    (alone,) = torch.autograd.grad(distillation._divergence(z, v + out), z)
+    assert alone.isfinite().all()  # the student is to rule them out, too
+    assert (alone[..., [1, 3, 4]] > 0).all()
+    assert distillation._divergence(z + out, v) == torch.inf
+
+
 def test_features_add_their_mean_square():
     student, teacher = mlp(0), mlp(1)
     plain = Distillation(teacher)(student, X)[1]
@@ -73,6 +92,18 @@ def test_features_add_their_mean_square():
     assert torch.equal(same, loss)
     loss.backward()
     assert student[0].weight.grad.any()
+
+
+def test_features_of_a_wrapped_student():
+    student = mlp(0)
+    distillation = Distillation(nn.DataParallel(mlp(1)), features=["1", "3"])
+    expected = Distillation(mlp(1), features=["1", "3"])(student, X)[1]
+    wrapped = nn.DataParallel(student)
+    wrapped.device_ids = []  # as without a GPU
+    assert torch.equal(distillation(wrapped, X)[1], expected)
+    wrapped.device_ids = [0, 1]
+    with pytest.raises(ValueError, match="the student is an nn.DataParallel over 2 devices"):
+        distillation(wrapped, X)
 
 
 def test_the_teacher_is_a_frozen_copy():

@@ -34,7 +34,8 @@ class Distillation:
 
     Modules are found by name in every call, so it goes with masked and with stored blocks, with
     copies and with ``DistributedDataParallel``. Under ``torch.autocast`` both models run in it; the
-    loss is float32 at least.
+    loss is float32 at least. Classes whose logit is -inf in the teacher add nothing; if it is -inf
+    in the student alone, the divergence is infinite.
 
     Args:
         teacher: The trained model. A frozen copy in eval mode is made: pass the model that is to be
@@ -48,7 +49,8 @@ class Distillation:
     Raises:
         TypeError: the teacher is no module.
         ValueError: a number out of its range; a name that is no module; in use: inputs that do not
-            fit, shapes that differ, outputs that are no logits.
+            fit, shapes that differ, outputs that are no logits; features of an ``nn.DataParallel``
+            over several devices.
 
     Example:
         >>> distillation = tetris.prune.Distillation(model, temperature=4.0)
@@ -111,7 +113,9 @@ class Distillation:
 
     def _divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         q, p = ((_wide(t) / self.temperature).log_softmax(self.dim) for t in (logits, target))
-        return self.temperature**2 * (p.exp() * (p - q)).sum(self.dim).mean()
+        # Classes that the teacher rules out add 0 * log 0 = 0, also where the student does as well.
+        difference = (p - q).masked_fill(p == -math.inf, 0.0)
+        return self.temperature**2 * (p.exp() * difference).sum(self.dim).mean()
 
 
 @contextmanager
@@ -119,8 +123,7 @@ def _watched(what: str, model: nn.Module, names: Iterable[str]) -> Iterator[dict
     """Name -> output of modules of a model that runs meanwhile; the last one of several calls."""
     found: dict[str, Tensor] = {}
     names = list(names)
-    inner: Any = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    modules = {name: _module(what, inner, name) for name in names}
+    modules = {name: _module(what, model, name) for name in names}
 
     def watch(name: str):
         return lambda module, inputs, output: found.__setitem__(name, output)
@@ -140,8 +143,17 @@ def _watched(what: str, model: nn.Module, names: Iterable[str]) -> Iterator[dict
 
 
 def _module(what: str, model: nn.Module, name: str) -> nn.Module:
+    """The module of a name, which is that in the model inside a wrapper."""
+    if isinstance(model, nn.DataParallel) and len(model.device_ids) > 1:
+        raise ValueError(
+            f"{_WHERE}: the {what} is an nn.DataParallel over {len(model.device_ids)} devices, "
+            "where a module sees a part of the batch in each; use DistributedDataParallel, or "
+            "leave out features="
+        )
+    wrapped = isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+    inner: nn.Module = model.module if wrapped else model
     try:
-        return model.get_submodule(name)
+        return inner.get_submodule(name)
     except AttributeError as error:
         raise ValueError(f"{_WHERE}: the {what} has no module {name!r}") from error
 

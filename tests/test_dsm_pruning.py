@@ -117,6 +117,29 @@ def test_pruner_refuses_what_it_cannot_mean():
         DSMPruner(posterior(), granularity="input", scope="global")
 
 
+def test_calls_out_of_order_are_refused():
+    pruner = DSMPruner(posterior(), sparsity=0.5, block=(4, 2))
+    for method in (pruner.finalize, pruner.ensemble):
+        with pytest.raises(RuntimeError, match=r"has been removed yet; call prune\(\) first"):
+            method()
+    saved = DSMPruner(posterior(), sparsity=0.5, block=(4, 2))
+    saved.prune()
+    pruner.load_state_dict(saved.state_dict())
+    assert len(pruner.ensemble(draws=2).members) == 2
+    pruner.finalize(inplace=True)
+    saved.remove()
+    for ended in (pruner, saved):
+        for name in ("prune", "scores", "ensemble", "finalize"):
+            with pytest.raises(RuntimeError, match=rf"DSMPruner.{name}: the pruner has ended"):
+                getattr(ended, name)()
+
+
+def test_what_was_asked_to_lose_nothing_is_pruned():
+    pruner = DSMPruner(posterior(), sparsity=0.0, block=(4, 2))
+    pruner.prune()
+    assert isinstance(pruner.finalize().linear1, tetris.SparseLinear)
+
+
 def test_a_pruner_resumes(tmp_path):
     pruner = DSMPruner(posterior(), sparsity=0.5, block=(4, 2))
     pruner.prune()

@@ -156,6 +156,7 @@ class DSMPruner(Pruner):
 
     def scores(self) -> dict[str, Tensor]:
         """Name -> worth of weights [out, in]; that of blocks or inputs is spread over theirs."""
+        self._check_attached("scores")
         result = {}
         for name, layer in self.layers.items():
             own = self.layer_options[name]
@@ -171,6 +172,7 @@ class DSMPruner(Pruner):
 
     def prune(self) -> None:
         """Fix the layouts: score, search under scope and settings, and keep."""
+        self._check_attached("prune")
         sparsity = None
         if self.granularity == "input":  # floor to whole columns, the number of blocks that go
             sparsity = {}
@@ -191,7 +193,11 @@ class DSMPruner(Pruner):
 
         Args:
             draws: How many, at most those there are.
+
+        Raises:
+            RuntimeError: nothing has been removed yet, see :meth:`prune`; or the pruner has ended.
         """
+        self._check_pruned("ensemble")
         check_count(f"{self.name}.ensemble", "draws", draws, 1)
         layouts = self.layouts()
         chosen = self.posterior.thin(draws).weights().flat()
@@ -206,6 +212,19 @@ class DSMPruner(Pruner):
             members.append(replace_modules(model, sparse))
         noise = None if chosen.noise is None else chosen.noise.float()
         return Ensemble(members, chosen.task, noise)
+
+    def finalize(self, *, inplace: bool = False) -> nn.Module:
+        """Return the model with sparse layers; see :meth:`Pruner.finalize`. After :meth:`prune`."""
+        self._check_pruned("finalize")
+        return super().finalize(inplace=inplace)
+
+    def _check_pruned(self, method: str) -> None:
+        self._check_attached(method)
+        if not self._plans and self.sparsity == 0.0:
+            raise RuntimeError(
+                f"{self.name}.{method}: nothing has been removed yet; call prune() first, or "
+                "remove() for the dense model"
+            )
 
     def _columns(self, weights: Tensor, width: int, blocking: Blocking) -> Tensor:
         """[G, C] ranks of groups of inputs, equal in all block rows: no tie splits a column."""

@@ -368,6 +368,7 @@ def test_training_on_stored_blocks_after_the_choice():
     made = pruner(model, execution="sparse", optimizers=optimizer)
     made.select(data(), rounds=2, steps=1)
     assert isinstance(model[3], SparseConv2d)
+    assert all(module.training for module in model.modules())
     for x, y in data(2):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -437,6 +438,42 @@ def test_a_failure_leaves_the_model_as_it_was():
         made.select(data(), loss=loss)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     made.select(data(), rounds=2, steps=1)  # and it can be tried again
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_a_failure_of_the_last_step_leaves_the_model_as_it_was(execution, monkeypatch):
+    model = cnn().eval()
+    before = copy.deepcopy(model.state_dict())
+    made = pruner(model, execution=execution)
+
+    def refuse(layouts):
+        raise ArithmeticError("late")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(made, "keep", refuse)
+        with pytest.raises(ArithmeticError, match="late"):
+            made.select(data(), rounds=2, steps=1)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not any(module.training for module in model)
+    with pytest.raises(RuntimeError, match="nothing has been chosen"):
+        made.step()
+    made.select(data(), rounds=2, steps=1)
+    assert not any(module.training for module in model)
+
+
+def test_states_that_cannot_follow_are_refused_before_the_work(monkeypatch):
+    model = cnn()
+    optimizer = torch.optim.Adafactor(model.parameters())
+    x, y = data(1)[0]
+    F.cross_entropy(model(x), y).backward()
+    optimizer.step()
+    before = copy.deepcopy(model.state_dict())
+    made = pruner(model, execution="sparse", optimizers=optimizer)
+    monkeypatch.setattr(made, "_train", lambda *rest: pytest.fail("the work began"))
+    with pytest.raises(ValueError, match=r"DCPPruner.select: layer '3': Adafactor keeps"):
+        made.select(data())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert not made.selections
 
 
 # -- the algorithm, replayed ----------------------------------------------------------------------

@@ -242,7 +242,9 @@ class DCPPruner(Pruner):
             RuntimeError: the selection has been made; the pruner has ended.
             TypeError: data are no pairs of tensors, or can be read only once.
             ValueError: there are no data; the model returns something else than [N, classes]; a
-                layer to prune is frozen; a loss is not finite.
+                layer to prune is frozen; a loss is not finite; with ``execution="sparse"``, a layer
+                has hooks, or an optimizer's states cannot follow its blocks. The model is as it was
+                then.
         """
         self._check_attached("select")
         if self.selections:
@@ -267,6 +269,10 @@ class DCPPruner(Pruner):
                 f"{self.name}.select: the weight of layer {frozen[0]!r} is frozen, and choosing "
                 "fits what is kept; set requires_grad_(True), or exclude the layer"
             )
+        for name, mask in self._masks.items():
+            # Now, not after hours. Of a shared budget a layer may keep all it has.
+            if self.scope == "layer" and self.layer_options[name].sparsity > 0.0:
+                mask.check(f"{self.name}.select", self._optimizers, self.steps > 0)
         device = next(iter(self.layers.values())).weight.device
         reference = copy.deepcopy(self.model).eval().requires_grad_(False)
         modes = [(module, module.training) for module in self.model.modules()]
@@ -323,6 +329,9 @@ class DCPPruner(Pruner):
                         chosen[name] = atoms[name].stored(kept)
                         self.selections[name] = log
                         bar.advance(task)
+                _set_modes(modes)  # before new layers take them over
+                self.model.zero_grad(set_to_none=True)
+                self.keep(chosen)
             except BaseException:
                 self.model.load_state_dict(reference.state_dict())
                 self.selections = {}
@@ -330,7 +339,6 @@ class DCPPruner(Pruner):
             finally:
                 _set_modes(modes)
                 self.model.zero_grad(set_to_none=True)
-        self.keep(chosen)
         if epsilon is None and self.scope == "layer":
             warn_of_shortfall(
                 self.name,

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from rich.live import Live
 from torch import nn
 from torch.nn import functional as F
 
@@ -438,6 +439,31 @@ def test_a_failure_leaves_the_model_as_it_was():
         made.select(data(), loss=loss)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     made.select(data(), rounds=2, steps=1)  # and it can be tried again
+
+
+def test_one_bar_at_a_time_is_shown_on_standard_error(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    start, stop, live = Live.start, Live.stop, set()
+
+    def start_alone(self, refresh=False):
+        assert not live  # where some versions of rich raise
+        live.add(self)
+        start(self, refresh)
+
+    def stop_it(self):
+        live.discard(self)
+        stop(self)
+
+    monkeypatch.setattr(Live, "start", start_alone)
+    monkeypatch.setattr(Live, "stop", stop_it)
+    model = cnn()
+    pruner(model, progress=True, heads=["3"]).select(data(), rounds=2, steps=1)
+    shown = capsys.readouterr()
+    assert "reordering" in shown.err
+    assert "choosing in 6" in shown.err
+    assert not shown.out
+    assert not live
 
 
 @pytest.mark.parametrize("execution", ["masked", "sparse"])

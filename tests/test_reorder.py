@@ -403,8 +403,13 @@ def test_block_mask_rejects_what_is_no_permutation(perm, message):
         reorder.block_mask(np.ones((4, 4), np.float32), (2, 2), 0.5, row_perm=perm)
 
 
-def test_progress_and_summary(capsys):
+def test_progress_and_summary(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
     found = reorder.search(lognormal(64, 64), (8, 8), 0.5, budget=0.3, progress=True)
+    shown = capsys.readouterr()
+    assert "reordering" in shown.err
+    assert not shown.out  # which is for results
     assert "L1 sort" in found.summary()
     assert "threshold: retained" in repr(found)
 

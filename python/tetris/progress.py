@@ -2,34 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
+
+
+class Advance(Protocol):
+    """How a bar learns of the work."""
+
+    def __call__(self, steps: int = 1, *, now: str | None = None) -> None:
+        """Say that so many steps are done, and perhaps what comes now."""
+
+
+def make_bar(*columns: ProgressColumn) -> Progress:
+    """A bar that goes away, on standard error: results go to standard output.
+
+    Args:
+        columns: What it shows; rich's default if there are none.
+
+    Raises:
+        ImportError: there is no rich.
+    """
+    # Here, not above: on a machine that only computes, the rest of the library does without.
+    from rich.console import Console
+    from rich.progress import Progress
+
+    return Progress(*columns, transient=True, console=Console(stderr=True))
 
 
 @contextmanager
-def steps(show: bool, name: str, total: int) -> Iterator[Callable[[], None]]:
-    """A call that says that one step is done, of so many; it shows a bar if asked to."""
+def steps(show: bool, name: str, total: int) -> Iterator[Advance]:
+    """A call that says that one step is done, of so many; it shows a bar if asked to.
+
+    No other bar may be shown meanwhile: rich refuses two, or they spoil each other.
+    """
     if not show:
-        yield lambda: None
+        yield lambda steps=1, *, now=None: None
         return
-    # Here, not above: on a machine that only computes, the rest of the library does without.
-    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(
-        *columns,
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        transient=True,
-        console=Console(stderr=True),  # results go to standard output
-    ) as bar:
+    with make_bar(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(name, total=total)
-        yield lambda: bar.update(task, advance=1)
+        yield lambda steps=1, *, now=None: bar.update(task, advance=steps, description=now)

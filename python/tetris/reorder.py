@@ -26,6 +26,7 @@ from tetris import _C
 
 from .blocking import removed_count
 from .checks import check_block, check_search, check_sparsity, check_tensor, describe
+from .progress import make_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -409,10 +410,10 @@ def progress_bar(show: bool) -> Iterator[Callable[[float], None] | None]:
         yield None
         return
     try:
-        from rich.progress import Progress
+        bar = make_bar()
     except ImportError:
         yield None
         return
-    with Progress(transient=True) as bar:
+    with bar:
         task = bar.add_task("reordering", total=1.0)
         yield lambda done: bar.update(task, completed=min(1.0, done))

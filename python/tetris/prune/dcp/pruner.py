@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -21,6 +21,7 @@ from ...checks import describe
 from ...layout import BlockLayout
 from ...modules import copy_or_same, unparametrize
 from ...nn.kinds import DENSE_TYPES, DenseLayer, groups_of, oriented
+from ...progress import steps as steps_shown
 from ...sharding import check_whole
 from .. import ranks
 from ..batches import fitting, undisturbed
@@ -278,26 +279,25 @@ class DCPPruner(Pruner):
         modes = [(module, module.training) for module in self.model.modules()]
         training = self.model.training
         chosen: dict[str, BlockLayout] = {}
-        # Here, not above: on a machine that only computes, the rest of the library does without.
-        from rich.progress import Progress
-
-        with _seeded(self.options.seed, device), Progress(disable=not self.progress) as bar:
+        with _seeded(self.options.seed, device), ExitStack() as bars:
             try:
                 batches = self._batches(data, batch, device)
                 sample = list(_first(batches(), samples))
-                atoms, budgets = self._atoms()
+                atoms, budgets = self._atoms()  # with bars of its own
                 trainings = epochs * (1 if self.joint else len(self.stages))
-                task = bar.add_task("heads", total=len(self.layers) + trainings)
+                advance = bars.enter_context(
+                    steps_shown(self.progress, "heads", len(self.layers) + trainings)
+                )
                 x, target = sample[0]
                 with fitting(f"{self.name}.select", "the model does not take the inputs"):
                     logits = reference(x)
                 heads = self._heads(x)
                 with fitting(f"{self.name}.select", "the loss does not take logits and targets"):
                     loss(logits, target)
-                passes = self._passes(batches, epochs, lambda: bar.advance(task))
+                passes = self._passes(batches, epochs, advance)
                 unpruned = Forward(self.name, reference)
                 for number, stage in enumerate(self.stages):
-                    bar.update(task, description=f"head behind {stage.head or 'the output'}")
+                    advance(0, now=f"head behind {stage.head or 'the output'}")
                     if number == 0 or not self.joint:
                         if training:
                             _set_modes(modes)
@@ -308,7 +308,7 @@ class DCPPruner(Pruner):
                     self.model.eval()
                     forward = Forward(self.name, self.model)
                     for name in stage.layers:
-                        bar.update(task, description=f"choosing in {name}")
+                        advance(0, now=f"choosing in {name}")
                         objective = self._objective(
                             name, stage, heads, forward, unpruned, sample, loss
                         )
@@ -328,7 +328,7 @@ class DCPPruner(Pruner):
                         )
                         chosen[name] = atoms[name].stored(kept)
                         self.selections[name] = log
-                        bar.advance(task)
+                        advance()
                 _set_modes(modes)  # before new layers take them over
                 self.model.zero_grad(set_to_none=True)
                 self.keep(chosen)

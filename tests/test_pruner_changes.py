@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from tetris import SparseLinear, sparsify
 from tetris.nn.base import SparseLayer
@@ -397,3 +398,47 @@ def test_weights_in_half_precision_train_with_masks(dtype):
         pruner.finalize()
     model.float()
     assert isinstance(pruner.finalize()[0], SparseLayer)
+
+
+# -- averages of models -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("decay", [0.9, 0.9999])
+def test_a_mask_whose_indices_were_averaged_raises(decay, inference):
+    """Means of indices in floating point are rounded towards zero: some come twice."""
+    model = nn.Sequential(nn.Linear(48, 48))
+    TetrisPruner(model, sparsity=0.75, block=(4, 4), sweeps=1)
+    with torch.inference_mode(inference):
+        average = AveragedModel(model, use_buffers=True, avg_fn=get_ema_avg_fn(decay))
+        for _ in range(3):
+            average.update_parameters(model)
+        with pytest.raises(ValueError, match=r"_perm must hold each index once.*use_buffers=False"):
+            average(torch.ones(2, 48))
+
+
+def test_an_average_of_parameters_has_the_masks_of_now():
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    pruner = TetrisPruner(
+        model, sparsity=0.75, schedule=Cubic(0, 8), optimizers=optimizer,
+        regrow=Regrow(0.3, every=2), search_at={5}, **FAST,
+    )  # fmt: skip
+    average = AveragedModel(model, use_buffers=False, avg_fn=get_ema_avg_fn(0.9))
+    want = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+    def follow():
+        average.update_parameters(model)
+        for name, p in model.named_parameters():
+            want[name].lerp_(p.detach(), 0.1 if pruner.steps > 1 else 1.0)
+
+    train(model, pruner, optimizer, 10, follow)
+    for name, p in average.module.named_parameters():
+        torch.testing.assert_close(p, want[name])
+    for name, layout in pruner.layouts().items():
+        layer = average.module.get_submodule(name)
+        assert layer.parametrizations.weight[0].layout() == layout
+    x = batch(model, 0)
+    averaged = average(x)
+    model.load_state_dict(average.module.state_dict())
+    torch.testing.assert_close(pruner.finalize()(x), averaged)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..blocking import Blocking, swap_channels
+from ..invariants import check_permutation
 from ..layout import BlockLayout
 from ..modules import unparametrize
 from ..nn.kinds import DenseLayer, is_transposed
@@ -63,9 +64,17 @@ class BlockMask(nn.Module):
         return self._blocking.block
 
     def element_mask(self) -> Tensor:
-        """bool, shaped like the weight, in original order; do not change it."""
+        """bool, shaped like the weight, in original order; do not change it.
+
+        Raises:
+            ValueError: a permutation is none: the mask was averaged with others.
+        """
         buffers = (self.block_mask, self.row_perm, self.col_perm)
-        if torch.compiler.is_compiling() or any(b.is_inference() for b in buffers):
+        if torch.compiler.is_compiling():
+            return self._expand()
+        if any(b.is_inference() for b in buffers):  # which have no versions
+            if not self.block_mask.is_cuda:  # where looking waits for the device, at every call
+                self._check()
             return self._expand()
         versions = tuple(b._version for b in buffers)
         # Kept with the tensors it was made of: identity and version tell whether it still holds.
@@ -75,8 +84,26 @@ class BlockMask(nn.Module):
             or kept[1] != versions
             or any(a is not b for a, b in zip(kept[0], buffers, strict=True))
         ):
+            self._check()
             self._expanded = kept = (buffers, versions, self._expand())
         return kept[2]
+
+    def _check(self) -> None:
+        """Raise ValueError unless the permutations are such, which others than pruners can change.
+
+        Left unchecked, they give some mask or other without a word.
+        """
+        if self.block_mask.is_meta:
+            return
+        sizes = self._blocking
+        try:
+            check_permutation("row_perm", self.row_perm, sizes.out_features, sizes.groups)
+            check_permutation("col_perm", self.col_perm, sizes.in_features, sizes.groups)
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; an average of masked models (EMA) must copy index buffers, not average "
+                "them, as AveragedModel(..., use_buffers=False) does (docs/training.md)"
+            ) from None
 
     def _expand(self) -> Tensor:
         bo, bi = self.block

@@ -47,6 +47,36 @@ def sparse_pruner(model, optimizer, **arguments):
     return TetrisPruner(model, execution="sparse", optimizers=optimizer, **{**FAST, **arguments})
 
 
+def test_saliencies_meet_layouts_on_the_cpu(monkeypatch):
+    """Where saliencies are, while a GPU's layers have their layouts there."""
+    moved = []
+    to, unpack, pack = BlockLayout.to, BlockLayout.unpack, BlockLayout.pack
+
+    def move(self, device):
+        moved.append((self, torch.device(device).type))
+        return to(self, device)
+
+    def check(function):
+        def checked(self, tensor):
+            assert any(layout is self and device == "cpu" for layout, device in moved)
+            return function(self, tensor)
+
+        return checked
+
+    model = mlp(torch.float32)
+    importance = {n: torch.rand_like(model.get_submodule(n).weight) for n in ("0", "2")}
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    pruner = sparse_pruner(model, optimizer, sparsity=0.5, importance=importance)
+    train(model, pruner, optimizer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockLayout, "to", move)
+        patch.setattr(BlockLayout, "unpack", check(unpack))
+        patch.setattr(BlockLayout, "pack", check(pack))
+        found = pruner._saliencies()
+    for name, layout in pruner.layouts().items():
+        torch.testing.assert_close(found[name], importance[name] * layout.mask())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(

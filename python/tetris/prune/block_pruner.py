@@ -305,7 +305,8 @@ class BlockPruner(Pruner):
             for name, layer in self.modules().items():
                 found[name] = self.saliency(name, layer)
                 if isinstance(layer, SparseLayer):
-                    found[name] = oriented(self.layers[name], layer.layout.unpack(found[name]))
+                    layout = layer.layout.to("cpu")  # where saliencies are
+                    found[name] = oriented(self.layers[name], layout.unpack(found[name]))
         return found
 
     def _choose(self, sparsity: dict[str, float]) -> dict[str, BlockLayout]:

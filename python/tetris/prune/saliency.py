@@ -70,8 +70,8 @@ def layer_saliency(
     if not isinstance(layer, SparseLayer):
         return saliency_of(where, layer.weight, value)  # type: ignore[arg-type]
     if isinstance(value, Tensor) and value.shape != layer.values.shape:
-        layout = layer.layout
-        value = layout.pack(layer.oriented(value, layout.groups))
+        layout = layer.layout.to("cpu")  # where saliencies end, wherever they were computed
+        value = layout.pack(layer.oriented(value.to("cpu"), layout.groups))
     return saliency_of(where, layer.values, value)  # type: ignore[arg-type]
 
 

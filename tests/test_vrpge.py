@@ -14,6 +14,7 @@ from torch import nn
 
 from tetris.nn.base import SparseLayer
 from tetris.prune import SharedOrder, Taylor, VRPGEPruner
+from tetris.prune.tree import select_layers
 from tetris.prune.vrpge.gates import Budget, Gates, estimate, project
 
 # -- estimator ------------------------------------------------------------------------------------
@@ -775,6 +776,24 @@ def test_errors_of_states_and_models():
         pruner.load_state_dict(other.state_dict())
     with pytest.raises(ValueError, match="put it into an nn.Sequential"):
         VRPGEPruner(nn.Linear(32, 32), block=(4, 4))
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_other_devices_are_refused(execution, monkeypatch):
+    def select_elsewhere(where, model, *rest):
+        found = select_layers(where, model, *rest)
+        model.to("meta")  # for want of a GPU
+        return found
+
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    with monkeypatch.context() as patch:
+        patch.setattr("tetris.prune.pruner.select_layers", select_elsewhere)
+        with pytest.raises(ValueError, match="Pruner: it draws blocks on the CPU.*'0' is on meta"):
+            VRPGEPruner(model, block=(4, 4), execution=execution)
+    model, x, target, _, pruner = make("linear")
+    model.to("meta")
+    with pytest.raises(ValueError, match="VRPGEPruner.backward: it draws blocks on the CPU"):
+        pruner.backward(lambda: F.cross_entropy(model(x), target))
 
 
 def test_frozen_weights_still_learn_gates():

@@ -80,6 +80,9 @@ class VRPGEPruner(Pruner):
     :meth:`backward` averages losses and all gradients over ranks. Do not wrap the model in
     DistributedDataParallel, whose hooks expect dense gradients.
 
+    **On the CPU only**: masks are drawn, and blocks moved, by the CPU. A model on a GPU is refused;
+    what :meth:`finalize` returns may go to one.
+
     Args:
         model: The model to train; changed in place until :meth:`remove` or :meth:`finalize`.
         options: Settings of the layers as one object, in place of the keywords below.
@@ -118,7 +121,8 @@ class VRPGEPruner(Pruner):
         gate_optimizer: ``torch.optim.Adam`` of the gates, for learning rate schedules.
 
     Raises:
-        ValueError: samples below 2, a budget that holds no block, a setting out of its range.
+        ValueError: samples below 2, a budget that holds no block, a setting out of its range; a
+            layer to prune is not on the CPU.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
@@ -223,8 +227,10 @@ class VRPGEPruner(Pruner):
 
         Args:
             closure: Runs the model on the step's data and returns the loss, a scalar; it calls no
-                ``backward``. Called ``samples`` times, with one mask each, from the same state of
-                torch's random numbers: dropout is the same in all, so losses differ by masks alone.
+                ``backward``. Return the unscaled loss, and leave a ``GradScaler`` out: ``clip``
+                bounds gradients as they are here. Called ``samples`` times, with one mask each,
+                from the same state of torch's random numbers: dropout is the same in all, so losses
+                differ by masks alone.
 
         Returns:
             The mean loss, detached.
@@ -235,11 +241,12 @@ class VRPGEPruner(Pruner):
                 in training mode; a loss is not finite; no attached optimizer holds a weight (with
                 ``lazy``).
             TypeError: the closure returns something else than a tensor.
-            ValueError: the loss is no scalar, or has no gradient.
+            ValueError: the loss is no scalar, or has no gradient; the model was moved to a GPU.
         """
         where = f"{self.name}.backward"
         self._check_sampling("backward")
         check_whole(where, self.model.parameters(), "fully_shard after prune()")
+        _check_on_cpu(where, self.sampled)
         if not callable(closure):
             raise TypeError(
                 f"{where}: pass a function that computes the loss, once for each mask: "
@@ -530,6 +537,7 @@ class VRPGEPruner(Pruner):
             clip_grads_with_norm_(learnt, self.clip, norm)
 
     def _check_execution(self) -> None:
+        _check_on_cpu(self.name, self.layers)
         super()._check_execution()
         if "" in self.layers:
             raise ValueError(
@@ -562,6 +570,15 @@ class VRPGEPruner(Pruner):
 def _learning(model: nn.Module) -> list[nn.Parameter]:
     """Parameters that have a gradient."""
     return [p for p in model.parameters() if p.requires_grad and p.grad is not None]
+
+
+def _check_on_cpu(where: str, layers: Mapping[str, DenseLayer | SampledLayer]) -> None:
+    for name, layer in layers.items():
+        if layer.weight.device.type != "cpu":
+            raise ValueError(
+                f"{where}: it draws blocks on the CPU, and layer {name!r} is on "
+                f"{layer.weight.device}; move the model to the CPU until finalize()"
+            )
 
 
 def _check_settings(

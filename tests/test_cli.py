@@ -32,6 +32,16 @@ def test_help_teaches(capsys):
         assert expected in capsys.readouterr().out
 
 
+def test_what_full_means_is_said_as_it_is(capsys):
+    words = {3: "three", 5: "five"}
+    mlp, cnn = (words[len(DemoConfig.preset(model, "full").seeds)] for model in ("mlp", "cnn"))
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["demo", "--help"])
+    assert f"{mlp} seeds (cnn: {cnn})" in " ".join(capsys.readouterr().out.split())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"`--full` takes all images, {cnn} seeds" in readme
+
+
 def test_info_as_module():
     done = subprocess.run(
         [sys.executable, "-m", "tetris", "info"], capture_output=True, text=True, check=True

@@ -9,7 +9,7 @@ from torch import nn
 import tetris
 from tetris import BlockLayout, SparseLinear
 from tetris.nn.base import SparseLayer
-from tetris.prune import BlockPruner, Cubic, LayerOptions, Regrow, TetrisPruner
+from tetris.prune import BlockPruner, Cubic, LayerOptions, Regrow, TetrisPruner, VRPGEPruner
 from tetris.prune.regrow import block_gradients, random_absent, steepest_absent
 from tetris.prune.select import Units, keep_heaviest
 from tetris.reorder import block_mask
@@ -281,6 +281,37 @@ def test_remove_refuses_states_that_cannot_follow_before_it_changes_a_layer():
     factored.state.clear()
     assert pruner.remove() is model
     assert isinstance(model[2], nn.Linear)
+
+
+class Muon(torch.optim.SGD):
+    """Stands for torch's, which older ones do not have."""
+
+
+@pytest.mark.parametrize("execution", ["masked", "sparse"])
+def test_step_sizes_of_weights_that_come_back_would_be_zero(execution):
+    arguments = {"sparsity": 0.75, "execution": execution, **FAST}
+    model = mlp()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="Pruner.*: Rprop keeps a step size.*use SGD or Adam"):
+        TetrisPruner(model, optimizers=torch.optim.Rprop(model.parameters()), **arguments)
+    assert list(model.state_dict()) == list(before)
+    assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
+    elsewhere = torch.optim.Rprop(model[4].parameters())  # of a layer that is not pruned
+    TetrisPruner(model, optimizers=elsewhere, **arguments)
+    model = mlp()
+    drawn = VRPGEPruner(model, optimizers=torch.optim.Rprop(model.parameters()), **arguments)
+    with pytest.raises(ValueError, match="Rprop keeps a step size"):
+        drawn.backward(lambda: model(torch.ones(3, 16, dtype=torch.float64)).sum())
+
+
+def test_an_optimizer_of_matrices_takes_no_stored_blocks():
+    model = mlp()
+    weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
+    optimizer = Muon(weights, 0.01)
+    with pytest.raises(ValueError, match=r"'0': Muon needs matrices.*\(execution='masked'\)"):
+        sparse_pruner(model, optimizer, sparsity=0.75)
+    assert all(type(layer) in (nn.Linear, nn.ReLU) for layer in model)
+    TetrisPruner(model, sparsity=0.75, optimizers=optimizer, **FAST)
 
 
 def test_remove_keeps_hooks_of_layers_that_are_dense_still():

@@ -36,7 +36,7 @@ def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optim
     """Raise ValueError unless all that optimizers keep of a Parameter can move with its blocks."""
     for optimizer in optimizers:
         kind = type(optimizer).__name__
-        check_history(where, parameter, optimizer)
+        check_kind(where, parameter, optimizer)
         for name, state in optimizer.state.get(parameter, {}).items():
             if isinstance(state, Tensor) and state.shape == parameter.shape:
                 continue
@@ -50,13 +50,33 @@ def check_states(where: str, parameter: nn.Parameter, optimizers: Iterable[Optim
                     )
 
 
-def check_history(where: str, parameter: nn.Parameter, optimizer: Optimizer) -> None:
-    """Raise ValueError if what an optimizer keeps of a Parameter is mixed with that of others."""
+def check_kind(where: str, parameter: nn.Parameter, optimizer: Optimizer) -> None:
+    """Raise ValueError if an optimizer of a Parameter is of a kind that cannot follow blocks."""
+    kind = type(optimizer).__name__
     # Its history is of all Parameters in one vector, kept under the first of them.
     if isinstance(optimizer, torch.optim.LBFGS) and holds(optimizer, parameter):
         raise ValueError(
-            f"{where}: {type(optimizer).__name__} keeps vectors over all its parameters, which "
-            "cannot follow blocks; use SGD or Adam"
+            f"{where}: {kind} keeps vectors over all its parameters, which cannot follow blocks; "
+            "use SGD or Adam"
+        )
+    if kind == "Muon" and holds(optimizer, parameter):  # by name: not all torch have it
+        raise ValueError(
+            f"{where}: {kind} needs matrices, and stored blocks are [nnzb, bi, bo]; use SGD or "
+            "Adam, or masks of the whole weights (execution='masked')"
+        )
+    check_zeros(where, parameter, optimizer)
+
+
+def check_zeros(where: str, parameter: nn.Parameter, optimizer: Optimizer) -> None:
+    """Raise ValueError if what an optimizer keeps of a Parameter cannot start at zero.
+
+    That is how the states of weights that come back start.
+    """
+    # They start at the learning rate, and change by factors.
+    if isinstance(optimizer, torch.optim.Rprop) and holds(optimizer, parameter):
+        raise ValueError(
+            f"{where}: {type(optimizer).__name__} keeps a step size for each weight, which would "
+            "be zero where blocks come back, so that they do not learn; use SGD or Adam"
         )
 
 

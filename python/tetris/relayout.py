@@ -46,8 +46,8 @@ def relayout(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: the layout differs in more than its blocks, fill does not fit, or a state of an
-            optimizer cannot follow (Adafactor's factors, lists of tensors, all that LBFGS keeps).
-            Nothing is changed then.
+            optimizer cannot follow (Adafactor's factors, lists of tensors, Rprop's step sizes, all
+            that LBFGS keeps). Nothing is changed then.
 
     Example:
         >>> kept = sparse.layout.block_mask()

@@ -16,7 +16,7 @@ from ..invariants import check_permutation
 from ..layout import BlockLayout
 from ..modules import unparametrize
 from ..nn.kinds import DenseLayer, is_transposed
-from ..parameters import clear_states
+from ..parameters import check_zeros, clear_states
 from ..sharding import check_whole, fill
 
 BEFORE = "let layers be masked or sparse first, then fully_shard the model (docs/distributed.md)"
@@ -196,6 +196,8 @@ class MaskedWeight:
         """Raise unless the layer can be changed: a mask can, but none can be added to shards."""
         if self._mask is None:
             check_whole(where, [self.parameter], BEFORE)
+        for optimizer in optimizers:
+            check_zeros(where, self.parameter, optimizer)
 
     def check_unset(self, where: str, optimizers: tuple[Optimizer, ...]) -> None:
         """Raise unless the layer can be dense again."""

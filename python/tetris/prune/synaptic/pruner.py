@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from ...checks import describe
 from ...layout import BlockLayout
 from ...nn.kinds import DENSE_TYPES, oriented
-from ...parameters import check_history, check_optimizers, holds
+from ...parameters import check_kind, check_optimizers, holds
 from ...sharding import check_whole
 from .. import ranks
 from ..batches import Batches, check_batches
@@ -600,7 +600,7 @@ class SynapticPruner(Pruner):
                 continue
             check_hooks(self.name, name, layer.layer)
             for optimizer in self._optimizers:  # fold() drops what others keep
-                check_history(f"{self.name}: layer {name!r}", layer.v, optimizer)
+                check_kind(f"{self.name}: layer {name!r}", layer.v, optimizer)
             if trained and layer.learns:
                 check_held(self.name, name, layer.v, self._optimizers)
 

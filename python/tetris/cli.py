@@ -73,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
     )
     size = demo.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="small and short, on digits")
-    size.add_argument("--full", action="store_true", help="five seeds (cnn: three), longer training")
+    size.add_argument("--full", action="store_true", help="five seeds (cnn: three), trains longer")
     demo.add_argument(
         "--data",
         type=Path,

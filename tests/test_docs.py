@@ -145,6 +145,10 @@ def public_names():
         for name, value in vars(package).items():
             if not name.startswith("_") and not inspect.ismodule(value):
                 yield f"{package.__name__}.{name}"
+    for package in (tetris.analysis, tetris.cost):
+        for name in package.__all__:
+            if not hasattr(tetris, name):
+                yield f"{package.__name__}.{name}"
     for name, value in vars(tetris.ops).items():
         if inspect.isfunction(value) and name.startswith("bs"):
             yield f"tetris.ops.{name}"

@@ -481,9 +481,13 @@ def test_counts_are_refused_before_sampling():
         ({"chains": 0}, "chains must be an int >= 1"),
         ({"accept": 2.0}, r"accept must be a number in \(0, 1\)"),
         ({"dtype": torch.float16}, "float32 or float64"),
+        ({"seed": 1.5}, r"sample_hmc: seed must be an int \(got 1.5\)"),
     ):
         with pytest.raises(ValueError, match=match):
             bayes.sample_hmc(network, x[None], y[None], **settings)
+    with pytest.raises(ValueError, match="MAP: seed must be an int"):
+        bayes.MAP(network, seed="a")
+    assert torch.equal(bayes.MAP(network, seed=np.int64(7)).theta, bayes.MAP(network, seed=7).theta)
     with pytest.raises(TypeError, match="network must be a BayesianMLP"):
         bayes.sample_hmc(None, x[None], y[None])
     draws = bayes.Posterior(network, network.start(torch.Generator(), 2, 3), Convergence("test"))

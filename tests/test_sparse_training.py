@@ -726,9 +726,23 @@ def test_what_stored_blocks_cannot_do_is_refused_and_the_model_stays():
         sparse_pruner(hooked, ())
     assert list(model.state_dict()) == list(before)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    for arguments in ({"share": 0.0}, {"share": 1.0}, {"every": 0}, {"end": 0}, {"by": "luck"}):
-        with pytest.raises(ValueError, match="Regrow: "):
-            Regrow(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        *(({"share": x}, r"share must be a number in \(0, 1\)") for x in (0.0, 1.0, "0.3", True)),
+        *(({"every": x}, "every must be an int >= 1 ") for x in (0, 2.5, "2", None, True)),
+        *(({"end": x}, "end must be an int >= 1 or None") for x in (0, 1.5, "9", False)),
+        *(({"seed": x}, "seed must be an int") for x in (1.5, "a", None)),
+        ({"by": "luck"}, "by must be 'gradient' or 'random'"),
+    ],
+    ids=str,
+)
+def test_a_rule_that_is_none_is_refused(arguments, message):
+    (value,) = arguments.values()
+    with pytest.raises(ValueError, match=rf"Regrow: {message}.*\(got {value!r}\)"):
+        Regrow(**arguments)
 
 
 def test_the_share_falls_as_published():

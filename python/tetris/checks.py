@@ -107,6 +107,13 @@ def check_sparsity(where: str, sparsity: float) -> float:
     )
 
 
+def check_seed(where: str, seed: int) -> int:
+    """Return a seed as an int that torch takes, or raise ValueError."""
+    if not _is_int(seed):
+        raise ValueError(f"{where}: seed must be an int (got {describe(seed)})")
+    return operator.index(seed)
+
+
 def check_search(
     where: str,
     *,
@@ -116,8 +123,7 @@ def check_search(
     threads: int | None = None,
 ) -> None:
     """Raise ValueError unless these arguments of a search are in order."""
-    if not _is_int(seed):
-        raise ValueError(f"{where}: seed must be an int (got {describe(seed)})")
+    check_seed(where, seed)
     if budget is not None and not (
         isinstance(budget, Real) and budget >= 0 and math.isfinite(budget)
     ):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import DTYPES, describe
+from ..checks import DTYPES, check_seed, describe
 from .convergence import Convergence
 from .data import check_count, check_data, check_positive
 from .network import NOISE, BayesianMLP
@@ -75,7 +75,7 @@ class MAP:
             raise ValueError(f"MAP: dtype must be float32 or float64 (got {describe(dtype)})")
         self.network = network
         self.batch = batch
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(check_seed("MAP", seed))
         self.theta = network.start(self.generator, dtype=dtype, spread=0.0)
         self._fixed: slice | None = None
         if noise is not None and network.task == "regression":

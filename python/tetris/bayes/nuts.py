@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_seed
 from .convergence import LEAST_DRAWS
 from .data import check_count, check_data, check_share
 from .laws import Gamma, HalfCauchy, HalfStudentT, InverseGamma, Law
@@ -90,6 +91,7 @@ def sample_nuts(
     depth = (12 if regression else 10) if max_tree_depth is None else max_tree_depth
     check_share(where, accept=accept)
     check_count(where, "max_tree_depth", depth, 1)
+    seed = check_seed(where, seed)
     with _double(jax):  # gammas of shape 0.1 underflow in float32
         targets = y.double().numpy() if regression else y.numpy()
         if regression and network.sizes[-1] == 1:

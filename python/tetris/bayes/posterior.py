@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..checks import DTYPES, describe
+from ..checks import DTYPES, check_seed, describe
 from ..warn import warn
 from .convergence import LEAST_DRAWS, Convergence, effective_size, split_rhat
 from .data import check_count, check_data, check_inputs, check_positive, check_targets
@@ -153,7 +153,7 @@ def sample_hmc(
     check_count(where, "draws, which R-hat is of,", draws, LEAST_DRAWS)
     if dtype not in DTYPES["cpu"]:
         raise ValueError(f"{where}: dtype must be float32 or float64 (got {dtype})")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(where, seed))
     inputs = x.to(dtype).unsqueeze(1)
     outputs = (y if network.task == "classification" else y.to(dtype)).unsqueeze(1)
     found = hmc(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from ..checks import describe
+from ..checks import check_seed, describe
 from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer, oriented
 from ..relayout import layout_of_keys
@@ -60,11 +61,15 @@ class Regrow:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.share < 1.0 or self.every < 1 or (self.end is not None and self.end < 1):
+        if not (isinstance(self.share, Real) and 0.0 < self.share < 1.0):
             raise ValueError(
-                "Regrow: needs share in (0, 1), every >= 1 and end >= 1 or None "
-                f"(got share {self.share}, every {self.every}, end {self.end})"
+                f"Regrow: share must be a number in (0, 1) (got {describe(self.share)})"
             )
+        if not _is_count(self.every):
+            raise ValueError(f"Regrow: every must be an int >= 1 (got {describe(self.every)})")
+        if self.end is not None and not _is_count(self.end):
+            raise ValueError(f"Regrow: end must be an int >= 1 or None (got {describe(self.end)})")
+        check_seed("Regrow", self.seed)
         if self.by not in ("gradient", "random"):
             raise ValueError(f"Regrow: by must be 'gradient' or 'random' (got {describe(self.by)})")
 
@@ -77,6 +82,10 @@ class Regrow:
     def due(self, step: int) -> bool:
         """Whether there is an update after ``step`` steps."""
         return step > 0 and step % self.every == 0 and (self.end is None or step < self.end)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 class Regrowth:
@@ -93,7 +102,8 @@ class Regrowth:
                 f"{where}: regrow must be a tetris.prune.Regrow, such as Regrow(share=0.3, "
                 f"every=100) (got {describe(rule)})"
             )
-        self.generator = torch.Generator().manual_seed(rule.seed if rule else 0)
+        seed = check_seed("Regrow", rule.seed) if rule else 0  # also of numpy's numbers
+        self.generator = torch.Generator().manual_seed(seed)
         self._where = where
         self._rule = rule
         self._watches: dict[str, tuple[nn.Module, GradientWatch]] = {}

@@ -133,6 +133,9 @@ std::string unknown(const std::string& text) {
 
 template <class P, class... Options>
 Choice choose_any(const P& p, const DeviceInfo& device, const Options&... options) {
+  // What is compiled starts there: without this, CUDA would find no kernel image, and say only
+  // that.
+  if (device.major < 8) return {{}, needs(device, 8, "CUDA kernels need compute capability 8.0")};
   const std::string forced = forced_kernel();
   if (!forced.empty()) {
     const auto config = parse_config(forced);

@@ -463,7 +463,7 @@ TETRIS_DEVICE void consume(const TensorMap* y, const Arguments& a, Ring ring,
     int before = -1;  // the stage of the slab before
     for (int slab = 0; slab < steps / kSteps; ++slab) {
       wait(&ring.full[ring.stage], ring.parity);
-      ptx::wgmma_fence();
+      ptx::wgmma_fence(d);
 #pragma unroll
       for (int k = 0; k < kSteps; ++k) multiply(d, k);
       ptx::wgmma_commit();
@@ -479,7 +479,7 @@ TETRIS_DEVICE void consume(const TensorMap* y, const Arguments& a, Ring ring,
       wait(&ring.full[ring.stage], ring.parity);
 #pragma unroll 1
       for (int k = 0; k < steps % kSteps; ++k) {
-        ptx::wgmma_fence();
+        ptx::wgmma_fence(d);
         multiply(d, k);
         ptx::wgmma_commit();
       }

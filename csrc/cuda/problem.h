@@ -55,9 +55,11 @@ struct Geometry {
   bool transposed = false;  // from small to big maps: a transposed convolution, or a gradient
 
   TETRIS_HOST_DEVICE int64_t pixels() const { return int64_t(images) * result_h * result_w; }
-  // Every pixel sees its own number and nothing else: a matrix product, or a 1x1 convolution.
+  // Every pixel sees its own number and nothing else: a matrix product, or a 1x1 convolution. Maps
+  // of two sizes are none: output padding may add pixels that see nothing.
   TETRIS_HOST_DEVICE bool pointwise() const {
-    return kernel_h * kernel_w == 1 && stride_h == 1 && stride_w == 1 && pad_h == 0 && pad_w == 0;
+    return kernel_h * kernel_w == 1 && stride_h == 1 && stride_w == 1 && pad_h == 0 && pad_w == 0 &&
+           source_h == result_h && source_w == result_w;
   }
   // The pixel (n, y, x) of the result through tap (ky, kx): a row and a column of the source, or
   // false where it sees padding.

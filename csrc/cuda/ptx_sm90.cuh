@@ -187,8 +187,14 @@ TETRIS_DEVICE void stmatrix_x4_trans(void* shared_row, const uint32_t (&r)[4]) {
 // The instructions run behind the thread's back: d and the operands belong to them until
 // wgmma_wait.
 
-// What was done to registers of d before is done before the wgmma that follow (9.7.15.7.1).
-TETRIS_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// What was done to registers of d before is done before the wgmma that follow (9.7.15.7.1). d says
+// so to the compiler, which could otherwise write them later.
+template <int n>
+TETRIS_DEVICE void wgmma_fence(float (&d)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(d[i])::"memory");
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 TETRIS_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // All but the newest `pending` groups of this warp are complete. d says so to the compiler, which
 // would otherwise read it earlier.

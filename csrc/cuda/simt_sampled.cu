@@ -38,7 +38,8 @@ std::string items(const SampledProduct& p, const SimtSampledConfig& config, Stre
       std::max<int64_t>(1, ceil_div(ceil_div(pixels, S::kPixels), config.splits)) * S::kPixels;
   plan.pixels_per_split = unsigned(each);
   plan.splits = unsigned(std::max<int64_t>(1, ceil_div(pixels, each)));
-  const int64_t ctas = plan.splits * plan.column_chunks * taps * plan.row_chunks * w.groups;
+  const int64_t ctas =
+      int64_t{plan.splits} * plan.column_chunks * taps * plan.row_chunks * w.groups;
   if (ctas > kIntMax) return "simt: more than 2^31 tiles";
   return launch(&simt_sampled_items<A, TM, TK>,
                 {unsigned(ctas), 1, 1, S::kThreads, sampled_shared_bytes<A, TM, TK>(plan)}, stream,
@@ -83,7 +84,7 @@ SimtSampledConfig simt_sampled_config(const SampledProduct& p, int multiprocesso
   // a sector of 32 bytes for each number.
   const bool gathers_well = p.w.width >= 8 || !channels_inside(p.x_strides);
   config.by_row = p.w.width > region_columns(p.dtype) || (p.w.height >= 16 && gathers_well);
-  if (p.partial) {
+  if (p.partial && p.dtype != DType::kFloat64) {  // partial sums are float32
     const int64_t sums = config.by_row ? p.w.nnzb * p.w.height * p.w.width
                                        : ceil_div(p.w.group_rows(), 128) * 128 * p.w.groups *
                                              ceil_div(p.w.group_cols(), 64) * 64 * p.w.taps;

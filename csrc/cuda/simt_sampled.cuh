@@ -54,10 +54,11 @@ struct Sampled {
     int32_t ky_kx;    // of its tap, 16 bits each; kResult: it is one of dy
     int32_t block;    // by row: the stored block
   };
-  // Both tiles, later the sums of all items.
+  // Both tiles, later the sums of all items. Slots follow, which want 8 bytes of alignment.
   static TETRIS_HOST_DEVICE int tile_numbers(const SampledPlan& plan) {
     const int tiles = (plan.rows + plan.slots) * kPitch, sums = plan.most_items * TM * TK;
-    return tiles > sums ? tiles : sums;
+    const int numbers = tiles > sums ? tiles : sums;
+    return (numbers + 1) / 2 * 2;
   }
   struct Row {              // what a block row stores in the region
     int32_t begin, before;  // its first stored block; blocks of the region's earlier rows

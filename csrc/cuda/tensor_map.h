@@ -38,6 +38,8 @@ struct TensorBox {
 #elif defined(__CUDACC__)
 #include <cudaTypedefs.h>
 
+#include "cuda/launch.h"
+
 namespace tetris::cuda {
 
 // The function that fills a map is the driver's. It is asked for by name, so that nothing links
@@ -49,7 +51,8 @@ struct TensorMapEncoder {
   TensorMapEncoder() {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult status;
-#if CUDART_VERSION >= 12050
+    // 12.5 brought the one by version, and what is compiled with it loads with no older library.
+#if CUDART_VERSION >= 13000
     const cudaError_t result = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found,
                                                                 12000, cudaEnableDefault, &status);
 #else
@@ -57,7 +60,7 @@ struct TensorMapEncoder {
         cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &status);
 #endif
     if (result != cudaSuccess)
-      error = cudaGetErrorString(result);
+      error = taken(result);
     else if (status != cudaDriverEntryPointSuccess)
       error = "the driver has no cuTensorMapEncodeTiled (CUDA 12.0 brought it)";
     encode = reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(found);
@@ -79,18 +82,28 @@ inline std::string encode_tensor_map(const TensorBox& box, TensorMap* map) {
     boxes[i] = cuuint32_t(box.box[i] * box.step[i]);
     steps[i] = cuuint32_t(box.step[i]);
   }
-  const CUresult result =
-      encoder.encode(reinterpret_cast<CUtensorMap*>(map),
-                     box.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
-                                                  : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-                     cuuint32_t(box.rank), const_cast<void*>(box.base), extents, strides, boxes,
-                     steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                     box.box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
-                     : box.box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
-                                        : CU_TENSOR_MAP_SWIZZLE_32B,
-                     // Neighbours of what a box brings are soon asked for by other tiles: DRAM is
-                     // read in 128 bytes even where boxes are narrower.
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const auto encode = [&] {
+    return encoder.encode(reinterpret_cast<CUtensorMap*>(map),
+                          box.dtype == DType::kFloat16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16
+                                                       : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                          cuuint32_t(box.rank), const_cast<void*>(box.base), extents, strides,
+                          boxes, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                          box.box[0] == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+                          : box.box[0] == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
+                                             : CU_TENSOR_MAP_SWIZZLE_32B,
+                          // Neighbours of what a box brings are soon asked for by other tiles: DRAM
+                          // is read in 128 bytes even where boxes are narrower.
+                          CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  };
+  CUresult result = encode();
+  // A thread that has not called the runtime yet has no context, and the driver makes none.
+  if (result == CUDA_ERROR_INVALID_CONTEXT) {
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) error = cudaSetDevice(device);
+    if (error != cudaSuccess) return taken(error);
+    result = encode();
+  }
   if (result == CUDA_SUCCESS) return "";
   return "cuTensorMapEncodeTiled: error " + std::to_string(int(result));
 }

@@ -118,6 +118,8 @@ inline std::vector<Case> risky_cases(DType dtype, int height, int width) {
   add([](Case& c) { c.gap = 3, c.shift = 1; });
   add([](Case& c) { c.specials = true, c.density = 0.2; });
   add([](Case& c) { c.groups = 3, c.rows *= 3, c.cols *= 3; });
+  // 1x1, and yet the maps differ in size: a pixel more at the end, which sees nothing.
+  add([](Case& c) { c.geometry = convolution(2, 3, 4, {}, {}, true, 1); });
   add([](Case& c) { c.groups = 2, c.rows = 2 * (2 * c.height - c.height / 2), c.cols *= 2; });
   add([](Case& c) { c.groups = 2, c.rows *= 2, c.cols = 2 * (2 * c.width - c.width / 2); });
   // Infinite neighbours: what lies behind a ragged edge is another group's.

@@ -81,7 +81,11 @@ void set_max_registers_up(Site site = Site::here()) {
 }
 void stmatrix_x4_trans(void* shared_row, const uint32_t (&r)[4], Site site = Site::here());
 
-void wgmma_fence(Site site = Site::here());
+void wgmma_fence(Site site);
+template <int n>
+void wgmma_fence(float (&)[n], Site site = Site::here()) {
+  wgmma_fence(site);
+}
 void wgmma_commit(Site site = Site::here());
 void wgmma_wait(int pending, Site site);
 template <int pending, int n>

@@ -404,7 +404,7 @@ std::string multiply(uint64_t seed,
     __syncthreads();
     float d[n / 2];
     for (float& v : d) v = 1;
-    ptx::wgmma_fence();
+    ptx::wgmma_fence(d);
     wgmma(d, to_a, to_b, emulator::Site::here());
     wgmma(d, to_a, to_b, emulator::Site::here());
     ptx::wgmma_commit();
@@ -443,13 +443,13 @@ TEST(Wgmma, RulesThatAreBroken) {
     ptx::wgmma_m64n64k16_half<false>(d, at, at);
   };
   EXPECT_EQ("", with([&](int, float (&d)[32], uint64_t at) {
-              ptx::wgmma_fence();
+              ptx::wgmma_fence(d);
               multiply(d, at);
               multiply(d, at);
               ptx::wgmma_commit();
               ptx::wgmma_wait<0>(d);
               d[0] = 1;
-              ptx::wgmma_fence();
+              ptx::wgmma_fence(d);
               multiply(d, at);
               ptx::wgmma_commit();
               ptx::wgmma_wait<0>(d);
@@ -457,7 +457,7 @@ TEST(Wgmma, RulesThatAreBroken) {
   EXPECT_PRED2(contains, with([&](int, float (&d)[32], uint64_t at) { multiply(d, at); }),
                "without a wgmma_fence");
   EXPECT_PRED2(contains, with([&](int, float (&d)[32], uint64_t at) {
-                 ptx::wgmma_fence();
+                 ptx::wgmma_fence(d);
                  multiply(d, at);
                  ptx::wgmma_commit();
                  ptx::wgmma_wait<0>(d);
@@ -466,7 +466,7 @@ TEST(Wgmma, RulesThatAreBroken) {
                }),
                "without a wgmma_fence");
   EXPECT_PRED2(contains, with([&](int, float (&d)[32], uint64_t at) {
-                 ptx::wgmma_fence();
+                 ptx::wgmma_fence(d);
                  multiply(d, at);
                  ptx::wgmma_commit();
                  d[0] = 1;
@@ -474,18 +474,18 @@ TEST(Wgmma, RulesThatAreBroken) {
                }),
                "changed before it was complete");
   EXPECT_PRED2(contains, with([&](int, float (&d)[32], uint64_t at) {
-                 ptx::wgmma_fence();
+                 ptx::wgmma_fence(d);
                  multiply(d, at);
                  ptx::wgmma_commit();
                }),
                "ended before it was complete");
   EXPECT_PRED2(contains, with([&](int t, float (&d)[32], uint64_t at) {
-                 ptx::wgmma_fence();
+                 ptx::wgmma_fence(d);
                  multiply(d, t < 32 ? at : ptx::wgmma_advance(at, 512));
                }),
                "different descriptors");
   EXPECT_PRED2(contains, with([&](int, float (&d)[32], uint64_t at) {
-                 ptx::wgmma_fence();
+                 ptx::wgmma_fence(d);
                  multiply(d, ptx::wgmma_advance(at, 64));
                }),
                "begins within its pattern");
@@ -494,7 +494,7 @@ TEST(Wgmma, RulesThatAreBroken) {
                  if (threadIdx.x < 32)
                    ptx::stmatrix_x4_trans(dynamic_shared() + threadIdx.x * 16, r);
                  __syncthreads();
-                 ptx::wgmma_fence();
+                 ptx::wgmma_fence(d);
                  multiply(d, at);
                  ptx::wgmma_commit();
                  ptx::wgmma_wait<0>(d);

@@ -264,6 +264,36 @@ TEST(SimtSampled, Split) {
         }
 }
 
+// Odd numbers of sums in a tile, behind which lie what 8 bytes align: UBSan sees what a GPU
+// refuses.
+TEST(SimtSampled, OddTiles) {
+  for (auto [height, width] : {std::pair{5, 3}, {11, 9}, {33, 3}, {65, 7}, {125, 1}})
+    for (bool by_row : {false, true}) {
+      Case c;
+      c.height = height;
+      c.width = width;
+      c.rows = 2 * height;
+      c.cols = 70 * width;
+      c.density = 0.8;
+      c.geometry = tokens(33);
+      expect_right(c, {by_row, 1});
+    }
+}
+
+TEST(SimtSampled, Float64IsNotSplit) {
+  Case c;
+  c.dtype = DType::kFloat64;
+  c.rows = c.cols = 16;
+  c.geometry = tokens(1024);
+  SampledProblem problem(c);
+  SampledProduct p = problem.product();
+  float place;
+  p.partial = &place;
+  EXPECT_EQ(1, simt_sampled_config(p, 132).splits);
+  p.dtype = DType::kFloat32;
+  EXPECT_EQ(4, simt_sampled_config(p, 132).splits);
+}
+
 TEST(SimtSampled, PartialSumsMayBeTheResult) {
   Case c;
   c.height = 4;

@@ -116,6 +116,13 @@ TEST(Refusal, SaysWhy) {
     EXPECT_EQ("", refusal(Family::kSimt, product(1, 3, 5, 1, 1, 0.5, DType::kFloat64), device));
 }
 
+TEST(Choice, GpusWithoutMachineCode) {
+  EXPECT_EQ("", choose(product(64, 256, 256, 4, 1, 0.5), kA100).error);
+  EXPECT_EQ("CUDA kernels need compute capability 8.0 (this GPU has 7.5)",
+            choose(product(64, 256, 256, 4, 1, 0.5), kT4).error);
+  EXPECT_NE("", choose(sampled(64, 256, 256, 4, 1, 0.5), kT4, false).error);
+}
+
 TEST(Packing, OnlyWhatIsOutOfOrder) {
   Product p = product(64, 256, 256, 64, 16, 0.5);
   EXPECT_FALSE(packing_of(p).x || packing_of(p).y);

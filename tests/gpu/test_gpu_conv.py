@@ -40,12 +40,22 @@ TILES = [
     for stride in [(1, 1), (2, 1)]
     for perm, last, transposed in KINDS
 ]  # fmt: skip
+# One kernel position, and maps of two sizes.
+OUTPUT_PADDED = [
+    ConvCase(
+        64, 64, (6, 5), (1, 1), dilation=(2, 2), output_padding=padding, block=(64, 16), perm=perm,
+        channels_last=True, transposed=True,
+    )
+    for padding, perm in [((1, 1), "none"), ((0, 1), "both")]
+]  # fmt: skip
 TILES += [
     ConvCase(64, 128, (8, 8), (1, 1), block=(64, 16), perm="none", channels_last=True),
     ConvCase(64, 64, (7, 6), (3, 3), (1, 1), (1, 1), groups=4, block=(16, 16), channels_last=True),
+    *OUTPUT_PADDED,
 ]
 STEP = 1 if torch.cuda.is_available() else 40
-CASES = grid()[::STEP] + [random_case(s) for s in range(0, 60, STEP)] + TILES[:: 1 + STEP // 20]
+CASES = grid()[::STEP] + [random_case(s) for s in range(0, 60, STEP)]
+CASES += dict.fromkeys([*TILES[:: 1 + STEP // 20], *OUTPUT_PADDED])
 
 
 def prepared(case, dtype):

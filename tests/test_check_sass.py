@@ -67,39 +67,60 @@ WGMMA = (
 )
 
 
+USAGE = """
+Fatbin elf code:
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function {name}:
+  REG:{registers} STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:1280 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+def check_hopper(text, name=HOPPER, registers=168):
+    usage = check_sass.parse_usage(USAGE.format(name=name, registers=registers))
+    return check_sass.check("hopper", check_sass.parse(text), usage)
+
+
 def test_a_kernel_as_it_was_meant():
     text = listing("_Z6kernel", *GOOD) + OF_FLOAT
-    assert check_sass.check("mma_product", check_sass.parse(text)) == []
-    assert check_sass.check("hopper", check_sass.parse(listing(HOPPER, *WGMMA))) == []
+    assert check_sass.check("mma_product", check_sass.parse(text), {}) == []
+    assert check_hopper(listing(HOPPER, *WGMMA)) == []
 
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_a_missing_instruction(missing):
     rest = [text for i, text in enumerate(GOOD) if i != missing]
     text = listing("_Z6kernel", *rest) + OF_FLOAT
-    (error,) = check_sass.check("mma_sampled", check_sass.parse(text))
+    (error,) = check_sass.check("mma_sampled", check_sass.parse(text), {})
     name = ("LDGSTS", "LDSM", "HMMA")[missing - 1]
     assert error == f"mma_sampled (sm_80): _Z6kernel has no {name}"
 
 
 def test_a_rule_for_nobody():
     """A pattern that no kernel's name has would pass for ever."""
-    (error,) = check_sass.check("hopper", check_sass.parse(listing("_Z5other", *WGMMA)))
+    (error,) = check_hopper(listing("_Z5other", *WGMMA), name="_Z5other")
     assert error == "hopper: no kernel is named like 'hopper.*product'"
 
 
 def test_serialized_wgmma():
     one = (WGMMA[2], WGMMA[5], WGMMA[6])
     text = listing(HOPPER, *WGMMA[:2], *one, *one, WGMMA[-1])
-    (error,) = check_sass.check("hopper", check_sass.parse(text))
+    (error,) = check_hopper(text)
     assert error == f"hopper (sm_80): {HOPPER} serializes its wgmma: 2 among 4 fences and waits"
+
+
+def test_too_few_registers_to_hand_on():
+    (error,) = check_hopper(listing(HOPPER, *WGMMA), registers=122)
+    assert error == f"hopper (sm_80): {HOPPER} hands on registers and starts with 122, not 168"
 
 
 def test_spills():
     text = listing("_Z3any", "STL [R1+0x4], R7", "@P3 LDL.LU R7, [R1+0x4]", "LDL R7, [R1]")
-    (error,) = check_sass.check("permute", check_sass.parse(text))
+    (error,) = check_sass.check("permute", check_sass.parse(text), {})
     assert error == "permute (sm_80): _Z3any uses local memory: 2 LDL, 1 STL"
 
 
 def test_a_file_without_kernels():
-    assert check_sass.check("simt", check_sass.parse("")) == ["simt: no kernel found"]
+    assert check_sass.check("simt", check_sass.parse(""), {}) == ["simt: no kernel found"]

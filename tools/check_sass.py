@@ -2,7 +2,7 @@
 
     python tools/check_sass.py $(find build -path '*cuda*' -name '*.cu.o')
 
-Four rules, read off the machine code of each kernel, for each GPU it was compiled for:
+Five rules, read off the machine code of each kernel, for each GPU it was compiled for:
 
 1. A kernel of a file named in NEEDS has those instructions: matrix products on tensor cores, fed by
    asynchronous copies. A compiler that finds another way to the same result leaves a correct and
@@ -12,6 +12,8 @@ Four rules, read off the machine code of each kernel, for each GPU it was compil
 3. Each file has code for a GPU, and at least one kernel.
 4. wgmma follow each other without waiting: ptxas serializes those whose accumulators it thinks are
    touched in between, with a fence before each and a wait behind it.
+5. Kernels whose warpgroups hand each other registers (USETMAXREG) start with as many as their
+   counts add up to (START_REGISTERS): with fewer, those who ask for more wait for ever.
 
 Needs cuobjdump, of the CUDA toolkit or of the packages nvidia-cuda-cuobjdump and
 nvidia-cuda-nvdisasm. Exit status 1: a rule is broken; 2: no cuobjdump.
@@ -38,7 +40,9 @@ NEEDS = {
     "hopper": [("hopper.*product", {"HGMMA", "UTMALDG", "UTMASTG", "USETMAXREG"})],
 }
 LOCAL = {"STL", "LDL"}
+START_REGISTERS = 168  # csrc/cuda/hopper.cuh: 56 of the producer + 2 * 224 of the consumers, thirds
 ARCH = re.compile(r"^arch = (sm_\w+)$")
+USAGE = re.compile(r"^\s*Function (\S+):\n\s*REG:(\d+)", re.MULTILINE)
 FUNCTION = re.compile(r"^\s+Function : (\S+)$")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][A-Z0-9_]*)")
 
@@ -55,13 +59,13 @@ def find_cuobjdump() -> str | None:
     return next((p for p in places if p and Path(p).exists()), None)
 
 
-def disassemble(cuobjdump: str, path: Path) -> str:
-    """Machine code of an object, by kernel."""
+def ask(cuobjdump: str, what: str, path: Path) -> str:
+    """What cuobjdump prints of an object: ``-sass``, its machine code, or ``-res-usage``."""
     # cuobjdump finds nvdisasm on PATH; the packages have both in one folder.
     folder = str(Path(cuobjdump).resolve().parent)
     env = {**os.environ, "PATH": folder + os.pathsep + os.environ.get("PATH", "")}
     return subprocess.run(
-        [cuobjdump, "-sass", str(path)], capture_output=True, text=True, check=True, env=env
+        [cuobjdump, what, str(path)], capture_output=True, text=True, check=True, env=env
     ).stdout
 
 
@@ -80,8 +84,13 @@ def parse(listing: str) -> Kernels:
     return kernels
 
 
-def check(stem: str, kernels: Kernels) -> list[str]:
-    """The broken rules of one file."""
+def parse_usage(usage: str) -> dict[str, int]:
+    """With how many registers each kernel starts."""
+    return {name: int(count) for name, count in USAGE.findall(usage)}
+
+
+def check(stem: str, kernels: Kernels, registers: dict[str, int]) -> list[str]:
+    """The broken rules of one file; ``registers`` with which each of its kernels starts."""
     if not kernels:
         return [f"{stem}: no kernel found"]
     errors = [
@@ -98,6 +107,11 @@ def check(stem: str, kernels: Kernels) -> list[str]:
             errors.append(
                 f"{stem} ({arch}): {name} serializes its wgmma: {seen['HGMMA']} among "
                 f"{seen['WARPGROUP']} fences and waits"
+            )
+        if seen["USETMAXREG"] and registers.get(name) != START_REGISTERS:
+            errors.append(
+                f"{stem} ({arch}): {name} hands on registers and starts with "
+                f"{registers.get(name)}, not {START_REGISTERS}"
             )
         for pattern, wanted in NEEDS.get(stem, []):
             missing = sorted(wanted - set(seen))
@@ -118,11 +132,12 @@ def main() -> int:
         print("check_sass: no cuobjdump (pip install nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm)")
         return 2
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        listings = list(pool.map(lambda path: disassemble(cuobjdump, path), files))
+        listings = list(pool.map(lambda path: ask(cuobjdump, "-sass", path), files))
+        usages = list(pool.map(lambda path: ask(cuobjdump, "-res-usage", path), files))
     errors = []
-    for path, listing in zip(files, listings, strict=True):
+    for path, listing, usage in zip(files, listings, usages, strict=True):
         stem, kernels = path.name.split(".")[0], parse(listing)
-        found = check(stem, kernels)
+        found = check(stem, kernels, parse_usage(usage))
         errors += found
         matrix = sum(seen["HMMA"] + seen["HGMMA"] for seen in kernels.values())
         targets = ", ".join(sorted({arch for arch, _ in kernels}))

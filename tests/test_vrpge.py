@@ -765,8 +765,33 @@ def test_errors_of_optimizers():
         pruner.backward(lambda: F.cross_entropy(model(x), target))
     pruner.attach(made)
     train(model, x, target, made, pruner, 1)
-    with pytest.raises(ValueError, match="LBFGS"):
-        make("linear", torch.optim.LBFGS)[-1].backward(lambda: F.cross_entropy(model(x), target))
+
+
+class Muon(torch.optim.SGD):
+    """Stands for torch's, which older ones do not have."""
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+@pytest.mark.parametrize("kind", [torch.optim.LBFGS, torch.optim.Rprop, Muon])
+def test_optimizers_that_cannot_follow_blocks_are_refused_at_once(kind, lazy):
+    model = copy.deepcopy(NETWORKS["linear"][0])
+    arguments = {"block": (4, 8), "sweeps": 1, "lazy": lazy}
+    with pytest.raises(ValueError, match=rf"VRPGEPruner: layer '0': {kind.__name__} (keeps|needs)"):
+        VRPGEPruner(model, optimizers=kind([model[0].weight], lr=0.1), **arguments)
+    assert [type(layer) for layer in model] == [nn.Linear, nn.ReLU, nn.Linear]
+    late, known = kind([model[0].weight], lr=0.1), torch.optim.SGD(model.parameters(), 0.1)
+    pruner = VRPGEPruner(model, **arguments)
+    with pytest.raises(ValueError, match=rf"attach: layer '0': {kind.__name__} (keeps|needs)"):
+        pruner.attach(known, late)
+    assert pruner._optimizers == ()
+    pruner.attach(known)
+
+
+def test_states_that_cannot_follow_blocks_are_refused_before_the_training_is_over():
+    model, x, target, made, pruner = make("linear", torch.optim.Adafactor, lazy=False)
+    train(model, x, target, made, pruner, 1)  # which makes the states
+    with pytest.raises(ValueError, match=r"backward: layer '0': Adafactor keeps 'row_var'"):
+        train(model, x, target, made, pruner, 1)
 
 
 def test_errors_of_states_and_models():

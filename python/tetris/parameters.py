@@ -62,7 +62,7 @@ def check_kind(where: str, parameter: nn.Parameter, optimizer: Optimizer) -> Non
     if kind == "Muon" and holds(optimizer, parameter):  # by name: not all torch have it
         raise ValueError(
             f"{where}: {kind} needs matrices, and stored blocks are [nnzb, bi, bo]; use SGD or "
-            "Adam, or masks of the whole weights (execution='masked')"
+            "Adam, or masks of whole weights, TetrisPruner(execution='masked')"
         )
     check_zeros(where, parameter, optimizer)
 

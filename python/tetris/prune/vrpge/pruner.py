@@ -16,6 +16,7 @@ from ...checks import check_weight, describe, plain
 from ...layout import BlockLayout
 from ...nn.base import SparseLayer
 from ...nn.kinds import DENSE_TYPES, DenseLayer, oriented
+from ...parameters import check_kind, check_optimizers, check_states
 from ...relayout import all_blocks
 from ...sharding import check_whole
 from .. import ranks
@@ -122,7 +123,7 @@ class VRPGEPruner(Pruner):
 
     Raises:
         ValueError: samples below 2, a budget that holds no block, a setting out of its range; a
-            layer to prune is not on the CPU.
+            layer to prune is not on the CPU; an optimizer's states cannot follow blocks.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
@@ -205,6 +206,8 @@ class VRPGEPruner(Pruner):
                 clamp=float(clamp),  # what a state may hold, also of numpy's numbers
             )
         )
+        for name, mask in self._masks.items():  # also with lazy=False: weights become blocks
+            check_states(f"{self.name}: layer {name!r}", mask.parameter, self._optimizers)
         self._exchange = Exchange(model, self.layers, self._top, lazy)
         self._pending = False  # between backward() and step()
         self.gate_optimizer = torch.optim.Adam([self.gates.s], lr=float(gate_lr), fused=True)
@@ -218,6 +221,18 @@ class VRPGEPruner(Pruner):
         self._sample({name: all_blocks(plan.layout) for name, plan in plans.items()})
 
     # -- the training loop --------------------------------------------------------------------
+
+    def attach(self, *optimizers: Optimizer) -> None:
+        """Let optimizers' states follow the blocks, from the next change on.
+
+        Raises:
+            ValueError: one is of a kind that cannot follow blocks; none is attached then.
+        """
+        where = f"{self.name}.attach"
+        for optimizer in check_optimizers(where, optimizers):
+            for name, layer in self.sampled.items():
+                check_kind(f"{where}: layer {name!r}", layer.weight, optimizer)
+        super().attach(*optimizers)
 
     def backward(self, closure: Callable[[], Tensor]) -> Tensor:
         """Draw the masks of a step, and compute all gradients.
@@ -241,7 +256,8 @@ class VRPGEPruner(Pruner):
                 in training mode; a loss is not finite; no attached optimizer holds a weight (with
                 ``lazy``).
             TypeError: the closure returns something else than a tensor.
-            ValueError: the loss is no scalar, or has no gradient; the model was moved to a GPU.
+            ValueError: the loss is no scalar, or has no gradient; the model was moved to a GPU; an
+                optimizer's states cannot follow blocks.
         """
         where = f"{self.name}.backward"
         self._check_sampling("backward")
@@ -257,9 +273,8 @@ class VRPGEPruner(Pruner):
                 f"{where}: gradients of the last call are pending; call optimizer.step() and "
                 "pruner.step() after each backward()"
             )
-        if self.lazy:
-            alternative = ", or make the pruner with lazy=False"
-            self._check_states(where, held=True, otherwise=alternative)
+        # Not only where states are cut: prune() moves them, too, after the whole training.
+        self._check_states(where, held=self.lazy, otherwise=", or make the pruner with lazy=False")
         with own_gradients(where, self.model):
             try:
                 masks = self.gates.draw(self.samples, self.generator)

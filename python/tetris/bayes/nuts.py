@@ -69,10 +69,21 @@ def sample_nuts(
         seed: Of the starts and draws.
         progress: Show numpyro's progress bars.
 
+    Returns:
+        Draws in float64, [chains, draws, size].
+
     Raises:
         ImportError: jax or numpyro is missing; the message names the extra.
-        TypeError: a prior that numpyro is not told of here, such as a subclass of one.
+        TypeError: x or y is no tensor; a prior that numpyro is not told of here, such as a
+            subclass of one.
         ValueError: x or y do not go with the network, or counts are out of range.
+
+    Example:
+        >>> posterior = sample_nuts(network, x, y, chains=4)
+        >>> print(posterior.convergence)
+        >>> posterior.predict(x).rmse(y)
+
+    NUTS: Hoffman and Gelman, "The No-U-Turn Sampler", JMLR 2014.
     """
     where = "sample_nuts"
     jax, jnp, numpyro = _numpyro(where)

@@ -30,6 +30,13 @@ class Posterior:
         network: What was learnt.
         theta: [chains, draws, size].
         convergence: What speaks for and against the draws.
+
+    Example:
+        >>> posterior.predict(x).mean.shape                 # of all chains and draws
+        torch.Size([40, 1])
+        >>> weight, bias = posterior.chain(0).thin(10).weights().layers[0]
+        >>> weight.shape                                    # [chains, draws, out, in]
+        torch.Size([1, 10, 16, 8])
     """
 
     network: BayesianMLP

@@ -22,6 +22,11 @@ class Predictive:
         outputs: [draws, N, out]; logits, or means.
         noise: Standard deviations [draws] of regression, else None.
         task: What outputs stand for.
+
+    Example:
+        >>> found = posterior.predict(x)
+        >>> found.nll(y), found.rmse(y), found.ece(y)
+        >>> promised, observed, share = found.calibration(y, bins=10)
     """
 
     outputs: Tensor
@@ -134,12 +139,20 @@ def fgsm(predict: Callable[[Tensor], Predictive], x: Tensor, y: Tensor, eps: flo
     Args:
         predict: Such as :meth:`tetris.bayes.Posterior.predict`.
         x: [N, in].
-        y: Targets.
+        y: Targets: int64[N] classes, or numbers [N]; [N, out] of several outputs.
         eps: In units of x; 0 moves nothing.
 
+    Returns:
+        [N, in], of the type of x.
+
     Raises:
-        TypeError: predict cannot be called.
-        ValueError: x are no floating-point numbers, or eps is negative.
+        TypeError: predict cannot be called, or x or y is no tensor.
+        ValueError: x are no floating-point numbers, eps is negative, or y does not go with x.
+
+    Example:
+        >>> moved = fgsm(posterior.predict, x, y, eps=0.05)
+        >>> posterior.predict(moved).nll(y) > posterior.predict(x).nll(y)
+        True
     """
     if not callable(predict):
         raise TypeError(

@@ -33,7 +33,18 @@ class Scale:
 
 
 class Prior(ABC):
-    """Prior of a weight [out, in]."""
+    """Prior of a weight [out, in], ``W = exp(log_sd) * z`` with ``z ~ N(0, 1)``.
+
+    A prior of your own says which :meth:`scales` it has, if any, and how they make standard
+    deviations, :meth:`log_sd`. It is for :func:`sample_hmc` and :class:`MAP`; numpyro knows those
+    below.
+
+    Example:
+        >>> class FanIn(Prior):
+        ...     def log_sd(self, logs, out, in_, samples):
+        ...         return -0.5 * math.log(in_)                     # w ~ N(0, 1 / in)
+        >>> network = BayesianMLP((8, 16, 1), [FanIn(), FanIn()], samples=40)
+    """
 
     def scales(self, out: int, in_: int) -> dict[str, Scale]:
         """Name -> positive variables that the standard deviations are made of."""
@@ -65,6 +76,12 @@ class Gaussian(Prior):
 
     Args:
         sd: Standard deviation of all weights.
+
+    Raises:
+        ValueError: sd is not positive.
+
+    Example:
+        >>> network = BayesianMLP((8, 1024, 1), [Gaussian(), Gaussian(1 / 32)], samples=40)
     """
 
     sd: float | None = None
@@ -147,7 +164,24 @@ class Shrinkage(Prior):
 class RegularizedHorseshoe(Shrinkage):
     """Regularized horseshoe: ``w_ji ~ N(0, tau^2 lt_ji^2)``, ``lambda_ji ~ C+(0, 1)`` per block.
 
-    See :class:`Shrinkage` for tau, the slab and the arguments.
+    * ``tau ~ C+(0, tau0)`` with ``tau0 = p0 / (in - p0) / sqrt(samples)``;
+    * ``lt^2 = c^2 lambda^2 / (c^2 + tau^2 lambda^2)``, ``c_J^2 ~ InvGamma(*slab)`` for each row of
+      blocks J.
+
+    (Piironen and Vehtari, "Sparsity information and regularization in the horseshoe and other
+    shrinkage priors", Electronic Journal of Statistics 2017.)
+
+    Args:
+        p0: How many inputs are thought to matter; fewer than there are.
+        slab: Shape and scale of the inverse gamma law of c^2.
+        block: (bo, bi), the weights that share a lambda; (1, 1) is the prior of the paper.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Example:
+        >>> prior = RegularizedHorseshoe(p0=4, block=(4, 2))
+        >>> network = BayesianMLP((8, 16, 1), prior, samples=40)
     """
 
     def scales(self, out: int, in_: int) -> dict[str, Scale]:
@@ -179,10 +213,17 @@ class DirichletHorseshoe(Shrinkage):
     without the corners of the simplex where a density with alpha < 1 is infinite.
 
     Args:
-        p0: See :class:`Shrinkage`.
-        slab: See :class:`Shrinkage`.
-        block: See :class:`Shrinkage`.
+        p0: See :class:`RegularizedHorseshoe`, as for tau and the slab.
+        slab: Likewise.
+        block: (bo, bi), the weights that share a phi; (1, 1) is the prior of the paper.
         alpha: Concentration; below one, few inputs get most of the variance.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Example:
+        >>> prior = DirichletHorseshoe(p0=8, block=(16, 16), alpha=0.1)
+        >>> network = BayesianMLP((64, 256, 10), prior, 400, "classification", "relu")
     """
 
     alpha: float = 0.1
@@ -217,11 +258,17 @@ class DirichletStudentT(DirichletHorseshoe):
     """DST: :class:`DirichletHorseshoe` with ``lambda_j ~ half-t(df)``, whose tail is lighter.
 
     Args:
-        p0: See :class:`Shrinkage`.
-        slab: See :class:`Shrinkage`.
-        block: See :class:`Shrinkage`.
-        alpha: See :class:`DirichletHorseshoe`.
+        p0: See :class:`RegularizedHorseshoe`.
+        slab: Likewise.
+        block: See :class:`DirichletHorseshoe`.
+        alpha: Likewise.
         df: Degrees of freedom.
+
+    Raises:
+        ValueError: a setting out of its range.
+
+    Example:
+        >>> network = BayesianMLP((8, 16, 1), DirichletStudentT(df=3.0), samples=40)
     """
 
     df: float = 3.0

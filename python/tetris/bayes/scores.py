@@ -37,7 +37,12 @@ def block_score(weights: Tensor, block: tuple[int, int]) -> Tensor:
         [ceil(out / bo), ceil(in / bi)].
 
     Raises:
-        ValueError: weights of several chains, or of one network.
+        ValueError: weights of several chains, or of one network; a block out of its range.
+
+    Example:
+        >>> weight, _ = posterior.chain(0).weights().layers[0]      # [1, draws, 16, 8]
+        >>> block_score(weight[0], (4, 2)).shape
+        torch.Size([4, 4])
     """
     if weights.dim() != 3:
         raise ValueError(
@@ -52,7 +57,21 @@ def block_score(weights: Tensor, block: tuple[int, int]) -> Tensor:
 
 
 def input_score(weights: Tensor) -> Tensor:
-    """Posterior worth [in] of inputs: :func:`block_score` of whole columns, [draws, out, in]."""
+    """Posterior worth of inputs: :func:`block_score` of whole columns.
+
+    Args:
+        weights: Draws [draws, out, in], of one chain.
+
+    Returns:
+        [in].
+
+    Raises:
+        ValueError: weights of several chains, or of one network.
+
+    Example:
+        >>> weight, _ = posterior.chain(0).weights().layers[0]      # [1, draws, 16, 8]
+        >>> best = input_score(weight[0]).topk(4).indices
+    """
     if weights.dim() != 3:
         raise ValueError(
             f"input_score: weights must be draws [draws, out, in] (got {list(weights.shape)})"
@@ -70,6 +89,14 @@ def prune_draws(weights: Tensor, sparsity: float, block: tuple[int, int] = (1, 1
 
     Returns:
         Like weights, zero where a draw lost a block.
+
+    Raises:
+        ValueError: weights of fewer than two dimensions, sparsity or a block out of its range.
+
+    Example:
+        >>> drawn = posterior.weights()
+        >>> pruned = prune_draws(drawn.layers[0][0], 0.5, block=(4, 2))
+        >>> found = Predictive.of(drawn.with_weight(0, pruned), x)
     """
     where = "prune_draws"
     if weights.dim() < 2:

@@ -23,7 +23,14 @@ def kappa(posterior: Posterior, layer: int = 0) -> Tensor:
         layer: Index of the weight matrix.
 
     Returns:
-        [chains, draws, out, in].
+        [chains, draws, out, in], in [0, 1].
+
+    Raises:
+        ValueError: there is no such layer.
+
+    Example:
+        >>> kappa(posterior).mean((0, 1)).shape             # of each weight of the first layer
+        torch.Size([16, 8])
     """
     network, theta = posterior.network, posterior.theta
     if not 0 <= layer < network.layers:
@@ -39,5 +46,23 @@ def kappa(posterior: Posterior, layer: int = 0) -> Tensor:
 
 
 def effective_parameters(posterior: Posterior, layer: int = 0) -> Tensor:
-    """Effective number of weights of a layer, the sum of ``1 - kappa``, [chains, draws]."""
+    """Effective number of weights of a layer: ``m_eff``, the sum of ``1 - kappa``.
+
+    (Piironen and Vehtari, 2017, section 3; see :func:`kappa`.)
+
+    Args:
+        posterior: Draws.
+        layer: Index of the weight matrix.
+
+    Returns:
+        [chains, draws], from 0 to the number of weights.
+
+    Raises:
+        ValueError: there is no such layer.
+
+    Example:
+        >>> count = effective_parameters(posterior)
+        >>> bool(count.mean() < 16 * 8)
+        True
+    """
     return (1 - kappa(posterior, layer)).sum((-1, -2))

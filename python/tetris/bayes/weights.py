@@ -22,6 +22,12 @@ class Weights:
         noise: Standard deviation [...] of regression's noise, or None.
         task: What outputs stand for.
         activation: Between layers.
+
+    Example:
+        >>> theta = network.start(torch.Generator().manual_seed(0), 5)
+        >>> weights = network.weights(theta)                # of five networks
+        >>> weights(x.double()).shape                       # [..., N, out]
+        torch.Size([5, 40, 1])
     """
 
     layers: tuple[tuple[Tensor, Tensor], ...]

@@ -33,6 +33,10 @@ void synchronize(const at::Tensor& x) {
   c10::cuda::stream_synchronize(c10::cuda::getCurrentCUDAStream(x.device().index()));
 }
 
+std::shared_ptr<void> beside_captures() {
+  return std::make_shared<c10::cuda::CUDAStreamCaptureModeGuard>(cudaStreamCaptureModeRelaxed);
+}
+
 void record_use(const at::Tensor& t, const at::Tensor& x) {
   c10::cuda::CUDACachingAllocator::recordStream(
       t.storage().data_ptr(), c10::cuda::getCurrentCUDAStream(x.device().index()));

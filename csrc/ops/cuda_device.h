@@ -5,6 +5,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <memory>
+
 #include "cuda/config.h"
 #include "cuda/problem.h"
 #include "ops/backend.h"
@@ -18,6 +20,11 @@ const Backend& cuda_backend();
 cuda::Stream current_stream(const at::Tensor& x);
 bool is_capturing(const at::Tensor& x);
 void synchronize(const at::Tensor& x);
+
+// As long as what it returns lives, the calling thread may wait, copy and allocate while another
+// captures a CUDA graph, which would be invalid otherwise: torch captures in the mode "global". The
+// thread that gets it must be the one that lets it go, and its stream must not be captured itself.
+std::shared_ptr<void> beside_captures();
 
 // Memory of t must not be used again before what the current stream was given is done.
 void record_use(const at::Tensor& t, const at::Tensor& x);

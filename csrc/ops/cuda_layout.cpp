@@ -149,12 +149,17 @@ void refuse_capture(const char* op, const Tensor& x, const char* what) {
 // Calls fn on a thread of its own and waits for it. What fn leaves behind outlives the call that it
 // is made for, so it must not come from what that call's thread has for the time being: a pool of
 // memory (torch.compile's mode "reduce-overhead" runs a model once in the pool of its graphs, and
-// raises if anything but the model's results is left in there), a stream, inference mode.
+// raises if anything but the model's results is left in there), a stream, inference mode. Another
+// thread may be capturing a graph meanwhile.
 template <class Fn>
 auto apart(const Tensor& x, Fn fn) {
-  synchronize(x);  // what the index tensors hold is there
+  {
+    const auto beside = beside_captures();
+    synchronize(x);  // what the index tensors hold is there
+  }
   return std::async(std::launch::async,
                     [&] {
+                      const auto beside = beside_captures();
                       const c10::OptionalDeviceGuard guard(x.device());
                       const at::NoGradGuard no_grad;
                       auto made = fn();

@@ -1,13 +1,25 @@
 // The CUDA ops on the emulator: CPU tensors stand for CUDA's. What csrc/ops/cuda_device.cpp is on a
 // machine with a GPU, so that the ops themselves, layouts and packing included, are tested where
 // there is none. TETRIS_EMULATED_GPU=8.0 makes it another generation; TETRIS_EMULATED_CAPTURE=1
-// claims that a CUDA graph is being captured.
+// claims that a CUDA graph is being captured, TETRIS_EMULATED_CAPTURE=elsewhere by another thread.
+#include <c10/util/Exception.h>
+
 #include <cstdlib>
 #include <string>
 
 #include "ops/cuda_device.h"
 
 namespace tetris::ops {
+namespace {
+
+thread_local int beside = 0;  // what of beside_captures() lives
+
+bool capturing(const std::string& who) {
+  const char* value = std::getenv("TETRIS_EMULATED_CAPTURE");
+  return value && value == who;
+}
+
+}  // namespace
 
 const Backend& cuda_backend() {
   static const Backend backend{c10::DeviceType::CPU,
@@ -20,12 +32,17 @@ const Backend& cuda_backend() {
 
 cuda::Stream current_stream(const at::Tensor&) { return nullptr; }
 
-bool is_capturing(const at::Tensor&) {
-  const char* value = std::getenv("TETRIS_EMULATED_CAPTURE");
-  return value && std::string(value) == "1";
+bool is_capturing(const at::Tensor&) { return capturing("1"); }
+
+void synchronize(const at::Tensor&) {
+  TORCH_CHECK(beside > 0 || !capturing("elsewhere"), "another thread's capture is invalid now");
 }
 
-void synchronize(const at::Tensor&) {}
+std::shared_ptr<void> beside_captures() {
+  ++beside;
+  return {nullptr, [](void*) { --beside; }};
+}
+
 void record_use(const at::Tensor&, const at::Tensor&) {}
 
 const cuda::DeviceInfo& device_info(const at::Tensor&) {

@@ -144,3 +144,13 @@ def test_a_new_layout_is_refused_while_capturing(monkeypatch):
     call(a)
     with pytest.raises(RuntimeError, match="transposing a layout needs the host"):
         torch.ops.tetris.bsmm_grad_input(grad, a["values"], *index, 10)
+
+
+@pytest.mark.skipif(not EMULATED, reason="on a GPU test_gpu_runtime captures a real graph")
+def test_a_first_call_waits_beside_another_threads_capture(monkeypatch):
+    monkeypatch.setenv("TETRIS_EMULATED_CAPTURE", "elsewhere")
+    a = moved(good(5))
+    call(a)
+    index = [a[n] for n in ("row_ptr", "col_idx", "row_perm", "col_perm")]
+    grad = torch.ones(5, 12, device=DEVICE)
+    torch.ops.tetris.bsmm_grad_input(grad, a["values"], *index, 10)

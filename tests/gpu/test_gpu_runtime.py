@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -124,6 +125,35 @@ def test_a_new_layout_is_refused_while_capturing():
     ):
         moved.bsmm(x)
     assert moved.bsmm(x).isfinite().all()  # and the device still works
+
+
+@hardware
+def test_a_new_layout_beside_another_threads_capture():
+    """CUDA makes a capture invalid when any other thread copies, waits or allocates unprotected."""
+    _, moved, x = layer_and_x()
+
+    def first_calls():
+        tetris._C.cuda_forget_layouts()
+        y = moved.bsmm(x)
+        return y, torch.ops.tetris.bsmm_grad_input(y, moved.values, *moved.index, CASE.k)
+
+    graph, replayed = torch.cuda.CUDAGraph(), torch.zeros(1000, device=DEVICE)
+    with ThreadPoolExecutor(1) as other:
+        # What these results leave is memory for the second ones.
+        want = [t.clone() for t in other.submit(first_calls).result()]
+        gc.collect()
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            graph.capture_begin(capture_error_mode="global")
+            try:
+                replayed.add_(1)
+                got = other.submit(first_calls).result()
+            finally:
+                graph.capture_end()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert replayed.eq(1).all()
 
 
 @hardware
@@ -362,8 +392,6 @@ def copy_to(layer, device):
 
 @hardware
 def test_threads():
-    from concurrent.futures import ThreadPoolExecutor
-
     _, moved, x = layer_and_x()
     want = moved.bsmm(x)
     torch.cuda.synchronize()

@@ -18,8 +18,11 @@ struct alignas(128) TensorMap {
 // dimension first. A load may take every second element along a dimension, or every third ... In
 // shared memory a box lies as if it were an array of its own, in which the innermost rows, of 16,
 // 32 or 64 elements, are swizzled over their 32, 64 or 128 bytes (ptx_sm90.cuh: wgmma_layout).
-// Strides need not grow from one dimension to the next (ThunderKittens cuts rows into pieces of the
-// swizzle the same way).
+// Strides need not grow from one dimension to the next, nor be multiples of each other, as they do
+// and are in the documentation's example. CUTLASS asks for multiples of 16 bytes below 2^40 alone
+// (make_tma_copy_desc), and encodes maps for FlashAttention-3 that have the heads of
+// [batch][token][head][channel] behind the tokens; ThunderKittens cuts rows into pieces of the
+// swizzle, strides of a row and then of 128 bytes, as hopper.cu cuts values (create_tensor_map).
 struct TensorBox {
   static constexpr int kMaxRank = 4;
   DType dtype;

@@ -479,6 +479,7 @@ def test_counts_are_refused_before_sampling():
     for settings, match in (
         ({"draws": 3}, r"draws, which R-hat is of, must be an int >= 4 \(got 3\)"),
         ({"chains": 0}, "chains must be an int >= 1"),
+        ({"warmup": 3}, "sample_hmc: warmup must be an int >= 20"),
         ({"accept": 2.0}, r"accept must be a number in \(0, 1\)"),
         ({"dtype": torch.float16}, "float32 or float64"),
         ({"seed": 1.5}, r"sample_hmc: seed must be an int \(got 1.5\)"),
@@ -496,3 +497,24 @@ def test_counts_are_refused_before_sampling():
     assert torch.equal(draws.chain(-1).theta, draws.theta[1:])
     with pytest.raises(ValueError, match="draws must be an int >= 1"):
         draws.thin(0)
+
+
+@pytest.mark.filterwarnings("ignore:sample_hmc")  # so few draws do not converge
+def test_progress_is_shown_on_standard_error(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    x, y = problem()
+    network = BayesianMLP((5, 3, 1), Gaussian(), 12)
+    calls = []
+    few = {"warmup": 20, "draws": 4, "steps": 1, "advance": lambda: calls.append(1)}
+    for show in (True, False):
+        fit = bayes.MAP(network)
+        bayes.sample_hmc(network, x[None], y[None], progress=show, **few)
+        fit.fit(x, y, 2, progress=show, advance=few["advance"])
+        fit.around(x, y, 3, 1, progress=show, advance=few["advance"])
+        assert len(calls) == 24 + 2 + 3  # whether a bar is shown or not
+        calls.clear()
+        shown = capsys.readouterr()
+        assert not shown.out
+        for name in ("sampling", "fitting", "walking"):
+            assert (name in shown.err) == show

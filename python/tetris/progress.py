@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,6 +38,11 @@ def steps(show: bool, name: str, total: int) -> Iterator[Advance]:
     """A call that says that one step is done, of so many; it shows a bar if asked to.
 
     No other bar may be shown meanwhile: rich refuses two, or they spoil each other.
+
+    Args:
+        show: Whether there is a bar.
+        name: What is written beside it.
+        total: How many steps there are.
     """
     if not show:
         yield lambda steps=1, *, now=None: None
@@ -54,3 +59,17 @@ def steps(show: bool, name: str, total: int) -> Iterator[Advance]:
     with make_bar(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(name, total=total)
         yield lambda steps=1, *, now=None: bar.update(task, advance=steps, description=now)
+
+
+@contextmanager
+def counted(
+    show: bool, name: str, total: int, advance: Callable[[], object]
+) -> Iterator[Callable[[], None]]:
+    """The same for who has a function to call after each step besides: ``advance``."""
+    with steps(show, name, total) as done:
+
+        def both() -> None:
+            done()
+            advance()
+
+        yield both

@@ -13,6 +13,7 @@ from .data import check_count, check_share
 
 LogDensity = Callable[[Tensor], Tensor]
 DIVERGENT = 1000.0  # error of the energy from which a trajectory counts as divergent, as in Stan
+LEAST_WARMUP = 20
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ def hmc(
         >>> found.theta.shape                                       # of four chains
         torch.Size([4, 100, 3])
     """
-    for name, count, least in (("warmup", warmup, 20), ("draws", draws, 1), ("steps", steps, 1)):
+    for name, count, least in (
+        ("warmup", warmup, LEAST_WARMUP),
+        ("draws", draws, 1),
+        ("steps", steps, 1),
+    ):
         check_count("hmc", name, count, least)
     check_share("hmc", accept=accept)
     if not 0 <= jitter < 1:

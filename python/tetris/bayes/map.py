@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..checks import DTYPES, check_seed, describe
+from ..progress import counted
 from .convergence import Convergence
 from .data import check_count, check_data, check_positive
 from .network import NOISE, BayesianMLP
@@ -92,6 +93,7 @@ class MAP:
         *,
         learning_rate: float = 1e-2,
         advance: Callable[[], object] = lambda: None,
+        progress: bool = False,
     ) -> Posterior:
         """Adam with a learning rate that falls to zero as a cosine.
 
@@ -101,6 +103,7 @@ class MAP:
             epochs: Passes over the data.
             learning_rate: At the start.
             advance: Called once per epoch.
+            progress: Show a progress bar.
 
         Returns:
             The end as a posterior of one draw.
@@ -111,7 +114,8 @@ class MAP:
         """
         self._check("MAP.fit", x, y, epochs, learning_rate)
         began = len(self.history)
-        self._descend("MAP.fit", x, y, epochs, learning_rate, True, advance, lambda theta: None)
+        with counted(progress, "fitting", epochs, advance) as after:
+            self._descend("MAP.fit", x, y, epochs, learning_rate, True, after, lambda theta: None)
         self._notes = self._descended(began)
         return Posterior(self.network, self.theta[None, None].clone(), self.convergence)
 
@@ -125,6 +129,7 @@ class MAP:
         learning_rate: float = 1e-3,
         rank: int = 20,
         advance: Callable[[], object] = lambda: None,
+        progress: bool = False,
     ) -> Posterior:
         """Walk on at a constant learning rate and draw from the Gaussian that fits the walk.
 
@@ -136,6 +141,7 @@ class MAP:
             learning_rate: Of Adam; sets how wide the walk is.
             rank: Columns of the low-rank part, of the last epochs.
             advance: Called once per epoch.
+            progress: Show a progress bar.
 
         Returns:
             Draws as one chain; their convergence tells whether the walk still descended.
@@ -161,7 +167,8 @@ class MAP:
             del last[:-rank]
 
         try:
-            self._descend(where, x, y, epochs, learning_rate, False, advance, collect)
+            with counted(progress, "walking", epochs, advance) as after:
+                self._descend(where, x, y, epochs, learning_rate, False, after, collect)
         finally:
             self.theta = end
         sd = (square - mean.square()).clamp(min=0).sqrt()

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..checks import DTYPES, check_seed, describe
+from ..progress import counted
 from ..warn import warn
 from .convergence import LEAST_DRAWS, Convergence, effective_size, split_rhat
 from .data import check_count, check_data, check_inputs, check_positive, check_targets
-from .hmc import hmc
+from .hmc import LEAST_WARMUP, hmc
 from .network import NOISE, NOISE_LAW, BayesianMLP
 from .predict import Predictive
 from .weights import Weights, targets
@@ -121,6 +122,7 @@ def sample_hmc(
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
     advance: Callable[[], object] = lambda: None,
+    progress: bool = False,
 ) -> list[Posterior]:
     """Posteriors of one network on several data sets, by :func:`tetris.bayes.hmc`, all at once.
 
@@ -140,6 +142,7 @@ def sample_hmc(
         seed: Of starts and draws.
         dtype: To compute in.
         advance: Called once per iteration.
+        progress: Show a progress bar.
 
     Returns:
         One posterior per data set.
@@ -157,23 +160,25 @@ def sample_hmc(
     check_network(where, network)
     check_data(where, network, x, y, sets=True)
     check_count(where, "chains", chains, 1)
+    check_count(where, "warmup", warmup, LEAST_WARMUP)
     check_count(where, "draws, which R-hat is of,", draws, LEAST_DRAWS)
     if dtype not in DTYPES["cpu"]:
         raise ValueError(f"{where}: dtype must be float32 or float64 (got {dtype})")
     generator = torch.Generator().manual_seed(check_seed(where, seed))
     inputs = x.to(dtype).unsqueeze(1)
     outputs = (y if network.task == "classification" else y.to(dtype)).unsqueeze(1)
-    found = hmc(
-        lambda theta: network.log_joint(theta, inputs, outputs),
-        network.start(generator, len(x), chains, dtype=dtype),
-        warmup=warmup,
-        draws=draws,
-        steps=steps,
-        accept=accept,
-        generator=generator,
-        variance=network.prior_variance(dtype),
-        advance=advance,
-    )
+    with counted(progress, "sampling", warmup + draws, advance) as after:
+        found = hmc(
+            lambda theta: network.log_joint(theta, inputs, outputs),
+            network.start(generator, len(x), chains, dtype=dtype),
+            warmup=warmup,
+            draws=draws,
+            steps=steps,
+            accept=accept,
+            generator=generator,
+            variance=network.prior_variance(dtype),
+            advance=after,
+        )
     posteriors = []
     for index in range(len(x)):
         theta = found.theta[index]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tetris.bench.layers import entries_inside
+from tetris.blocking import removed_count
 from tetris.timing import Candidate, prepacked_conv2d, prepacked_linear
 
 from .models import MODELS
@@ -129,7 +130,7 @@ class SparseConv:
         bo, bi = block
         groups = -(-shape.inputs // bi)
         rows, columns = -(-shape.outputs // bo), shape.kernel**2 * groups
-        stored = rows * columns - int(sparsity * rows * columns)
+        stored = rows * columns - removed_count(sparsity, rows * columns)
         kept = np.zeros(rows * columns, dtype=bool)
         kept[rng.choice(rows * columns, stored, replace=False, shuffle=False)] = True
         kept = kept.reshape(rows, columns)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import tetris
 from tetris.bench.layers import frozen
+from tetris.blocking import removed_count
 from tetris.modules import replace_modules
 from tetris.timing import Candidate, Durations, Plan, interleave, quartiles
 
@@ -65,7 +66,7 @@ def random_layout(
     """Random blocks, as many as a sparsity leaves, under random orders."""
     outputs, inputs, *kernel = shape
     grid = -(-outputs // block[0]), -(-inputs // block[1]) * math.prod(kernel)
-    removed = int(sparsity * grid[0] * grid[1])
+    removed = removed_count(sparsity, grid[0] * grid[1])
     order = torch.randperm(grid[0] * grid[1], generator=generator)
     row_perm, col_perm = (torch.randperm(n, generator=generator).int() for n in (outputs, inputs))
     return tetris.BlockLayout.from_block_mask(

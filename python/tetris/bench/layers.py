@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocking import removed_count
 from ..timing import Candidate, prepacked_linear, rotate, unpacked_product
 
 
@@ -74,7 +75,7 @@ class SparseLayer:
         rng = np.random.default_rng(seed)
         bo, bi = block
         rows, columns = -(-outputs // bo), -(-inputs // bi)
-        stored = rows * columns - int(sparsity * rows * columns)
+        stored = rows * columns - removed_count(sparsity, rows * columns)
         kept = np.zeros(rows * columns, dtype=bool)
         kept[rng.choice(rows * columns, stored, replace=False, shuffle=False)] = True
         kept = kept.reshape(rows, columns)

@@ -43,7 +43,7 @@ __all__ = [
 def run_rivals(shape: Shape, points: list[tuple[tuple[int, int], float]], step: Step):
     """Sparse peers at a few points, on one thread (scipy has no more)."""
     torch.set_num_threads(1)
-    x = torch.randn(shape.tokens, shape.inputs)
+    x = torch.randn(shape.tokens, shape.inputs, generator=torch.Generator().manual_seed(0))
     grid = Grid([shape], [], [], [1], False, Plan())
     dense = fast_dense(shape, x, grid)
     for block, sparsity in points:
@@ -73,9 +73,10 @@ def run_training(grid: Grid, step: Step) -> Iterator[Row]:
     does not use in training by itself but are faster than MKL on some machines.
     """
     for shape in grid.shapes:
-        x = torch.randn(shape.tokens, shape.inputs, requires_grad=True)
-        grad = torch.randn(shape.tokens, shape.outputs)
-        weight = torch.randn(shape.outputs, shape.inputs, requires_grad=True)
+        random = torch.Generator().manual_seed(0)
+        x = torch.randn(shape.tokens, shape.inputs, generator=random).requires_grad_()
+        grad = torch.randn(shape.tokens, shape.outputs, generator=random)
+        weight = torch.randn(shape.outputs, shape.inputs, generator=random).requires_grad_()
         rivals = dense_steps(x, weight, grad)
 
         for threads in grid.threads:

@@ -26,7 +26,7 @@ from benchmarks import (
 )
 from benchmarks.convolutions import ConvShape, SparseConv, dense_convolutions, layers_of
 from benchmarks.models import MODELS
-from benchmarks.networks import random_sparse, ways
+from benchmarks.networks import random_layout, random_sparse, ways
 from benchmarks.transformer_blocks import (
     PARTS,
     Attention,
@@ -114,6 +114,30 @@ def test_random_layer_is_exact_and_correct(shape, block):
     layer.check(torch.randn(9, inputs))
     assert layer.entries == torch.count_nonzero(layer.values)  # what padding holds is zero
     assert layer.density == layer.entries / (inputs * outputs)
+
+
+def test_random_layers_remove_what_the_library_would():
+    """29 of 100 blocks, where 0.29 * 100 is a little less in floating point."""
+    assert len(SparseLayer.random(100, 4, (4, 1), 0.29).values) == 71
+    assert len(SparseConv.random(ConvShape(1, 100, 4, 4, 1), (4, 1), 0.29).values) == 71
+    layout = random_layout(torch.Size([4, 100]), (4, 1), 0.29, torch.Generator())
+    assert layout.nnz_blocks == 71
+
+
+def test_dense_baselines_have_the_same_weights_each_time(monkeypatch):
+    weights = []
+    monkeypatch.setattr(
+        bench_sweep, "dense_candidates", lambda x, weight, *_: weights.append(weight) or {}
+    )
+    monkeypatch.setattr(bench_sweep, "check_agreement", lambda _: None)
+    monkeypatch.setattr(bench_sweep, "interleave", lambda *_: {})
+    monkeypatch.setattr(bench_sweep, "near_best", lambda *_: {})
+    shape = Shape(1, 64, 64)
+    grid = bench_sweep.Grid([shape], [], [], [1], False, Plan())
+    for _ in range(2):
+        bench_sweep.fast_dense(shape, torch.ones(1, 64), grid)
+    assert torch.equal(*weights)
+    assert weights[0].unique().numel() > 1000
 
 
 def test_check_notices_a_wrong_result(monkeypatch):

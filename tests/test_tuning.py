@@ -140,6 +140,13 @@ def test_the_fastest_candidate_is_kept(monkeypatch):
     assert "hopper does not run: too much shared memory" in lines[0]
 
 
+def test_tuning_measures_the_same_numbers_each_time():
+    problem = tune.Problem(8, 32, 16, (4, 1), 0.5, "float32")
+    first, again = (tune.calls(problem, "cpu", training=True) for _ in range(2))
+    assert list(first) == ["forward", "dx", "dvalues"]
+    assert all(torch.equal(first[op](), again[op]()) for op in first)
+
+
 def test_tune_command_says_what_is_missing(capsys):
     assert cli.main(["tune"]) == 1
     error = capsys.readouterr().err

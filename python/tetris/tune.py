@@ -53,9 +53,10 @@ def calls(problem: Problem, device: str, training: bool) -> dict[str, Callable[[
     """The ops of a problem by name, ready to run: forward, and with ``training`` the gradients."""
     layout = random_layout(problem).to(device)
     dtype, (bo, bi) = DTYPES[problem.dtype], problem.block
+    random = torch.Generator(device).manual_seed(0)
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(*size, device=device, dtype=dtype)
+        return torch.randn(*size, device=device, dtype=dtype, generator=random)
 
     x = draw(problem.tokens, problem.in_features)
     values = draw(layout.nnz_blocks, bi, bo)

@@ -218,6 +218,11 @@ def test_images_that_do_not_go_together(monkeypatch):
     for images in (0, -1, True):
         with pytest.raises(ValueError, match="images must be an int of at least 1"):
             load(grey, grey, images=images)
+    for seed in (True, 1.5, "1", np.array([1])):
+        with pytest.raises(ValueError, match="hugging_face: seed must be an int"):
+            load(grey, grey, images=1, seed=seed)
+    drawn = (load(grey, grey, grey, grey, images=2, seed=s).train_y for s in (np.int64(3), 3))
+    assert torch.equal(*drawn)
     with pytest.raises(KeyError, match=r"no column 'img' \(it has \['image', 'label'\]\).*image="):
         load(grey, image="img")
     assert load(FakePalette(), colour).train_x.shape[:2] == (2, 3)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import re
 
 import numpy as np
 import pytest
@@ -83,7 +84,16 @@ def test_no_block(entry):
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_integers_and_floats_of_numpy_are_numbers(entry):
     ENTRIES[entry](block=(np.int64(4), np.int32(1)), sparsity=np.float32(0.5), seed=np.int64(1))
-    ENTRIES[entry](block=np.array([4, 1]), sparsity=0)
+    ENTRIES[entry](block=np.array([4, 1]), sparsity=0, seed=np.array(1))
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("seed", [np.bool_(True), np.float64(1), np.array([1])], ids=repr)
+def test_a_seed_is_one_integer(entry, seed):
+    with pytest.raises(
+        ValueError, match=rf"{entry}: seed must be an int \(got {re.escape(repr(seed))}\)"
+    ):
+        ENTRIES[entry](seed=seed)
 
 
 @pytest.mark.parametrize("entry", [e for e in ENTRIES if e != "tetris.reorder.search"])

@@ -269,4 +269,6 @@ def check_keywords(where: str, given: Iterable[str], known: Iterable[str]) -> No
 
 
 def _is_int(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, (bool, Tensor))
+    if not hasattr(value, "__index__") or isinstance(value, (bool, Tensor)):
+        return False
+    return not isinstance(value, np.ndarray) or (value.ndim == 0 and value.dtype.kind in "iu")

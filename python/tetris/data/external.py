@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import check_seed
 from .dataset import Dataset, from_arrays
 
 
@@ -140,6 +141,7 @@ def _stack(
     """Images and labels of items, drawn at random where there are too many."""
     if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
         raise ValueError(f"{where}: images must be an int of at least 1, or None (got {most!r})")
+    seed = check_seed(where, seed)
     chosen: Iterable[int] = range(count)
     if most is not None and most < count:
         generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -296,6 +297,22 @@ def test_threads_are_predicted_for():
     one, two = (tetris.analyze(model, x, threads=t, **QUICK) for t in (1, 2))
     assert two.layers[0].dense_ms < one.layers[0].dense_ms
     assert (one.threads, two.threads) == (1, 2)
+
+
+def test_a_report_says_which_threads_its_times_were_measured_on():
+    """What they are on others is what the formula makes of it."""
+    model, x = mlp(), torch.randn(512, 256)
+    cost = tetris.cost.load()
+    most = max(cost.threads)
+    assert most < 99
+    asked = {t: tetris.analyze(model, x, cost=cost, threads=t, **QUICK) for t in (most, 99)}
+    assert asked[most].source == cost.source
+    counts = ", ".join(map(str, sorted(cost.threads)))
+    assert asked[99].source == f"{cost.source}, measured on {counts} threads only"
+    assert f"99 threads; cost model {asked[99].source}" in str(asked[99]).replace("\n", " ")
+    one = replace(cost, threads={1: cost.threads[1]})
+    found = tetris.analyze(model, x, cost=one, threads=2, **QUICK)
+    assert found.source.endswith(", measured on 1 thread only")
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,11 @@ def test_bad_thread_count(threads, capsys):
     assert "expected a number from 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "bench", "calibrate"])
+@pytest.mark.parametrize("command", ["demo", "bench", "calibrate", "analyze"])
 def test_more_threads_than_cores_are_refused(command, capsys):
     """OpenMP ends the process where it cannot have its threads' stacks."""
     with pytest.raises(SystemExit):
-        cli.main([command, "--threads", "100000"])
+        cli.main([command, *["model.safetensors"] * (command == "analyze"), "--threads", "100000"])
     assert "(got 100000)" in capsys.readouterr().err
 
 

@@ -16,6 +16,7 @@ from .arguments import (
     sizes,
     sparsity_share,
     text_stream,
+    threads,
     write_output,
 )
 
@@ -90,7 +91,7 @@ def add_parser(commands: Any) -> None:
     add("--exclude", nargs="+", default=[], metavar="PATTERN", help="the same; wins")
     add(
         "--threads",
-        type=checked(count),
+        type=checked(threads),
         metavar="N",
         help="threads to predict for (default: torch's choice)",
     )

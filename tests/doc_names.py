@@ -317,6 +317,7 @@ def wide():
 
 SETUPS = {
     "tetris.analysis.model.analyze": analyzed,
+    "tetris.analysis.report.AnalysisReport": analyzed,
     "tetris.analysis.report.AnalysisReport.overrides": analyzed,
     **dict.fromkeys(
         (
@@ -341,8 +342,10 @@ SETUPS = {
     "tetris.checkpoint.load": saved,
     "tetris.checkpoint.save": saved,
     "tetris.fold.fold.fold": residual,
+    "tetris.fold.report.FoldReport": residual,
     "tetris.fold.shared.shared_orders": residual,
     "tetris.frechet.frechet_distance": frechet,
+    "tetris.fuse.FuseReport": fused,
     "tetris.fuse.fuse": fused,
     "tetris.layout.BlockLayout.with_blocks": layout,
     "tetris.nn.conv.SparseConv1d": lambda: convolution(nn.Conv1d(16, 32, 3), 2, 16, 9),
@@ -353,15 +356,18 @@ SETUPS = {
     "tetris.nn.linear.SparseLinear": linear,
     "tetris.nn.transposed.SparseTransposedLinear": gpt2,
     "tetris.ops_conv.bsconv2d": convolved,
+    "tetris.ops_conv.bsconv_transpose2d": convolved,
     "tetris.plotting.plot_images": pictures,
     "tetris.prune.dcp.channels.shrink_channels": channels,
     "tetris.prune.dcp.pruner.DCPPruner": channels,
     "tetris.prune.dsm.DSMPruner": chain,
     "tetris.prune.gan.pruner.GANPruner": gan,
     "tetris.prune.gan.tasks.ImageToImageGAN": images_to_images,
+    "tetris.prune.gan.tasks.UnconditionalGAN": gan,
     "tetris.prune.latency.Latency": slow_enough,
     "tetris.prune.report.SparsifyReport.overrides": analyzed,
     "tetris.prune.orders.SharedOrder": residual,
+    "tetris.prune.orders.SharedOrders": residual,
     "tetris.prune.synaptic.pruner.SynapticPruner": synaptic,
     "tetris.prune.synaptic.pruner.SynapticPruner.parameter_groups": parameter_groups,
     "tetris.prune.target.Flops": one_convolution,

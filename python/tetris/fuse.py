@@ -73,6 +73,12 @@ class FuseReport:
             reason.
         untraced: Why the model as a whole could not be traced; only ``nn.Sequential`` chains and
             modules of one argument were fused then. None otherwise.
+
+    Example:
+        >>> sparse = tetris.sparsify(model.eval(), sparsity=0.5, block=(8, 1), exclude="fc")
+        >>> fast, report = tetris.fuse(sparse, return_report=True)
+        >>> len(report.fused), report.kept
+        (1, {})
     """
 
     fused: list[FusedLayer] = field(default_factory=list)

@@ -32,6 +32,11 @@ class Info:
         forced_cuda_kernel: Kernel forced by ``TETRIS_CUDA_KERNEL``, None if unset.
         tuned: Problems measured by ``tetris tune`` for each device.
         problems: What is wrong with ``TETRIS_*`` environment variables, a sentence each.
+
+    Example:
+        >>> found = tetris.info()
+        >>> found.isa_in_use in found.isas_supported
+        True
     """
 
     version: str

@@ -90,7 +90,33 @@ def bsmm_grad_input(
     col_perm: Tensor | None,
     in_features: int,
 ) -> Tensor:
-    """Gradient of :func:`bsmm` for x: ``dx = grad @ W``, [..., out] to [..., in_features]."""
+    """Gradient of :func:`bsmm` for x: ``dx = grad @ W``, computed on stored blocks.
+
+    Args:
+        grad: [..., out], of the product before its activation; types as for :func:`bsmm`.
+        values: [nnzb, bi, bo], the type of grad; this and the index tensors as for :func:`bsmm`.
+        row_ptr: int32[ceil(out / bo) + 1].
+        col_idx: int32[nnzb].
+        row_perm: int32[out] or None.
+        col_perm: int32[in] or None.
+        in_features: in.
+
+    Returns:
+        [..., in_features] in original input order, the type of grad; differentiable in grad and
+        values.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as :func:`bsmm`.
+
+    Example:
+        >>> layout = tetris.BlockLayout.from_dense(weight, (4, 1), sparsity=0.9)
+        >>> grad = torch.randn(16, layout.out_features)
+        >>> dx = tetris.ops.bsmm_grad_input(grad, layout.pack(weight), layout.row_ptr,
+        ...                                 layout.col_idx, layout.row_perm, layout.col_perm,
+        ...                                 layout.in_features)
+        >>> torch.allclose(dx, grad @ (weight * layout.mask()), atol=1e-4)
+        True
+    """
     return torch.ops.tetris.bsmm_grad_input(
         grad, values, row_ptr, col_idx, row_perm, col_perm, in_features
     )
@@ -111,7 +137,32 @@ def bsmm_grad_values(
     col_perm: Tensor | None,
     block: tuple[int, int],
 ) -> Tensor:
-    """Gradient of :func:`bsmm` for values: ``grad.T @ x`` on stored blocks, [nnzb, bi, bo]."""
+    """Gradient of :func:`bsmm` for values: ``grad.T @ x``, computed where blocks are stored.
+
+    Args:
+        x: [..., in] tokens; types as for :func:`bsmm`.
+        grad: [..., out], of the product before its activation, the type of x.
+        row_ptr: int32[ceil(out / bo) + 1]; this and the next three as for :func:`bsmm`.
+        col_idx: int32[nnzb].
+        row_perm: int32[out] or None.
+        col_perm: int32[in] or None.
+        block: (bo, bi), which no tensor tells here.
+
+    Returns:
+        [nnzb, bi, bo], the type of x, summed over all tokens; zero where a block at the edge
+        reaches beyond the weight. Differentiable in x and grad.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as :func:`bsmm`.
+
+    Example:
+        >>> layout = tetris.BlockLayout.from_dense(weight, (4, 1), sparsity=0.9)
+        >>> grad = torch.randn(16, layout.out_features)
+        >>> found = tetris.ops.bsmm_grad_values(x, grad, layout.row_ptr, layout.col_idx,
+        ...                                     layout.row_perm, layout.col_perm, layout.block)
+        >>> torch.allclose(found, layout.pack(grad.T @ x), atol=1e-4)
+        True
+    """
     return torch.ops.tetris.bsmm_grad_values(
         x, grad, row_ptr, col_idx, row_perm, col_perm, block[0], block[1]
     )

@@ -136,7 +136,22 @@ def bsconv_transpose2d(
         residual: Added before the activation, or None.
 
     Returns:
-        [N, out, (H - 1) stride - 2 padding + dilation (kh - 1) + output_padding + 1, ...].
+        [N, out, (H - 1) stride - 2 padding + dilation (kh - 1) + output_padding + 1, ...], in
+        the memory format of x; differentiable as :func:`bsconv2d`.
+
+    Raises:
+        RuntimeError, TypeError, ValueError: as :func:`bsconv2d`.
+
+    Example:
+        >>> weight = torch.randn(16, 32, 2, 2)                          # [in, out, kh, kw]
+        >>> rows = weight.transpose(0, 1)
+        >>> layout = tetris.BlockLayout.from_dense(rows, (8, 1), sparsity=0.9)
+        >>> y = tetris.ops.bsconv_transpose2d(
+        ...     x, layout.pack(rows), layout.row_ptr, layout.col_idx, layout.row_perm,
+        ...     layout.col_perm, bias, layout.out_features, kernel_size=(2, 2), stride=(2, 2),
+        ... )
+        >>> y.shape                                                     # of 8x8 pixels
+        torch.Size([2, 32, 16, 16])
     """
     return torch.ops.tetris.bsconv_transpose2d(
         x,

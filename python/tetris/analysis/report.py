@@ -88,6 +88,12 @@ class AnalysisReport:
             of a file also tensors that are no layers of a kind that is analyzed.
         threads: Threads that times are for.
         source: Where the cost model comes from.
+
+    Example:
+        >>> report = tetris.analyze(model, x)
+        >>> report.layers[0].name
+        'fc'
+        >>> sparse = tetris.sparsify(model, exclude=report.dense, overrides=report.overrides())
     """
 
     layers: tuple[LayerAnalysis, ...]

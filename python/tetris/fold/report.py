@@ -39,6 +39,13 @@ class FoldReport:
         untraced: Why the model could not be traced as a whole; only its parts were then. None
             otherwise.
         pruning: What :func:`tetris.sparsify` reported, if the model was pruned in the same call.
+
+    Example:
+        >>> _, report = tetris.fold(
+        ...     model, images, sparsity=0.9, block=(8, 8), return_report=True
+        ... )
+        >>> report.after < report.before, report.difference < 1e-5
+        (True, True)
     """
 
     before: int

@@ -73,6 +73,12 @@ class BlockPruner(Pruner):
             back starts at zero then, as it does on stored blocks.
         progress: Show progress bars during searches.
         **settings: ``sparsity``, ``block`` and the other fields of :class:`LayerOptions`.
+
+    Example:
+        >>> class Energy(tetris.prune.BlockPruner):
+        ...     def saliency(self, name, layer):
+        ...         return layer.weight.detach().square()
+        >>> pruner = Energy(model, sparsity=0.75, block=(8, 8), exclude="classifier")
     """
 
     @shows_settings

@@ -41,6 +41,11 @@ class BlockMask(nn.Module):
         block_mask: bool[G, C] buffer in packed order, True is kept.
         row_perm: int32[out] buffer, original output of each packed slot.
         col_perm: int32[in] buffer, the same for inputs.
+
+    Example:
+        >>> layout = tetris.BlockLayout.from_dense(weight, (8, 8), sparsity=0.75)
+        >>> torch.equal(BlockMask(layout)(weight), weight * layout.mask())
+        True
     """
 
     block_mask: Tensor

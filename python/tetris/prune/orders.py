@@ -161,6 +161,11 @@ class SharedOrders:
         held: (layer, ``"rows"`` or ``"columns"``) -> why these, or some of them, are fixed.
         free: The same -> why nothing is known of these: each keeps an order of its own, and with
             it a permutation at run time.
+
+    Example:
+        >>> orders = tetris.shared_orders(model, images)
+        >>> print(orders)
+        >>> sparse = tetris.sparsify(model, sparsity=0.9, block=(8, 8), share=orders)
     """
 
     orders: tuple[SharedOrder, ...] = ()

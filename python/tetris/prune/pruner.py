@@ -88,6 +88,17 @@ class Pruner:
         steps: Calls of :meth:`step` so far.
         layers: name -> dense layer, of those that are pruned, in the model's order.
         layer_options: name -> settings.
+
+    Example:
+        >>> class Random(tetris.prune.Pruner):                  # blocks at random, all at once
+        ...     def prune(self):
+        ...         worth = {n: torch.rand_like(layer.weight) for n, layer in self.layers.items()}
+        ...         self.keep({n: plan.layout for n, plan in self.search(worth).items()})
+        >>> pruner = Random(model, sparsity=0.75, block=(8, 8), exclude="classifier")
+        >>> pruner.prune()
+        >>> pruner.sparsity
+        0.75
+        >>> sparse = pruner.finalize()
     """
 
     def __init__(

@@ -108,6 +108,13 @@ class SparsifyReport:
         layers: One entry per sparse layer, in the model's order.
         skipped: Linear layers and convolutions that stay dense, with the reason.
         latency: What a :class:`tetris.prune.Latency` target chose; None with other targets.
+
+    Example:
+        >>> _, report = tetris.sparsify(model, sparsity=0.9, block=(8, 8), return_report=True)
+        >>> [layer.name for layer in report.layers]
+        ['fc', 'classifier']
+        >>> report.layers[0].retained >= report.layers[0].identity_retained
+        True
     """
 
     layers: tuple[LayerReport, ...]

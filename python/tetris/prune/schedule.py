@@ -16,7 +16,12 @@ Schedule = Callable[[int, float], float]
 
 @dataclass(frozen=True)
 class OneShot:
-    """Everything at once, before the first step."""
+    """Everything at once, before the first step.
+
+    Example:
+        >>> OneShot()(0, 0.9)
+        0.9
+    """
 
     def __call__(self, step: int, final: float) -> float:
         """Return the final sparsity."""
@@ -35,6 +40,9 @@ class Cubic:
         end: Step from which the final sparsity holds.
         every: Masks change at every so many steps after ``begin``, and at ``end``.
         initial: Sparsity s_i at ``begin``; none before.
+
+    Raises:
+        ValueError: a number out of its range, or ``end`` not behind ``begin``.
 
     Example:
         >>> round(Cubic(begin=0, end=100)(50, 0.8), 3)

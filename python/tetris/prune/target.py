@@ -48,6 +48,19 @@ class Target(ABC):
 
     Attributes:
         kept: A share of what the dense layers cost, if a float; else as many units, an int.
+
+    Raises:
+        ValueError: kept is neither.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Bytes(tetris.prune.Target):
+        ...     kept: float | int
+        ...     def costs(self, model, layers):
+        ...         return {n: float(layer.weight.element_size()) for n, layer in layers.items()}
+        >>> sparse = tetris.sparsify(model, target=Bytes(4_000), scope="global")
+        >>> sum(layer.values.nbytes for layer in (sparse.fc, sparse.classifier)) <= 4_000
+        True
     """
 
     kept: float | int

@@ -95,6 +95,16 @@ class UnconditionalGAN:
             Scores are of any shape ``[N, ...]``, such as those of patches. ``logistic`` takes
             logits: a discriminator that ends in a sigmoid, for ``nn.BCELoss``, is passed without.
         penalty: Weight of the gradient penalty.
+
+    Raises:
+        ValueError: another loss, or a weight that is negative or no number.
+
+    Example:
+        >>> task = tetris.prune.UnconditionalGAN("wasserstein", penalty=10.0)
+        >>> pruner = tetris.prune.GANPruner(
+        ...     generator, discriminator, task=task, train_d=False, schedule="one_shot",
+        ...     sparsity=0.5, block=(8, 8),
+        ... )
     """
 
     loss: Adversarial = "logistic"
@@ -238,7 +248,13 @@ class ConditionalGAN(UnconditionalGAN):
     attributes, floating [N, attributes] of 0 and 1 (Choi et al., "StarGAN", CVPR 2018).
 
     Attributes:
+        loss: As of :class:`UnconditionalGAN`.
+        penalty: Likewise.
         classify: Weight of ``cla``, or None.
+
+    Example:
+        >>> told = tetris.prune.ConditionalGAN("hinge")         # discriminator(images, labels)
+        >>> guesses = tetris.prune.ConditionalGAN("logistic", classify=1.0)
     """
 
     classify: float | None = None

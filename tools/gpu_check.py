@@ -58,7 +58,7 @@ class Part:
             self.process = subprocess.Popen(
                 self.command,
                 cwd=ROOT,
-                env={**os.environ, **self.env},
+                env={**os.environ, "PATH": programs(), **self.env},
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -79,6 +79,12 @@ class Part:
         print(f"-- {self.name}: {self.status}, {self.seconds:.0f} s", flush=True)
         print("\n".join("   " + line for line in lines[-tail:]), flush=True)
         return self.status == "passed"
+
+
+def programs() -> str:
+    """PATH, with what is installed beside the interpreter (cmake, ninja) first."""
+    here = str(Path(sys.executable).parent)
+    return os.pathsep.join(filter(None, [here, os.environ.get("PATH")]))
 
 
 def environment() -> dict[str, str]:
@@ -116,8 +122,9 @@ def build_commands(out: Path, jobs: int) -> list[Part]:
         f"-DTETRIS_CUDA_TARGETS={target()}",
         f"-DCMAKE_CUDA_FLAGS=-split-compile={max(1, jobs // 4)}",
     ]
-    compile_ = ["cmake", "--build", str(build), "--target", "_C", "-j", str(jobs)]
-    return [Part("configure", configure, 60), Part("build", compile_, 300)]
+    # Some more than there are cores: the longest, of kernels, shall not begin behind the others.
+    compile_ = ["cmake", "--build", str(build), "--target", "_C", "-j", str(jobs + 8)]
+    return [Part("configure", configure, 120), Part("build", compile_, 300)]
 
 
 def version() -> str:
@@ -131,25 +138,33 @@ def version() -> str:
 def test_parts(out: Path, seconds: float) -> list[Part]:
     """The tests by families and files, and beside them a few cases under each sanitizer."""
     parts = []
+    families = " or ".join(FAMILIES)
 
-    def add(name: str, which: str, files: list[str], each: int) -> None:
+    def add(name: str, which: str, files: list[str], each: int, **more: str) -> None:
         command = [sys.executable, "tests/gpu/run.py", str(out / f"tests-{name}"), "--", *files]
         command += ["-k", which, "-q", "--tb=short", "--durations=5"]
         # The references run on the CPU, in as many processes.
-        env = {**environment(), "OMP_NUM_THREADS": "1", "TETRIS_TEST_SECONDS": str(each)}
+        env = {**environment(), "OMP_NUM_THREADS": "1", "TETRIS_TEST_SECONDS": str(each), **more}
+        # None of pytest's plugins is asked for, and some take seconds to load.
+        env["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         parts.append(Part(f"tests-{name}", command, seconds, env))
 
     for i, family in enumerate(FAMILIES):
         which = " and not ".join([family, *FAMILIES[:i]])
         for name, files in FILES.items():
             add(f"{family}-{name}", which, files, 30)
-    add("other", f"not ({' or '.join(FAMILIES)})", ["tests/gpu"], 90)  # torch.compile takes long
+    add("other", f"not ({families} or compile)", ["tests/gpu"], 60)
+    # Takes long: nothing else shall wait for it, nor it for a pool of processes to start.
+    one = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    add("compile", f"compile and not ({families})", ["tests/gpu"], 90, **one)
     tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if not Path(tool).exists():
         print("-- sanitizers: skipped, there is no compute-sanitizer", flush=True)
         return parts
     for name in SANITIZERS:
         command = [tool, "--tool", name, "--error-exitcode", "9", "--print-limit", "20"]
+        if name == "memcheck":  # torch asks for what a driver may lack, and kernels' errors raise
+            command += ["--report-api-errors", "no"]
         command += [sys.executable, "tests/gpu/sanitize.py", name]
         env = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         parts.append(Part(name, command, min(seconds, 120), env))  # benchmarks wait for them
@@ -196,7 +211,7 @@ def main() -> int:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     args.out, args.results = args.out.resolve(), args.results.resolve()
-    began, done = time.monotonic(), []
+    began, since, done = time.monotonic(), time.time(), []
 
     def left() -> float:
         return args.seconds - (time.monotonic() - began)
@@ -207,7 +222,7 @@ def main() -> int:
         until_stopped(args.out, part)
         write_summary(args.out, done)
         if args.archive:
-            archive(args.archive, args.out, args.results)
+            archive(args.archive, args.out, args.results, since)
         return passed
 
     if "build" in args.parts:
@@ -257,15 +272,19 @@ def main() -> int:
     return 0 if all(part.status == "passed" for part in done) else 1
 
 
-def archive(path: Path, out: Path, results: Path) -> None:
-    """Logs, raw results and reports in one file, which is whole at every moment."""
+def archive(path: Path, out: Path, results: Path, since: float) -> None:
+    """Logs, raw results and this run's reports in one file, which is whole at every moment."""
     fresh = path.with_name(path.name + ".part")
+
+    def new(file: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return file if file.isdir() or file.mtime >= since - 1 else None
+
     try:
         with tarfile.open(fresh, "w:gz") as file:
             own = (path.name, fresh.name)
             file.add(out, "out", filter=lambda f: None if f.name.endswith(own) else f)
             if results.exists():
-                file.add(results, "results", filter=lambda f: None if "methods" in f.name else f)
+                file.add(results, "results", filter=new)
         fresh.replace(path)
     except OSError as error:  # parts that still run write files, and may remove one
         print(f"-- {path} stays as it was: {error}", flush=True)

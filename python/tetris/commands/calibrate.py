@@ -5,7 +5,15 @@ import sys
 from functools import partial
 from typing import Any
 
-from .arguments import add_json, check_output, checked, text_stream, thread_counts, write_output
+from .arguments import (
+    add_json,
+    check_output,
+    checked,
+    count,
+    text_stream,
+    thread_counts,
+    write_output,
+)
 
 DESCRIPTION = """\
 Measures random layers on this machine's CPU, dense and sparse, and fits the
@@ -18,6 +26,7 @@ several threads one busy core makes figures useless.
   tetris calibrate                  1 thread and all cores
   tetris calibrate --threads 1,4    other numbers of threads
   tetris calibrate --quick          a fifth of the layers
+  tetris calibrate --passes 5       where other programs cannot be closed
 """
 
 
@@ -36,6 +45,12 @@ def add_parser(commands: Any) -> None:
         metavar="N[,N]",
         help="numbers of threads to measure on (default: 1 and all cores)",
     )
+    made.add_argument(
+        "--passes",
+        type=checked(count),
+        metavar="N",
+        help="how often each layer is measured, the least counts (default: 1, with threads 2)",
+    )
     add_json(made.add_argument, "the result")
     made.set_defaults(run=run)
 
@@ -46,14 +61,19 @@ def run(args: argparse.Namespace) -> None:
     from ..cost.features import FAMILIES
 
     check_output("--json", args.json)
-    model = calibrate(threads=args.threads, quick=args.quick, progress=sys.stderr.isatty())
+    model = calibrate(
+        threads=args.threads,
+        quick=args.quick,
+        passes=args.passes,
+        progress=sys.stderr.isatty(),
+    )
     say = partial(print, file=text_stream(args.json))
     counts = sorted(model.threads)
     say(f"{model.cpu}, {model.isa}, tetris {model.version}")
     say("median error on the layers measured, by number of threads:")
-    say(f"{'':<20}" + "".join(f"{count:>8}" for count in counts))
+    say(f"{'':<20}" + "".join(f"{threads:>8}" for threads in counts))
     for family in FAMILIES:
-        errors = "".join(f"{model.errors[count][family]:8.1%}" for count in counts)
+        errors = "".join(f"{model.errors[threads][family]:8.1%}" for threads in counts)
         say(f"{family:<20}{errors}")
     worst = max(max(own.values()) for own in model.errors.values())
     if worst > 0.5:

@@ -20,6 +20,7 @@ def calibrate(
     *,
     threads: Iterable[int] | int | None = None,
     quick: bool = False,
+    passes: int | None = None,
     save: bool = True,
     seed: int = 0,
     progress: bool = False,
@@ -33,6 +34,8 @@ def calibrate(
     Args:
         threads: Numbers of threads to measure on; by default 1 and all cores.
         quick: A fifth of the layers.
+        passes: How often each layer is measured, some time apart; the least time counts. More than
+            the default, one on one thread and two on several, help where other programs disturb.
         save: Keep the result in the user's cache folder (TETRIS_CACHE_DIR, else
             XDG_CACHE_HOME/tetris, else ~/.cache/tetris).
         seed: Of the random layers.
@@ -42,7 +45,7 @@ def calibrate(
         The model of this machine; ``errors`` says how well it fits what was measured.
 
     Raises:
-        ValueError: a number of threads that is none.
+        ValueError: a number of threads or passes that is none.
         OSError: the folder cannot be written; found out before anything is measured.
 
     Example:
@@ -51,6 +54,8 @@ def calibrate(
     """
     where = "tetris.calibrate"
     check_search(where, seed=seed)
+    if passes is not None and (type(passes) is not int or passes < 1):
+        raise ValueError(f"{where}: passes must be at least 1, an int (got {describe(passes)})")
     counts = sorted({1, cores()}) if threads is None else _counts(where, threads)
     if save:
         tuning.make_folder()
@@ -60,10 +65,10 @@ def calibrate(
         cpu_model(), _C.isa_in_use(), _C.version, prior.threads, source="calibrated just now"
     )
     fitted: dict[int, CostModel] = {}
-    passes = {count: 1 if count == 1 else 2 for count in counts}
-    with steps(progress, "calibrating", sum(passes.values()) * len(samples)) as advance:
+    often = {count: passes or (1 if count == 1 else 2) for count in counts}
+    with steps(progress, "calibrating", sum(often.values()) * len(samples)) as advance:
         for count in counts:
-            taken = measure_all(samples, count, passes[count], advance)
+            taken = measure_all(samples, count, often[count], advance)
             fitted[count] = model.fitted(count, [s.point for s in samples], taken)
     result = CostModel(
         model.cpu,

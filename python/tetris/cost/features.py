@@ -33,6 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..machine import l2_cache_bytes
 from .problem import Problem, Stored
 
 COEFFICIENTS = (
@@ -63,7 +64,6 @@ FAMILIES = (
 
 _POWER = 3.0  # of the smooth maximum
 _WORK_PER_THREAD = 1 << 18  # multiply-adds: csrc/cpu/parallel.h
-_L2_STRIP = 1 << 19  # bytes of lines in a strip: half of L2, csrc/cpu/conv_lines.h
 
 
 class Tiles(NamedTuple):
@@ -73,14 +73,24 @@ class Tiles(NamedTuple):
         lanes: float32 of a vector.
         rows: Tallest tile.
         narrow_rows: Tallest tile of a panel of one vector.
+        vectors: (least height of a block, vectors of a panel), tallest first.
+        conv_vectors: The same of a convolution.
     """
 
     lanes: int
     rows: int
     narrow_rows: int
+    vectors: tuple[tuple[int, int], ...]
+    conv_vectors: tuple[tuple[int, int], ...]
 
 
-TILES = {"avx512": Tiles(16, 8, 16), "avx2": Tiles(8, 4, 4), "scalar": Tiles(1, 4, 4)}
+_AVX2 = ((3, 3), (2, 4), (1, 8))
+_SCALAR = ((3, 2), (2, 4), (1, 8))
+TILES = {
+    "avx512": Tiles(16, 8, 16, ((5, 2), (1, 4)), ((5, 3), (1, 4))),
+    "avx2": Tiles(8, 4, 4, _AVX2, _AVX2),
+    "scalar": Tiles(4, 4, 4, _SCALAR, _SCALAR),
+}
 
 
 @dataclass(frozen=True)
@@ -149,8 +159,8 @@ def _sparse(
     else:
         used = _useful_threads((stored.values + 4 * (p.inputs + p.outputs)) * p.lines, threads)
         units = math.ceil(p.lines / isa.lanes)
-        preferred = (3 if p.kernel else 2) if bo >= 5 else 4
-        vectors = min(preferred, units)
+        preferred = isa.conv_vectors if p.kernel else isa.vectors
+        vectors = min(next(v for height, v in preferred if bo >= height), units)
         tallest = isa.narrow_rows if vectors == 1 else isa.rows
         tiles = math.ceil(bo / tallest)
         rows = bo / tiles
@@ -160,7 +170,8 @@ def _sparse(
             panels = math.ceil(units / vectors)
         else:
             channels = p.inputs // p.groups
-            panels = max(1, math.ceil(4 * channels * p.lines / _L2_STRIP))
+            strip = l2_cache_bytes() // 2  # bytes of its lines: csrc/cpu/conv_plan.cpp
+            panels = max(1, math.ceil(4 * channels * p.lines / strip))
     return np.array(
         [
             1.0,

@@ -3,17 +3,19 @@
 One file for each instruction set, in the folder of :mod:`tetris.tuning`. It names processor,
 instruction set and version of this library; a file of others, or one that cannot be read, is
 ignored with a warning. Then, and where nothing was calibrated, the model that comes with the
-library is used, which was calibrated on another machine.
+library is used, which was calibrated on another machine with the same instruction set.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 from .. import _C, tuning
 from ..machine import cpu_model
 from ..warn import warn
+from .features import TILES
 from .model import CostModel
 
 
@@ -27,18 +29,24 @@ def save(model: CostModel) -> Path:
     return tuning.write_whole(path(), model.to_json())
 
 
-def default() -> CostModel:
-    """The model that comes with the library, for the instruction set in use."""
-    text = resources.files("tetris.cost").joinpath("default.json").read_text(encoding="utf-8")
-    shipped = CostModel.from_json(text, "")
-    return CostModel(
-        shipped.cpu,
-        _C.isa_in_use(),
-        shipped.version,
-        shipped.threads,
-        shipped.errors,
-        f"not calibrated here (run `tetris calibrate`): the library's own figures, measured "
-        f"on {shipped.cpu} with {shipped.isa}",
+def default(isa: str | None = None) -> CostModel:
+    """The model that comes with the library.
+
+    Args:
+        isa: Instruction set of the kernels; by default the one in use.
+
+    Raises:
+        ValueError: there is no such instruction set.
+    """
+    isa = _C.isa_in_use() if isa is None else isa
+    if isa not in TILES:
+        raise ValueError(f"tetris.cost: there is no instruction set {isa!r} ({', '.join(TILES)})")
+    text = resources.files("tetris.cost").joinpath(f"default-{isa}.json").read_text("utf-8")
+    found = CostModel.from_json(text, "")
+    return replace(
+        found,
+        source="not calibrated here (run `tetris calibrate`): the library's own figures, measured "
+        f"on {found.cpu} with {found.isa}",
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from tetris import sparsify
 from tetris.nn.base import SparseLayer
+from tetris.progress import steps
 from tetris.prune import ActivationNorm, Cubic, Fisher, Regrow, Taylor, TetrisPruner
 from tetris.prune.saliency import layer_saliency
 
@@ -523,3 +525,23 @@ def test_scores_of_other_layers_than_the_prepared_ones_are_refused(provider):
     importance.prepare(model, {"0": model[0]})
     with pytest.raises(RuntimeError, match="again when its weights change shape"):
         importance("0", model[2])
+
+
+@pytest.mark.parametrize("rate", [Taylor, Fisher, partial(Fisher, per_sample=True), ActivationNorm])
+def test_progress_is_shown_on_standard_error(model, batches, rate, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    loss = () if rate is ActivationNorm else (F.cross_entropy,)
+    quiet = scores(rate(batches, *loss), model)
+    assert not capsys.readouterr().err
+    for source in (batches, lambda: iter(batches)):
+        found = scores(rate(source, *loss, progress=True), model)
+        assert all(torch.equal(found[name], quiet[name]) for name in LAYERS)
+        shown = capsys.readouterr()
+        assert "of batches" in shown.err
+        assert not shown.out
+    with steps(True, "around", 1):  # as a target measures: one bar at a time
+        scores(rate(batches, *loss, progress=True), model)
+    shown = capsys.readouterr()
+    assert "around" in shown.err
+    assert "of batches" not in shown.err

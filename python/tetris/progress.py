@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
+
+_shown = False  # one of steps() is on the screen
 
 
 class Advance(Protocol):
@@ -30,21 +33,24 @@ def make_bar(*columns: ProgressColumn) -> Progress:
     from rich.console import Console
     from rich.progress import Progress
 
-    return Progress(*columns, transient=True, console=Console(stderr=True))
+    # The stream as it is now: torch's words may be kept away from it while the bar is shown.
+    return Progress(*columns, transient=True, console=Console(stderr=True, file=sys.stderr))
 
 
 @contextmanager
-def steps(show: bool, name: str, total: int) -> Iterator[Advance]:
+def steps(show: bool, name: str, total: int | None) -> Iterator[Advance]:
     """A call that says that one step is done, of so many; it shows a bar if asked to.
 
-    No other bar may be shown meanwhile: rich refuses two, or they spoil each other.
+    Inside another call of it there is no second bar, and no other bar may be shown meanwhile: rich
+    refuses two, or they spoil each other.
 
     Args:
         show: Whether there is a bar.
         name: What is written beside it.
-        total: How many steps there are.
+        total: How many steps there are; None if nobody knows.
     """
-    if not show:
+    global _shown
+    if not show or _shown:
         yield lambda steps=1, *, now=None: None
         return
     from rich.progress import (
@@ -58,7 +64,11 @@ def steps(show: bool, name: str, total: int) -> Iterator[Advance]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with make_bar(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as bar:
         task = bar.add_task(name, total=total)
-        yield lambda steps=1, *, now=None: bar.update(task, advance=steps, description=now)
+        _shown = True
+        try:
+            yield lambda steps=1, *, now=None: bar.update(task, advance=steps, description=now)
+        finally:
+            _shown = False
 
 
 @contextmanager

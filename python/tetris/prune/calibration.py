@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -46,6 +46,7 @@ def input_squares(
     model: nn.Module,
     layers: Mapping[str, DenseLayer | SparseLayer],
     batches: Batches,
+    advance: Callable[[], object] = lambda: None,
 ) -> dict[str, tuple[Tensor, int]]:
     """Sum of the squares of each input channel of some layers.
 
@@ -54,6 +55,7 @@ def input_squares(
         model: The model that batches go through, in the mode it is in.
         layers: name -> layer of it.
         batches: As for :class:`tetris.prune.Taylor`; targets are not looked at.
+        advance: Called after each batch.
 
     Returns:
         name -> ([in] in float32 at least, samples times positions that the sum is over).
@@ -71,7 +73,12 @@ def input_squares(
         sums[name] = sums[name].add_(squares) if name in sums else squares
         counts[name] += channels.shape[1]
 
-    show_inputs(where, model, layers, read_batches(where, batches), add)
+    def counted() -> Iterator[Batch]:
+        for batch in read_batches(where, batches):
+            yield batch
+            advance()
+
+    show_inputs(where, model, layers, counted(), add)
     if absent := [name for name in layers if name not in sums]:
         raise ValueError(
             f"{where}: no batch passed through layer {absent[0]!r}; exclude it, or pass batches "

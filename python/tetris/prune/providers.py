@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn.utils import parametrize
 from ..checks import describe
 from ..nn.base import SparseLayer
 from ..nn.kinds import DenseLayer, groups_of, oriented
+from ..progress import Advance, steps
 from ..sharding import check_whole
 from .batches import Batch, Batches, check_batches, read_batches, undisturbed
 from .calibration import input_squares
@@ -34,8 +35,11 @@ Layers = Mapping[str, DenseLayer | SparseLayer]
 class DataImportance(ABC):
     """What the importances of this module share: measure all layers, then rate one at a time."""
 
-    def __init__(self, batches: Batches) -> None:
+    per_sample = False
+
+    def __init__(self, batches: Batches, *, progress: bool = False) -> None:
         self.batches = check_batches(self._where, batches)
+        self.progress = progress
         self._measured: dict[str, Tensor] = {}
 
     def prepare(self, model: nn.Module, layers: Layers) -> None:
@@ -48,8 +52,8 @@ class DataImportance(ABC):
         Raises:
             ValueError: there are no batches, or a layer took no part.
         """
-        with undisturbed(model):
-            self._measured = self._measure(model, layers)
+        with undisturbed(model), self._bar() as advance:
+            self._measured = self._measure(model, layers, advance)
 
     def __call__(self, name: str, layer: nn.Module) -> Tensor:
         """Worth of each weight, shaped like ``layer.weight``, or ``layer.values`` of a sparse one.
@@ -69,8 +73,8 @@ class DataImportance(ABC):
         )
 
     @abstractmethod
-    def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
-        """Measurements by layer; the model is in eval mode."""
+    def _measure(self, model: nn.Module, layers: Layers, advance: Advance) -> dict[str, Tensor]:
+        """Measurements by layer; the model is in eval mode. Call ``advance`` after each pass."""
 
     def _factor(self, layer: DenseLayer | SparseLayer, measured: Tensor) -> Tensor:
         """A layer's measurement in the shape of its weight."""
@@ -79,6 +83,14 @@ class DataImportance(ABC):
     def _score(self, weight: Tensor, factor: Tensor) -> Tensor:
         """Worth, of magnitudes and what multiplies them."""
         return weight * factor
+
+    def _bar(self) -> AbstractContextManager[Advance]:
+        """A bar over the passes, of which a function of batches does not tell the number."""
+        total = None
+        if isinstance(self.batches, Sized) and not self.per_sample:
+            with suppress(TypeError):  # a DataLoader of an iterable dataset
+                total = len(self.batches)
+        return steps(self.progress, f"{type(self).__name__} of batches", total)
 
     @property
     def _where(self) -> str:
@@ -91,10 +103,10 @@ class DataImportance(ABC):
 class _Gradients(DataImportance):
     """Means over batches of a function of the loss' gradient."""
 
-    per_sample = False
-
-    def __init__(self, batches: Batches, loss: Callable[..., Tensor]) -> None:
-        super().__init__(batches)
+    def __init__(
+        self, batches: Batches, loss: Callable[..., Tensor], *, progress: bool = False
+    ) -> None:
+        super().__init__(batches, progress=progress)
         if not callable(loss) or isinstance(loss, type):
             hint = "; make an instance of it" if isinstance(loss, type) else ""
             raise TypeError(
@@ -114,7 +126,7 @@ class _Gradients(DataImportance):
             else:
                 yield batch
 
-    def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
+    def _measure(self, model: nn.Module, layers: Layers, advance: Advance) -> dict[str, Tensor]:
         check_whole(
             self._where, model.parameters(), "rate by magnitude or ActivationNorm under FSDP2"
         )
@@ -131,6 +143,7 @@ class _Gradients(DataImportance):
                         continue
                     new = self._of(_widened(gradient))
                     sums[id(weight)] = sums[id(weight)].add_(new) if id(weight) in sums else new
+                advance()
             users = Counter(id(w) for w in weights.values())
             absent = [name for name, w in weights.items() if id(w) not in sums]
             if absent:
@@ -159,6 +172,7 @@ class Taylor(_Gradients):
             :data:`tetris.prune.batches.Batches`, or a function that returns one. A few hundred
             samples will do.
         loss: ``loss(outputs, target)``, or ``loss(outputs)`` for batches without target: a number.
+        progress: Show a progress bar while batches pass, unless another one is shown.
 
     Raises:
         TypeError: batches that can be read but once, such as a generator; a loss that is none.
@@ -194,6 +208,7 @@ class Fisher(_Gradients):
         loss: As for :class:`Taylor`.
         per_sample: Square the gradients of single samples, slices of all tensors along their first
             dimension, instead of whole batches'.
+        progress: As for :class:`Taylor`.
 
     Raises:
         TypeError: as :class:`Taylor`.
@@ -205,9 +220,14 @@ class Fisher(_Gradients):
     """
 
     def __init__(
-        self, batches: Batches, loss: Callable[..., Tensor], *, per_sample: bool = False
+        self,
+        batches: Batches,
+        loss: Callable[..., Tensor],
+        *,
+        per_sample: bool = False,
+        progress: bool = False,
     ) -> None:
-        super().__init__(batches, loss)
+        super().__init__(batches, loss, progress=progress)
         self.per_sample = per_sample
 
     def _of(self, gradient: Tensor) -> Tensor:
@@ -230,6 +250,7 @@ class ActivationNorm(DataImportance):
 
     Args:
         batches: As for :class:`Taylor`; targets are not looked at.
+        progress: As for :class:`Taylor`.
 
     Raises:
         TypeError: batches that can be read but once, such as a generator.
@@ -240,8 +261,8 @@ class ActivationNorm(DataImportance):
         >>> sparse = tetris.sparsify(model, sparsity=0.75, importance=wanda)
     """
 
-    def _measure(self, model: nn.Module, layers: Layers) -> dict[str, Tensor]:
-        found = input_squares(self._where, model, layers, self.batches)
+    def _measure(self, model: nn.Module, layers: Layers, advance: Advance) -> dict[str, Tensor]:
+        found = input_squares(self._where, model, layers, self.batches, advance)
         return {name: squares.sqrt() for name, (squares, _) in found.items()}
 
     def _factor(self, layer: DenseLayer | SparseLayer, measured: Tensor) -> Tensor:

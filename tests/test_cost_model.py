@@ -242,7 +242,7 @@ def test_a_file_of_no_use_is_ignored_with_a_warning(change, why):
     assert model.source.startswith("not calibrated here")
 
 
-@pytest.mark.parametrize("text", ["", "no json", '{"format": 1, "threads": 3}', "\x00"])
+@pytest.mark.parametrize("text", ["", "no json", '{"format": 2, "threads": 3}', "\x00"])
 def test_a_corrupt_file_is_ignored_with_a_warning(text):
     store.path().write_text(text)
     with pytest.warns(UserWarning, match="no file of `tetris calibrate`"):

@@ -16,7 +16,7 @@ from ..machine import last_level_bytes
 from .features import COEFFICIENTS, FAMILIES, TILES, Point, features, parts, seconds
 from .fit import fit
 
-FORMAT = 1
+FORMAT = 2
 
 Coefficients = Mapping[str, tuple[float, ...]]
 """Family -> ten positive numbers, nanoseconds; see :mod:`tetris.cost.features`."""

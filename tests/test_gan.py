@@ -1,6 +1,9 @@
 """GAN compression: the loss, what it leaves alone, what is kept, and what happens when it fails."""
 
 import copy
+import json
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -940,9 +943,16 @@ def test_distances_that_rise_are_told_from_noise():
     rising = [(1, 2, 4, 8, 16), (3, 6, 11, 25, 50), (2, 4, 9, 16, 31)]
     bumpy = [(1, 4, 2, 8, 16), (3, 12, 6, 25, 50), (2, 8, 4, 16, 31)]
     flat = [(4, 2, 1, 2, 4), (1, 2, 4, 2, 1), (3, 2, 3, 1, 3)]
+    lost = [rising[0], (1, 2, math.nan, 8, 16)]
     found = {
         n: list(gan._rises(list(rows(d)), 0.5))
-        for n, d in (("rising", rising), ("bumpy", bumpy), ("flat", flat), ("one", rising[:1]))
+        for n, d in {
+            "rising": rising,
+            "bumpy": bumpy,
+            "flat": flat,
+            "one": rising[:1],
+            "lost": lost,
+        }.items()
     }
     verdicts = {name: [holds for _, holds, _ in checks] for name, checks in found.items()}
     assert verdicts == {
@@ -950,9 +960,51 @@ def test_distances_that_rise_are_told_from_noise():
         "bumpy": [False, True],
         "flat": [False, False],
         "one": [True, None],
+        "lost": [None, None],
     }
     slope = float(found["rising"][1][2].split()[0])
     assert slope == pytest.approx(0.69, abs=0.02)  # doubles with each step: log 2
+
+
+def test_a_variant_that_diverges_leaves_the_others_their_rows(tmp_path, monkeypatch):
+    sys.path.insert(0, str(ROOT))
+    from dataclasses import replace
+    from io import StringIO
+
+    from rich.console import Console
+
+    from benchmarks.methods import __main__ as command
+    from benchmarks.methods import gan, gan_training, latency, report
+    from benchmarks.methods.experiment import Setting
+
+    def diverges(start):
+        if start.seed in lost:
+            raise DivergenceError("the loss is nan", 2)
+        return gan._small(start)
+
+    tiny = replace(gan_training.QUICK["digits"], dense=2, compress=2, classifier=1, images=100)
+    monkeypatch.setitem(gan_training.QUICK, "digits", tiny)
+    rivals = [gan.Run(rival, gan._small) for rival in (*gan.BASELINES, gan.CONTROL)]
+    runs = [gan.Run("method", diverges), *rivals]
+    monkeypatch.setattr(gan, "_runs", lambda data: iter(runs))
+    monkeypatch.setattr(latency, "measure", lambda models, x: {})
+    setting, log, lost = Setting("digits", (0, 1), True, tmp_path), StringIO(), set()
+    for seed, said in ((0, r"\d \(1 of 2 diverged\)"), (1, "diverged")):
+        lost.add(seed)
+        outcome = command.run(gan.EXPERIMENT, setting, "test", Console(file=log))
+        assert "seed 0: method 8x8 75% diverged: the loss is nan" in log.getvalue()
+        assert len(outcome.rows) == 2 * (2 + len(runs))
+        head, body = report.cells(outcome.rows)
+        accuracy = {line[0]: line[head.index("accuracy, %")] for line in body}
+        assert re.search(f"{said}$", accuracy.pop("method"))
+        assert not any("diverged" in cell or "nan" in cell for cell in accuracy.values())
+        told = {
+            verdict for point, verdict, measured in report.verdicts(outcome) if "div" in measured
+        }
+        assert told == {"not judged"}
+        report.write(outcome)
+        written = (tmp_path / "gan-digits.json").read_text()
+        assert json.loads(written, parse_constant=pytest.fail)["rows"]
 
 
 @pytest.mark.slow

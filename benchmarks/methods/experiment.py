@@ -36,7 +36,7 @@ class Row:
     Attributes:
         variant: Name in tables and plots; one line of a plot.
         seed: Rows of equal seed are paired: same split, same dense network, same batches.
-        accuracy: On test data in the end, in [0, 1].
+        accuracy: On test data in the end, in [0, 1]; NaN if the training diverged.
         before: The same before fine-tuning, after a pass for batch norm.
         valid: On validation data in the end: what to choose by.
         epochs: Of training altogether, fine-tuning too.

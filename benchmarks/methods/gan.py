@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import tetris
 from tetris.data import Dataset
 from tetris.plotting import matplotlib_figure, plot_images
-from tetris.prune import ConditionalGAN, Cubic, GANPruner, TetrisPruner
+from tetris.prune import ConditionalGAN, Cubic, DivergenceError, GANPruner, TetrisPruner
 
 from . import latency
 from .experiment import Check, Claim, Row, Setting
@@ -57,7 +57,7 @@ from .gan_training import (
 )
 from .progress import Progress
 from .report import groups
-from .stats import Comparison, by_seed, figure, mean_sd
+from .stats import DIVERGED, Comparison, by_seed, figure, mean_sd
 
 FULL, BLOCK = 0.75, (8, 8)
 """Of the comparison with other ways to train."""
@@ -125,7 +125,13 @@ class GANExperiment:
             for run in runs:
                 progress.describe(f"seed {seed}: {run.label}")
                 began = time.perf_counter()
-                masked, model = run.train(start)
+                try:
+                    masked, model = run.train(start)
+                except DivergenceError as error:  # the others still tell something
+                    progress.describe(f"seed {seed}: {run.label} diverged: {error}")
+                    rows.append(_diverged(run, seed))
+                    progress.advance()
+                    continue
                 seconds = time.perf_counter() - began
                 row = _row(run.variant, start, model, run.block, run.sparsity, masked)
                 rows.append(replace(row, extra={**row.extra, "training, s": seconds}))
@@ -178,6 +184,12 @@ class Run:
     def label(self) -> str:
         """As in tables."""
         return Row(self.variant, 0, 0.0, block=self.block, sparsity=self.sparsity).label
+
+
+def _diverged(run: Run, seed: int) -> Row:
+    """The row of a training that came to nothing."""
+    figures = {"FD": math.nan}
+    return Row(run.variant, seed, math.nan, None, run.block, run.sparsity, extra=figures)
 
 
 def _runs(data: str) -> Iterator[Run]:
@@ -410,9 +422,12 @@ def _mean(rows: Sequence[Row], label: str, field: str = "FD") -> float:
 def _distance(rows: Sequence[Row]) -> Check:
     own = _mean(rows, _label("method"))
     rivals = {rival: _mean(rows, _label(rival)) for rival in BASELINES}
+    what = "FD within twice that of the best of " + "; ".join(BASELINES)
+    if any(map(math.isnan, (own, *rivals.values()))):
+        return what, None, DIVERGED
     best = min(rivals, key=rivals.__getitem__)
     return (
-        "FD within twice that of the best of " + "; ".join(BASELINES),
+        what,
         own <= 2.0 * rivals[best],
         f"{own:.1f} against {rivals[best]:.1f} of {best}",
     )
@@ -424,8 +439,14 @@ def _rises(rows: Sequence[Row], sparsity: float) -> Iterator[Check]:
     labels = [f"method {bo}x{bi} {share}" for bo, bi in BLOCKS] + [f"method, filters {share}"]
     means = [_mean(rows, label) for label in labels]
     sizes = "1x1, 4x1, 8x8, 16x16, filters"
+    rises = f"mean FD at {share} rises with the size of blocks: {sizes}"
+    trends = f"log FD at {share} has a rising trend: {sizes}"
+    if any(map(math.isnan, means)):
+        yield rises, None, DIVERGED
+        yield trends, None, DIVERGED
+        return
     yield (
-        f"mean FD at {share} rises with the size of blocks: {sizes}",
+        rises,
         all(a <= b for a, b in zip(means, means[1:], strict=False)),
         ", ".join(f"{mean:.1f}" for mean in means),
     )
@@ -439,12 +460,15 @@ def _rises(rows: Sequence[Row], sparsity: float) -> Iterator[Check]:
     trend = Comparison(
         Claim(labels[-1], labels[0], "FD"), slope, deviation / math.sqrt(len(slopes)), len(slopes)
     )
-    yield f"log FD at {share} has a rising trend: {sizes}", trend.holds, f"{trend} a step"
+    yield trends, trend.holds, f"{trend} a step"
 
 
 def _equal(rows: Sequence[Row]) -> Check:
-    worst = max(row.extra["error"] for row in rows if "error" in row.extra)
-    return "sparse generators equal the masked ones to 1e-5", worst < 1e-5, f"{worst:.1g}"
+    what = "sparse generators equal the masked ones to 1e-5"
+    errors = [row.extra["error"] for row in rows if "error" in row.extra]
+    if not errors:
+        return what, None, DIVERGED
+    return what, max(errors) < 1e-5, f"{max(errors):.1g}"
 
 
 def _zero() -> Check:
@@ -482,7 +506,8 @@ def plot_figures(rows: Sequence[Row], path: Path) -> None:
     panels = drawing.subplots(1, len(_PANELS), sharey=True)
     for axes, (field, (title, unit, scale)) in zip(panels, _PANELS.items(), strict=True):
         for place, group in enumerate(members.values()):
-            values = [unit * v for row in group if (v := row.value(field)) is not None]
+            found = [row.value(field) for row in group]
+            values = [unit * v for v in found if v is not None and not math.isnan(v)]
             if values:
                 mean, deviation = mean_sd(values)
                 spread = 0.0 if deviation != deviation else deviation

@@ -78,6 +78,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     extra = dict.fromkeys(name for row in rows for name in row.extra)
     columns = [c for c in (*_COLUMNS, *extra) if any(row.value(c) is not None for row in rows)]
     head = ["variant", "block", "sparsity", *(_HEADS.get(c, c) for c in columns)]
+    place = len(head) - len(columns) + columns.index("accuracy")
     body = []
     for members in groups(rows).values():
         first = members[0]
@@ -86,9 +87,13 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             "" if first.block is None else f"{first.block[0]}x{first.block[1]}",
             "" if first.sparsity is None else f"{100 * first.sparsity:g}%",
         ]
+        ended = [row for row in members if not math.isnan(row.accuracy)]
         for column in columns:
-            values = [v for row in members if (v := row.value(column)) is not None]
+            values = [v for row in ended if (v := row.value(column)) is not None]
             line.append(_cell(column, values))
+        if lost := len(members) - len(ended):
+            some = f"{line[place]} ({lost} of {len(members)} diverged)"
+            line[place] = some if ended else "diverged"
         body.append(line)
     return head, body
 
@@ -195,12 +200,11 @@ def plain(outcome: Outcome) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
         "dense_times_moved": moved(outcome.rows),
-        "rows": [asdict(row) for row in outcome.rows],
+        "rows": [_without_nan(asdict(row)) for row in outcome.rows],
         "claims": [
             {
                 **asdict(c.claim),
-                "difference": c.difference,
-                "error": None if math.isnan(c.error) else c.error,
+                **_without_nan({"difference": c.difference, "error": c.error}),
                 "holds": c.holds,
             }
             for c in outcome.comparisons
@@ -210,6 +214,13 @@ def plain(outcome: Outcome) -> dict[str, Any]:
             for what, holds, measured in outcome.checks
         ],
     }
+
+
+def _without_nan(value: Any) -> Any:
+    """None in place of NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(own) for key, own in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def markdown(outcome: Outcome, pictures: Sequence[Path] = ()) -> str:
@@ -309,9 +320,10 @@ def _curves(
     for name, labels in lines.items():
         points = []
         for members in labels.values():
-            values = [v for row in members if (v := row.value(axis)) is not None]
+            ended = [row for row in members if not math.isnan(row.accuracy)]
+            values = [v for row in ended if (v := row.value(axis)) is not None]
             if values:
-                accuracy, deviation = mean_sd(row.accuracy for row in members)
+                accuracy, deviation = mean_sd(row.accuracy for row in ended)
                 spread = 0.0 if math.isnan(deviation) else deviation
                 points.append((mean_sd(values)[0], 100 * accuracy, 100 * spread))
         if points:

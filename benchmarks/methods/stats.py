@@ -10,6 +10,9 @@ import numpy as np
 
 from .experiment import Claim, Row
 
+DIVERGED = "a run diverged"
+"""In place of figures that there are not."""
+
 LESS_IS_BETTER = ("latency_ms", "stored", "nll", "rmse", "ece")
 
 
@@ -39,10 +42,15 @@ class Comparison:
 
     @property
     def holds(self) -> bool | None:
-        """Whether the difference exceeds two standard errors; None if one seed cannot tell."""
+        """Whether the difference exceeds two standard errors; None if one seed cannot tell.
+
+        None, too, if a run diverged.
+        """
         return None if math.isnan(self.error) else self.difference > 2 * self.error
 
     def __str__(self) -> str:
+        if math.isnan(self.difference):
+            return DIVERGED
         error = "" if math.isnan(self.error) else f" ± {self.error:.4f}"
         return f"{self.difference:+.4f}{error}"
 

@@ -5,7 +5,6 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
-#include <torch/version.h>
 
 #include <array>
 #include <atomic>
@@ -13,7 +12,9 @@
 #include <cstdlib>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <set>
+#include <string>
 
 #include "cpu/dispatch.h"
 #include "cuda/pack.h"
@@ -109,13 +110,25 @@ bool matmul_may_round(at::ScalarType type) {
   return type == at::kFloat && at::globalContext().allowTF32CuBLAS();
 }
 
+namespace {
+
+// Convolutions' own setting where torch has one, else RNNs' must agree: named by an enumerator, in
+// some releases by a string, in older ones there is but one. Its type tells, whatever the release.
+template <class Op>
+bool conv_allows_tf32(bool (at::Context::*get)(std::optional<Op>) const) {
+  return (at::globalContext().*get)(Op::CONV);
+}
+[[maybe_unused]] bool conv_allows_tf32(bool (at::Context::*get)(const std::string&) const) {
+  return (at::globalContext().*get)("conv");
+}
+[[maybe_unused]] bool conv_allows_tf32(bool (at::Context::*get)() const) {
+  return (at::globalContext().*get)();
+}
+
+}  // namespace
+
 bool conv_may_round(at::ScalarType type) {
-  if (type != at::kFloat) return false;
-#if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 11
-  return at::globalContext().allowTF32CuDNN(at::Float32Op::CONV);  // without, RNNs must agree
-#else
-  return at::globalContext().allowTF32CuDNN();
-#endif
+  return type == at::kFloat && conv_allows_tf32(&at::Context::allowTF32CuDNN);
 }
 
 namespace {

@@ -362,3 +362,24 @@ def test_no_warnings_from_the_way_there():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         tetris.fold(pruned(model, x), x)
+
+
+def test_progress_is_shown_on_standard_error(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    monkeypatch.setenv("TERM", "xterm")
+    model, x = make("residual")
+    orders = tetris.shared_orders(model, x, progress=True)
+    shown = capsys.readouterr()
+    assert "comparing in other orders" in shown.err
+    assert not shown.out
+    sparse = tetris.sparsify(model, share=orders, include=named(model), **BLOCKS)
+    for show in (True, False):
+        _, report = tetris.fold(sparse, x, progress=show, return_report=True)
+        assert report.pruning is None  # it was asked for a bar, not for blocks
+        assert report.after < report.before
+        shown = capsys.readouterr()
+        assert ("comparing" in shown.err) == show
+        assert not shown.out
+    tetris.fold(model, x, progress=True, include=named(model), **BLOCKS)
+    shown = capsys.readouterr().err
+    assert shown.index("in other orders") < shown.index("reordering")

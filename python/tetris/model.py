@@ -37,7 +37,6 @@ class PruneArguments(LayerOverride, total=False):
     target: Target | None
     latency: float | str | None
     types: tuple[type[nn.Module], ...]
-    progress: bool
 
 
 class SparsifyArguments(PruneArguments, total=False):
@@ -46,6 +45,7 @@ class SparsifyArguments(PruneArguments, total=False):
     share: Share
     inplace: bool
     example_inputs: Any
+    progress: bool
 
 
 @overload

@@ -20,6 +20,10 @@ class Advance(Protocol):
         """Say that so many steps are done, and perhaps what comes now."""
 
 
+def silent(steps: int = 1, *, now: str | None = None) -> None:
+    """An :class:`Advance` without a bar."""
+
+
 def make_bar(*columns: ProgressColumn) -> Progress:
     """A bar that goes away, on standard error: results go to standard output.
 
@@ -51,7 +55,7 @@ def steps(show: bool, name: str, total: int | None) -> Iterator[Advance]:
     """
     global _shown
     if not show or _shown:
-        yield lambda steps=1, *, now=None: None
+        yield silent
         return
     from rich.progress import (
         BarColumn,

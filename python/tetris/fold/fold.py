@@ -12,6 +12,7 @@ from ..checks import check_keywords, check_python
 from ..model import PruneArguments, sparsify
 from ..modules import replace_modules
 from ..nn.base import SparseLayer
+from ..progress import steps
 from ..prune.report import SparsifyReport
 from .apply import Perms, apply, choose
 from .capture import Inputs, as_inputs
@@ -40,6 +41,7 @@ def fold(
     *,
     inplace: bool = ...,
     return_report: Literal[False] = ...,
+    progress: bool = ...,
     **settings: Unpack[PruneArguments],
 ) -> nn.Module: ...
 
@@ -51,6 +53,7 @@ def fold(
     *,
     inplace: bool = ...,
     return_report: Literal[True],
+    progress: bool = ...,
     **settings: Unpack[PruneArguments],
 ) -> tuple[nn.Module, FoldReport]: ...
 
@@ -61,6 +64,7 @@ def fold(
     *,
     inplace: bool = False,
     return_report: bool = False,
+    progress: bool = False,
     **settings: Unpack[PruneArguments],
 ) -> nn.Module | tuple[nn.Module, FoldReport]:
     """Make a sparse model compute the same without permutations at run time.
@@ -85,6 +89,7 @@ def fold(
             with their elements in another order: make an optimizer that has stepped anew.
         return_report: Return ``(model, report)``; ``print(report)`` shows how many permutations
             were folded, and which are left and why.
+        progress: Show progress bars: large models take minutes to trace and to compare.
         **settings: Prune first, with these arguments of :func:`tetris.sparsify`, all layers that
             share an order together.
 
@@ -118,13 +123,19 @@ def fold(
         timed = {}
         if settings.get("latency") is not None:
             timed["example_inputs"] = example_inputs
-        orders = shared_orders(model, example_inputs)
+        orders = shared_orders(model, example_inputs, progress=progress)
         before = dict(model.named_modules())
         model, pruning = sparsify(
-            model, share=orders, inplace=inplace, return_report=True, **timed, **settings
+            model,
+            share=orders,
+            inplace=inplace,
+            return_report=True,
+            progress=progress,
+            **timed,
+            **settings,
         )
         try:
-            result, report = _fold(model, inputs, True, pruning)
+            result, report = _fold(model, inputs, True, pruning, progress)
         except BaseException:
             if inplace:  # as it was, not half of what was asked for
                 replace_modules(model, {layer.name: before[layer.name] for layer in pruning.layers})
@@ -136,16 +147,23 @@ def fold(
             "share=tetris.shared_orders(model, example_inputs), or pass what tetris.sparsify "
             "takes: fold(model, example_inputs, sparsity=0.9, block=(16, 16))"
         )
-    result, report = _fold(model, inputs, inplace, None)
+    result, report = _fold(model, inputs, inplace, None, progress)
     return (result, report) if return_report else result
 
 
 def _fold(
-    model: nn.Module, inputs: Inputs, inplace: bool, pruning: SparsifyReport | None
+    model: nn.Module,
+    inputs: Inputs,
+    inplace: bool,
+    pruning: SparsifyReport | None,
+    progress: bool,
 ) -> tuple[nn.Module, FoldReport]:
-    found = find_orders(_WHERE, model, inputs)
-    perms = choose(model, found.orders)
-    changed, perms, off, failed = checked(_WHERE, model, found.orders, perms, inputs)
+    with steps(progress, "tracing", 2) as advance:
+        found = find_orders(_WHERE, model, inputs)
+        advance(now="comparing")
+        perms = choose(model, found.orders)
+        changed, perms, off, failed = checked(_WHERE, model, found.orders, perms, inputs, advance)
+        advance()
     report = FoldReport(
         before=len(list(_permuted(model))),
         after=len(list(_permuted(changed))),

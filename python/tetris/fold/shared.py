@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from ..checks import check_python
+from ..progress import steps
 from ..prune.orders import Part, SharedOrder, SharedOrders
 from .apply import Perms
 from .capture import as_inputs
@@ -17,7 +18,9 @@ from .layers import SIDES, Layer, Side, layers_of
 from .verify import checked
 
 
-def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
+def shared_orders(
+    model: nn.Module, example_inputs: object, *, progress: bool = False
+) -> SharedOrders:
     """Find the channels of a model that share an order, so that :func:`fold` can remove it.
 
     Layers that write to and read from the same channels are searched together and end in one
@@ -35,6 +38,7 @@ def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
         model: The model, sparse or not; it is not changed.
         example_inputs: What it is called with: a tensor, a tuple of arguments, or a dict of keyword
             arguments. Shapes matter, numbers hardly.
+        progress: Show a progress bar: large models take minutes to trace and to compare.
 
     Returns:
         :class:`tetris.prune.SharedOrders`, for ``share=``; ``print`` shows who shares what, and
@@ -55,10 +59,14 @@ def shared_orders(model: nn.Module, example_inputs: object) -> SharedOrders:
     where = "tetris.shared_orders"
     check_python(where, model)
     inputs = as_inputs(where, example_inputs)
-    found = find_orders(where, model, inputs)
-    generator = np.random.default_rng(0)
-    shuffled: Perms = [_cycle(generator, order.size) for order in found.orders]
-    return _as_share(model, found, checked(where, model, found.orders, shuffled, inputs).failed)
+    with steps(progress, "tracing", 2) as advance:
+        found = find_orders(where, model, inputs)
+        advance(now="comparing in other orders")
+        generator = np.random.default_rng(0)
+        shuffled: Perms = [_cycle(generator, order.size) for order in found.orders]
+        failed = checked(where, model, found.orders, shuffled, inputs, advance).failed
+        advance()
+    return _as_share(model, found, failed)
 
 
 def _cycle(generator: np.random.Generator, size: int) -> Ids:

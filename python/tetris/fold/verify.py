@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from ..checks import describe
+from ..progress import Advance, silent
 from .apply import Perms, apply
 from .capture import Inputs, run, twin
 from .channels import Order
@@ -106,9 +107,22 @@ class Checked(NamedTuple):
 
 
 def checked(
-    where: str, model: nn.Module, orders: Sequence[Order], perms: Perms, inputs: Inputs
+    where: str,
+    model: nn.Module,
+    orders: Sequence[Order],
+    perms: Perms,
+    inputs: Inputs,
+    advance: Advance = silent,
 ) -> Checked:
     """A copy of the model in other orders, without those under which it computes something else.
+
+    Args:
+        where: Function named in messages.
+        model: The model.
+        orders: Its orders.
+        perms: The permutation of each, None to leave it.
+        inputs: What the model is called with.
+        advance: Told what comes now, if each order must be tried alone.
 
     Raises:
         RuntimeError: the model does not compute the same twice, or no order alone explains a
@@ -126,6 +140,7 @@ def checked(
     alone: dict[int, float] = {}
     for number, perm in enumerate(perms):
         if perm is not None:
+            advance(0, now=f"comparing order {number + 1} of {len(perms)} alone")
             one: Perms = [perm if n == number else None for n in range(len(perms))]
             own = compare(where, model, _applied(model, orders, one), inputs)
             if own > TOLERANCE:

@@ -101,6 +101,10 @@ class Point:
         problem: The layer on an input.
         stored: What it stores; None of a dense layer.
         cold: Its weights come from memory in each call, as in a network that cache cannot hold.
+
+    Example:
+        >>> Point(Problem.linear(tokens=1, inputs=768, outputs=3072), cold=True).family
+        'dense vector'
     """
 
     problem: Problem

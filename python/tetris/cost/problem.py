@@ -27,6 +27,12 @@ class Problem:
         lines: Positions that the sparse kernel computes, ``tokens`` and those between the rows of a
             map that are dropped (see csrc/cpu/conv_geometry.h).
         width: Of a row of the output map.
+
+    Example:
+        >>> Problem.linear(tokens=128, inputs=768, outputs=3072).weights
+        2359296
+        >>> Problem.convolution(1, 64, (56, 56), 128, (3, 3), padding=1).tokens
+        3136
     """
 
     outputs: int
@@ -165,6 +171,11 @@ class Stored:
         block: (bo, bi).
         rows: Block rows, of all groups.
         blocks: Stored blocks.
+
+    Example:
+        >>> problem = Problem.linear(tokens=128, inputs=768, outputs=3072)
+        >>> Stored.of(problem, block=(16, 1), sparsity=0.9)
+        Stored(block=(16, 1), rows=192, blocks=14746)
     """
 
     block: tuple[int, int]

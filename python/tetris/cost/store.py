@@ -37,6 +37,10 @@ def default(isa: str | None = None) -> CostModel:
 
     Raises:
         ValueError: there is no such instruction set.
+
+    Example:
+        >>> default("avx2").isa
+        'avx2'
     """
     isa = _C.isa_in_use() if isa is None else isa
     if isa not in TILES:
@@ -55,6 +59,10 @@ def load() -> CostModel:
 
     Warns:
         UserWarning: there is a file, which is of no use.
+
+    Example:
+        >>> model = tetris.cost.load()
+        >>> print(model)  # where its figures are from
     """
     file = path()
     try:

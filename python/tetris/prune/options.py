@@ -25,7 +25,12 @@ A callable object may have a method ``prepare(model, layers)``, with layers by n
 
 
 class LayerOverride(SearchOptions, total=False):
-    """Settings that each layer may have its own of; see :func:`tetris.sparsify`."""
+    """Settings that each layer may have its own of; see :func:`tetris.sparsify`.
+
+    Example:
+        >>> half: tetris.prune.LayerOverride = {"sparsity": 0.5, "block": (8, 1)}
+        >>> sparse = tetris.sparsify(model, sparsity=0.75, overrides={"fc": half})
+    """
 
     sparsity: float
     block: tuple[int, int] | Literal["auto"]
@@ -39,6 +44,13 @@ class LayerOptions:
     """Settings of one layer, checked; the fields are the arguments of :func:`tetris.sparsify`.
 
     ``where`` is named in messages.
+
+    Raises:
+        ValueError, TypeError: a setting is out of its range, or of another type.
+
+    Example:
+        >>> LayerOptions(sparsity=0.75, block=(16, 16)).reorder
+        'threshold'
     """
 
     sparsity: float = 0.9

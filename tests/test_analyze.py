@@ -309,12 +309,12 @@ def test_a_report_says_which_threads_its_times_were_measured_on():
     assert most < 99
     asked = {t: tetris.analyze(model, x, cost=cost, threads=t, **QUICK) for t in (most, 99)}
     assert asked[most].source == cost.source
-    counts = ", ".join(map(str, sorted(cost.threads)))
-    assert asked[99].source == f"{cost.source}, measured on {counts} threads only"
+    counts = " and ".join(map(str, sorted(cost.threads)))
+    assert asked[99].source == f"{cost.source}, on {counts} threads only"
     assert f"99 threads; cost model {asked[99].source}" in str(asked[99]).replace("\n", " ")
     one = replace(cost, threads={1: cost.threads[1]})
     found = tetris.analyze(model, x, cost=one, threads=2, **QUICK)
-    assert found.source.endswith(", measured on 1 thread only")
+    assert found.source.endswith(", on 1 thread only")
 
 
 @pytest.mark.parametrize(

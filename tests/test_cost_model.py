@@ -115,6 +115,7 @@ def test_no_figures_of_an_unknown_instruction_set():
     [(nn.Linear(64, 96), (960, 64)), (nn.Conv2d(32, 96, 3), (1, 32, 64, 64))],
 )
 def test_tiles_are_those_of_the_kernels(isa, height, layer, shape):
+    """Where cache holds a panel: beyond, low blocks take narrower ones (see Tiles)."""
     tetris.sparsify(layer, sparsity=0.5, block=(height, 1), reorder=False)(torch.ones(shape))
     kernel = tetris._C.last_kernel()
     rows, tokens = map(int, re.search(r"_(\d+)x(\d+)_", kernel).groups())
@@ -264,9 +265,9 @@ def test_passes_are_counted(monkeypatch):
         return np.full(len(samples), 1e-4)
 
     monkeypatch.setattr("tetris.cost.calibration.measure_all", measured)
-    for passes in (None, 4):
+    for passes in (None, 4, np.int64(3)):
         tetris.calibrate(threads=1, quick=True, passes=passes, save=False)
-    assert seen == [1, 4]
+    assert seen == [1, 4, 3]
 
 
 @pytest.mark.parametrize("passes", [0, -1, 1.5, True, "2"])

@@ -1,4 +1,4 @@
-"""tools/gpu_check.py: every test of the GPU runs once, and one part's failure is its own."""
+"""tools/gpu_check.py: tests of each kind run once, and one part's failure is its own."""
 
 import importlib.util
 import os
@@ -37,7 +37,7 @@ def asked_for(part):
         "test_gpu_bsmm.py::test_values[37x70x53-f32-mma]",
         "test_gpu_bsmm.py::test_families_run_where_they_must[skinny-bf16-block2-1]",
         "test_gpu_conv.py::test_gradients[case3-f64-simt]",
-        "test_gpu_conv.py::test_other",
+        "test_gpu_conv.py::test_of_no_family",
         "test_gpu_errors.py::test_a_forced_kernel_that_cannot_says_why",
         "test_gpu_runtime.py::test_graph_capture_and_replay[mma]",
         "test_gpu_runtime.py::test_compile_with_graphs_trains",

@@ -127,6 +127,7 @@ class GANExperiment:
                 began = time.perf_counter()
                 try:
                     masked, model = run.train(start)
+                    _check_finite(model)
                 except DivergenceError as error:  # the others still tell something
                     progress.describe(f"seed {seed}: {run.label} diverged: {error}")
                     rows.append(_diverged(run, seed))
@@ -184,6 +185,12 @@ class Run:
     def label(self) -> str:
         """As in tables."""
         return Row(self.variant, 0, 0.0, block=self.block, sparsity=self.sparsity).label
+
+
+def _check_finite(model: nn.Module) -> None:
+    """Ways to train that watch over themselves raise; others end with numbers that are none."""
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise DivergenceError("weights that are not finite", 0)
 
 
 def _diverged(run: Run, seed: int) -> Row:
@@ -423,8 +430,10 @@ def _distance(rows: Sequence[Row]) -> Check:
     own = _mean(rows, _label("method"))
     rivals = {rival: _mean(rows, _label(rival)) for rival in BASELINES}
     what = "FD within twice that of the best of " + "; ".join(BASELINES)
-    if any(map(math.isnan, (own, *rivals.values()))):
+    if any(map(math.isnan, rivals.values())):
         return what, None, DIVERGED
+    if math.isnan(own):
+        return what, False, DIVERGED
     best = min(rivals, key=rivals.__getitem__)
     return (
         what,
@@ -468,7 +477,7 @@ def _equal(rows: Sequence[Row]) -> Check:
     errors = [row.extra["error"] for row in rows if "error" in row.extra]
     if not errors:
         return what, None, DIVERGED
-    return what, max(errors) < 1e-5, f"{max(errors):.1g}"
+    return what, all(error < 1e-5 for error in errors), f"{np.max(errors):.1g}"
 
 
 def _zero() -> Check:

@@ -87,7 +87,7 @@ def listed(items: Iterable[object], word: str = "and") -> str:
 def check_block(where: str, block: Iterable[int]) -> tuple[int, int]:
     """Return a block shape as a pair of ints, or raise ValueError."""
     pair = tuple(block) if isinstance(block, Iterable) and not isinstance(block, str) else ()
-    if len(pair) == 2 and all(_is_int(b) and 1 <= b <= MAX_BLOCK for b in pair):
+    if len(pair) == 2 and all(is_int(b) and 1 <= b <= MAX_BLOCK for b in pair):
         return operator.index(pair[0]), operator.index(pair[1])
     raise ValueError(
         f"{where}: block must be two ints such as (4, 1), height along out and width along in, "
@@ -109,7 +109,7 @@ def check_sparsity(where: str, sparsity: float) -> float:
 
 def check_seed(where: str, seed: int) -> int:
     """Return a seed as an int that torch takes, or raise ValueError."""
-    if not _is_int(seed):
+    if not is_int(seed):
         raise ValueError(f"{where}: seed must be an int (got {describe(seed)})")
     return operator.index(seed)
 
@@ -121,6 +121,7 @@ def check_search(
     budget: float | None = None,
     sweeps: int | None = None,
     threads: int | None = None,
+    passes: int | None = None,
 ) -> None:
     """Raise ValueError unless these arguments of a search are in order."""
     check_seed(where, seed)
@@ -135,8 +136,8 @@ def check_search(
             f"{where}: budget and sweeps both say how long to search; pass one of them "
             f"(got {budget:g} seconds and {describe(sweeps)} sweeps)"
         )
-    for name, count in (("sweeps", sweeps), ("threads", threads)):
-        if count is not None and not (_is_int(count) and count >= 1):
+    for name, count in (("sweeps", sweeps), ("threads", threads), ("passes", passes)):
+        if count is not None and not (is_int(count) and count >= 1):
             raise ValueError(f"{where}: {name} must be at least 1, an int (got {describe(count)})")
 
 
@@ -162,7 +163,7 @@ def check_tensor(where: str, name: str, value: object) -> Tensor:
 
 def check_groups(where: str, groups: int, out: int, in_: int | None, convolution: bool) -> None:
     """Raise ValueError unless these groups divide the channels of a convolution."""
-    if not _is_int(groups) or groups < 1:
+    if not is_int(groups) or groups < 1:
         raise ValueError(f"{where}: groups must be an int >= 1 (got {describe(groups)})")
     if groups > 1 and not convolution:
         raise ValueError(f"{where}: groups are of convolutions, a matrix has one (got {groups})")
@@ -268,7 +269,8 @@ def check_keywords(where: str, given: Iterable[str], known: Iterable[str]) -> No
             )
 
 
-def _is_int(value: object) -> bool:
+def is_int(value: object) -> bool:
+    """Whether it is one integer: Python's or numpy's, no bool, no tensor."""
     if not hasattr(value, "__index__") or isinstance(value, (bool, Tensor)):
         return False
     return not isinstance(value, np.ndarray) or (value.ndim == 0 and value.dtype.kind in "iu")

@@ -45,8 +45,8 @@ def make_bar(*columns: ProgressColumn) -> Progress:
 def steps(show: bool, name: str, total: int | None) -> Iterator[Advance]:
     """A call that says that one step is done, of so many; it shows a bar if asked to.
 
-    Inside another call of it there is no second bar, and no other bar may be shown meanwhile: rich
-    refuses two, or they spoil each other.
+    Inside another call of it, or beside one in another thread, there is no second bar, and no other
+    bar may be shown meanwhile: rich refuses two, or they spoil each other.
 
     Args:
         show: Whether there is a bar.

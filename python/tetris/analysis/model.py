@@ -149,16 +149,7 @@ def analyze(
             found.append(
                 analyze_layer(where, subject, fitting, shares, cost, threads, measure, how, advance)
             )
-    return AnalysisReport(tuple(found), selection.skipped, threads, source_of(cost, threads))
-
-
-def source_of(cost: CostModel, threads: int) -> str:
-    """Where times come from, and which threads they were measured on if not on so many."""
-    if threads in cost.threads:
-        return cost.source
-    counts = sorted(cost.threads)
-    plural = "s" * (counts != [1])
-    return f"{cost.source}, measured on {', '.join(map(str, counts))} thread{plural} only"
+    return AnalysisReport(tuple(found), selection.skipped, threads, cost.source_for(threads))
 
 
 def checked_grid(

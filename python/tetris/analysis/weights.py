@@ -20,7 +20,7 @@ from ..progress import steps
 from ..prune.options import LayerOptions
 from ..prune.tree import LEAST_CHANNELS, fit
 from .layers import Subject, analyze_layer
-from .model import checked_grid, search_of, source_of
+from .model import checked_grid, search_of
 from .report import AnalysisReport
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def analyze_file(
                         advance,
                     )
                 )
-    return AnalysisReport(tuple(found), skipped, threads, source_of(cost, threads))
+    return AnalysisReport(tuple(found), skipped, threads, cost.source_for(threads))
 
 
 def _opened(where: str, path: str | os.PathLike[str]):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..checks import check_tensor, describe
+from ..checks import check_tensor, describe, is_int
 
 if TYPE_CHECKING:
     from .network import BayesianMLP
@@ -87,10 +87,8 @@ def check_inputs(where: str, in_: int, x: Tensor) -> None:
 
 def check_count(where: str, name: str, value: int, least: int) -> int:
     """Return an int that is not too small, or raise ValueError."""
-    if hasattr(value, "__index__") and not isinstance(value, (bool, Tensor)):
-        number = operator.index(value)
-        if number >= least:
-            return number
+    if is_int(value) and operator.index(value) >= least:
+        return operator.index(value)
     raise ValueError(f"{where}: {name} must be an int >= {least} (got {describe(value)})")
 
 

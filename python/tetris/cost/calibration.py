@@ -53,9 +53,7 @@ def calibrate(
         >>> print(model)
     """
     where = "tetris.calibrate"
-    check_search(where, seed=seed)
-    if passes is not None and (type(passes) is not int or passes < 1):
-        raise ValueError(f"{where}: passes must be at least 1, an int (got {describe(passes)})")
+    check_search(where, seed=seed, passes=passes)
     counts = sorted({1, cores()}) if threads is None else _counts(where, threads)
     if save:
         tuning.make_folder()

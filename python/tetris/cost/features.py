@@ -73,7 +73,9 @@ class Tiles(NamedTuple):
         lanes: float32 of a vector.
         rows: Tallest tile.
         narrow_rows: Tallest tile of a panel of one vector.
-        vectors: (least height of a block, vectors of a panel), tallest first.
+        vectors: (least height of a block, vectors of a panel), tallest first. Where L2 does not
+            hold a panel, blocks of one or two rows take narrower ones, which is left out here: 8 %
+            of the time of 1x1 blocks on 4096 inputs.
         conv_vectors: The same of a convolution.
     """
 

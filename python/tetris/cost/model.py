@@ -74,6 +74,14 @@ class CostModel:
         f = features(point, threads, self.isa)
         return parts(f, self._coefficients(point.family, threads))
 
+    def source_for(self, threads: int) -> str:
+        """Where times come from, and for which numbers of threads if not for this one."""
+        if threads in self.threads:
+            return self.source
+        counts = sorted(self.threads)
+        plural = "s" * (counts != [1])
+        return f"{self.source}, on {' and '.join(map(str, counts))} thread{plural} only"
+
     def _coefficients(self, family: str, threads: int) -> np.ndarray:
         known = max((t for t in self.threads if t <= threads), default=min(self.threads))
         return np.asarray(self.threads[known][family])

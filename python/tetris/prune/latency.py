@@ -326,7 +326,7 @@ class Latency(Target):
             predicted_ms=1e3 * result.best.predicted,
             measured_ms=1e3 * result.best.measured,
             threads=torch.get_num_threads(),
-            source=cost.source,
+            source=cost.source_for(torch.get_num_threads()),
             trials=tuple((1e3 * t.predicted, 1e3 * t.measured) for t in result.trials),
         )
         return _Decision(plan, dict(result.best.chosen), result.candidates)

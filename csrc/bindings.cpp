@@ -24,6 +24,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("fma_peak", &tetris::cpu::fma_peak, py::arg("seconds") = 0.2,
         py::call_guard<py::gil_scoped_release>());
   m.def("threads_at_work", &tetris::ops::threads_at_work, py::call_guard<py::gil_scoped_release>());
+  m.def("l2_cache_bytes", &tetris::l2_cache_bytes);
   m.def("assume_cache_bytes", &tetris::assume_cache_bytes, py::arg("l1"), py::arg("l2"));
   bind_reorder(m);
   bind_cuda(m);

@@ -978,9 +978,13 @@ def test_a_variant_that_diverges_leaves_the_others_their_rows(tmp_path, monkeypa
     from benchmarks.methods.experiment import Setting
 
     def diverges(start):
-        if start.seed in lost:
+        if start.seed not in lost:
+            return gan._small(start)
+        if start.seed == 0:
             raise DivergenceError("the loss is nan", 2)
-        return gan._small(start)
+        masked, model = gan._small(start)  # a way to train that does not notice
+        next(model.parameters()).data[0] = math.nan
+        return masked, model
 
     tiny = replace(gan_training.QUICK["digits"], dense=2, compress=2, classifier=1, images=100)
     monkeypatch.setitem(gan_training.QUICK, "digits", tiny)
@@ -1003,9 +1007,8 @@ def test_a_variant_that_diverges_leaves_the_others_their_rows(tmp_path, monkeypa
             for point, verdict, measured in report.verdicts(outcome)
             if "div" in measured
         }
-        assert (
-            told.pop("FD within twice that of the best of " + "; ".join(gan.BASELINES)) == "FAILS"
-        )
+        (distance,) = (point for point in told if point.startswith("FD within twice"))
+        assert told.pop(distance) == "FAILS"
         assert set(told.values()) == {"not judged"}
         report.write(outcome)
         written = (tmp_path / "gan-digits.json").read_text()

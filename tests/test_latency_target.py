@@ -55,7 +55,7 @@ def exact(request, monkeypatch):
     from tetris.prune import latency
 
     monkeypatch.setattr(tetris._C, "isa_in_use", lambda: request.param)
-    monkeypatch.setattr("tetris.cost.features.l2_cache_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(tetris._C, "l2_cache_bytes", lambda: 1 << 20)
 
     def times(model, layers, example_inputs, stand_ins=None):
         cost = store.default()

@@ -163,8 +163,6 @@ def test_parts(out: Path, seconds: float) -> list[Part]:
         return parts
     for name in SANITIZERS:
         command = [tool, "--tool", name, "--error-exitcode", "9", "--print-limit", "20"]
-        if name == "memcheck":  # torch asks for what a driver may lack, and kernels' errors raise
-            command += ["--report-api-errors", "no"]
         command += [sys.executable, "tests/gpu/sanitize.py", name]
         env = {**environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         parts.append(Part(name, command, min(seconds, 120), env))  # benchmarks wait for them

@@ -189,7 +189,7 @@ class Run:
 
 def _check_finite(model: nn.Module) -> None:
     """Ways to train that watch over themselves raise; others end with numbers that are none."""
-    if not all(p.isfinite().all() for p in model.parameters()):
+    if not all(t.isfinite().all() for t in model.state_dict().values()):
         raise DivergenceError("weights that are not finite", 0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import re
@@ -37,12 +36,6 @@ def cache_bytes() -> dict[str, int]:
             unit = {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
             sizes[name] = int(size.rstrip("KM")) * unit
     return sizes
-
-
-@functools.cache
-def l2_cache_bytes() -> int:
-    """Size of the second level of cache; 1 MiB where it is not known."""
-    return cache_bytes().get("L2", 1 << 20)
 
 
 def last_level_bytes() -> int:

@@ -33,7 +33,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..machine import l2_cache_bytes
+from .. import _C
 from .problem import Problem, Stored
 
 COEFFICIENTS = (
@@ -74,8 +74,8 @@ class Tiles(NamedTuple):
         rows: Tallest tile.
         narrow_rows: Tallest tile of a panel of one vector.
         vectors: (least height of a block, vectors of a panel), tallest first. Where L2 does not
-            hold a panel, blocks of one or two rows take narrower ones, which is left out here: 8 %
-            of the time of 1x1 blocks on 4096 inputs.
+            hold a panel, low ones and those of short rows take narrower panels (csrc/cpu/bsmm.cpp,
+            choose_blocking), which is left out here.
         conv_vectors: The same of a convolution.
     """
 
@@ -176,7 +176,7 @@ def _sparse(
             panels = math.ceil(units / vectors)
         else:
             channels = p.inputs // p.groups
-            strip = l2_cache_bytes() // 2  # bytes of its lines: csrc/cpu/conv_plan.cpp
+            strip = _C.l2_cache_bytes() // 2  # bytes of its lines: csrc/cpu/conv_plan.cpp
             panels = max(1, math.ceil(4 * channels * p.lines / strip))
     return np.array(
         [

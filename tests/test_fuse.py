@@ -3,6 +3,7 @@
 import copy
 import operator
 import pickle
+import re
 import warnings
 
 import numpy as np
@@ -779,6 +780,104 @@ def test_batch_norm_of_another_axis_stays():
         fused = fuse(model)
     x = torch.randn(3, 8, 5)
     torch.testing.assert_close(fused(x), model(x))
+
+
+LAYERS_OF_SYNC = {
+    "linear": (lambda: nn.Linear(16, 16), (5, 16), (2, 16, 16), "[N, features]"),
+    "conv1d": (lambda: nn.Conv1d(16, 16, 1), (2, 16, 9), (16, 16), "[N, channels, L]"),
+    "conv2d": (lambda: nn.Conv2d(16, 16, 1), (2, 16, 5, 4), (16, 16, 4), "[N, channels, H, W]"),
+    "conv3d": (lambda: nn.Conv3d(16, 16, 1), (2, 16, 3, 2, 4), (16, 16, 2, 4), "[N, channels, D"),
+    "up": (lambda: nn.ConvTranspose2d(16, 16, 2, 2), (2, 16, 3, 4), (16, 8, 4), "[N, channels, H"),
+}
+
+
+@pytest.mark.parametrize("convert", [False, True])
+@pytest.mark.parametrize("kind", LAYERS_OF_SYNC)
+def test_sync_batch_norm_is_folded_for_inputs_of_which_it_normalizes_the_channels(kind, convert):
+    make, shape, other, axes = LAYERS_OF_SYNC[kind]
+    torch.manual_seed(0)
+    model = randomize(nn.Sequential(make(), nn.SyncBatchNorm(16), nn.ReLU())).double()
+    if convert and kind != "conv3d":
+        model = sparse(model, include="0")
+    fused, report = fuse(model, return_report=True)
+    assert report.fused[0].batch_norm == ["1"]
+    assert report.kept == {}
+    x = torch.randn(shape).double()
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-11, atol=1e-11)
+    model(torch.randn(other).double())  # another axis is normalized
+    with pytest.raises(AssertionError, match=re.escape(f"folded into 0, for inputs {axes}")):
+        fused(torch.randn(other).double())
+
+
+def test_batch_norm_as_a_function_is_reported():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(16, 16, 1), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            mean, var = self.norm.running_mean, self.norm.running_var
+            return F.batch_norm(self.conv(x), mean, var, training=self.training)
+
+    with pytest.warns(UserWarning, match=r"batch_norm: it is a function, and only modules such as"):
+        _, report = check(randomize(Net()), torch.randn(2, 16, 4, 4))
+    assert list(report.kept) == ["batch_norm"]
+
+
+@pytest.mark.parametrize("size", [[7, 8], (7, 8)])
+@pytest.mark.parametrize("convert", [lambda model: model, sparse])
+@pytest.mark.parametrize("by_name", [False, True])
+def test_batch_norm_behind_an_output_size(size, convert, by_name):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.norm = nn.ConvTranspose2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16)
+
+        def forward(self, x):
+            y = self.up(x, output_size=size) if by_name else self.up(x, size)
+            return F.relu(self.norm(y))
+
+    torch.manual_seed(0)
+    model = convert(randomize(Net()).double())
+    x = torch.randn(2, 16, 4, 4).double()
+    fused, report = fuse(model, return_report=True)
+    assert [f.batch_norm for f in report.fused] == [["norm"]]
+    assert report.kept == {}
+    assert fused(x).shape == (2, 16, 7, 8)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [
+        (lambda: [nn.LazyConv2d(8, 3), nn.BatchNorm2d(8)], "0, a LazyConv2d,"),
+        (lambda: [nn.Conv2d(4, 8, 3), nn.LazyBatchNorm2d()], "1, a LazyBatchNorm2d,"),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_layers_of_unknown_size_are_refused(layers, name, inplace):
+    model = nn.Sequential(*layers()).eval()
+    with pytest.raises(ValueError, match=f"the size of {name} is not known yet: call the model on"):
+        fuse(model, inplace=inplace)
+    model(torch.randn(2, 4, 6, 6))
+    check(randomize(model), torch.randn(2, 4, 6, 6), inplace=inplace)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_model_that_a_pruner_still_masks(norm):
+    layers = [nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers if norm else layers[::2])
+    pruner = tetris.prune.TetrisPruner(model, sparsity=0.5, block=(4, 4))
+    with pytest.warns(UserWarning, match=r"0 is masked by a pruner: call its finalize\(\) first"):
+        fuse(model.eval())
+    check(pruner.finalize().eval(), torch.randn(2, 16, 6, 6))
+
+
+def test_a_model_that_is_trained_with_sampled_blocks():
+    model = nn.Sequential(nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16), nn.ReLU())
+    tetris.prune.VRPGEPruner(model, sparsity=0.5, block=(4, 4))
+    with pytest.raises(ValueError, match=r"0 is masked by a pruner: call its finalize\(\) first"):
+        fuse(model.eval())
 
 
 def test_a_single_layer_has_nothing_to_fuse():

@@ -8,14 +8,18 @@ import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args, overload
+from typing import Any, Literal, cast, get_args, overload
 
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from .checks import check_python, listed
 from .folding import DENSE, fold_batch_norm, weight_name
 from .graph import (
+    ANY_NORM,
     NORM,
     NOTHING,
     TAKES_RESIDUAL,
@@ -23,6 +27,10 @@ from .graph import (
     Tracer,
     activation_of,
     addends_of,
+    adds,
+    does_nothing,
+    extras_of,
+    input_of,
     other_activation,
     shapes,
     trace,
@@ -36,6 +44,8 @@ from .warn import warn
 
 _WHERE = "tetris.fuse"
 _REQUIRED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty)
+_AXES = ("[N, features]", "[N, channels, L]", "[N, channels, H, W]", "[N, channels, D, H, W]")
+_FINALIZE = "masked by a pruner: call its finalize() first"
 
 
 @dataclass
@@ -70,7 +80,7 @@ class FuseReport:
     Attributes:
         fused: Layers that compute more than before, in the order of the graph.
         kept: Batch norms, and activations and adds behind sparse layers, that are left, with the
-            reason.
+            reason. An add behind a linear layer counts if the layer's output goes nowhere else.
         untraced: Why the model as a whole could not be traced; only ``nn.Sequential`` chains and
             modules of one argument were fused then. None otherwise.
 
@@ -116,10 +126,10 @@ def fuse(
 ) -> nn.Module | tuple[nn.Module, FuseReport]:
     """Make a trained model faster at inference, computing the same.
 
-    Batch norm becomes part of the weight and bias of the linear layer or convolution before it,
-    dense or sparse. Sparse layers also take the activation that follows (ReLU, GELU, SiLU), and
-    sparse convolutions the residual that is added in between: ``relu(bn(conv(x)) + y)`` is one
-    call.
+    Batch norm, ``nn.SyncBatchNorm`` included, becomes part of the weight and bias of the linear
+    layer or convolution before it, dense or sparse. Sparse layers also take the activation that
+    follows (ReLU, GELU, SiLU), and sparse convolutions, transposed ones too, the residual that is
+    added in between: ``relu(bn(conv(x)) + y)`` is one call.
 
     The model is traced with ``torch.fx``. A step stays as it is wherever the graph does not show
     that fusing it is safe: a layer is used twice, its output is used elsewhere, a residual may
@@ -146,8 +156,8 @@ def fuse(
         replaced. With ``return_report``, the result and a :class:`tetris.FuseReport`.
 
     Raises:
-        ValueError: the model is in training mode, or could neither be traced nor has a part to
-            fuse; the message says what could not be traced.
+        ValueError: the model is in training mode, has layers whose size is not known yet, or could
+            neither be traced nor has a part to fuse; the message says what could not be traced.
         TypeError: not a module.
 
     Example:
@@ -166,6 +176,13 @@ def fuse(
             f"(got {len(training)} modules in training mode, first {training[0]!r}); call "
             "model.eval() first"
         )
+    for name, module in model.named_modules():
+        tensors = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        if any(map(is_lazy, tensors)):
+            raise ValueError(
+                f"{_WHERE}: the size of {name or 'the model'}, a {type(module).__name__}, is not "
+                "known yet: call the model once"
+            )
     target = copy_or_same(_WHERE, model, inplace)
     report = FuseReport()
     if not Tracer().is_leaf_module(target, ""):
@@ -178,6 +195,9 @@ def fuse(
             target = _Fuser(target, graph, "", report, {}).run()
     if not report.fused:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in report.kept.items())
+        masked = next((name for name, module in model.named_modules() if _masked(module)), None)
+        if masked is not None and _FINALIZE not in reasons:
+            reasons = f"{masked or 'the model'} is {_FINALIZE}" + (reasons and f"; {reasons}")
         reasons = reasons or "no batch norm, and no activation behind a sparse layer"
         if report.untraced is not None:
             raise ValueError(
@@ -186,6 +206,14 @@ def fuse(
             )
         warn(f"{_WHERE}: nothing was fused in {type(model).__name__} ({reasons})")
     return (target, report) if return_report else target
+
+
+def _masked(module: nn.Module) -> bool:
+    """Whether a pruner still holds a layer, with a parametrization or a class of its own."""
+    if parametrize.is_parametrized(module):
+        lists = cast(Any, module.parametrizations).values()
+        return any(type(p).__module__.startswith("tetris.") for each in lists for p in each)
+    return type(module).__module__.startswith("tetris.prune.vrpge.")
 
 
 def _one_line(error: Exception) -> str:
@@ -227,6 +255,18 @@ def _parts(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module, fx.
                 except Exception:  # as above; the smaller parts inside are tried
                     pass
         yield from _parts(child, f"{prefix}{name}.")
+
+
+def _how_added(node: fx.Node) -> str:
+    """What a sum does that no layer does with a residual."""
+    if node.kwargs.get("alpha", 1) != 1:
+        return f"takes a residual as it is, and this sum has alpha={node.kwargs['alpha']}"
+    if "out" in node.kwargs:
+        return "writes no result into given memory, and this sum does"
+    values = [*node.args, *node.kwargs.values()]
+    if all(isinstance(value, fx.Node) for value in values):
+        return "is added to itself"
+    return "takes a residual of its own shape, and this sum adds a number"
 
 
 def _spatial_dims(layer: nn.Module) -> int:
@@ -273,8 +313,15 @@ class _Fuser:
         for node in self._calls(*NOTHING):
             if not hooks_of(self._module(node)):
                 self._replace(node, node.all_input_nodes[0])
+        for node in list(self.graph.nodes):
+            if does_nothing(node):
+                self._replace(node, node.all_input_nodes[0])
+            elif node.op == "call_function" and node.target in (F.batch_norm, torch.batch_norm):
+                self.report.kept[f"{self.prefix}{node}"] = (
+                    "it is a function, and only modules such as nn.BatchNorm2d are folded"
+                )
         new: dict[str, nn.Module] = {}
-        for node in self._calls(*NORM):
+        for node in self._calls(*ANY_NORM):
             reason = self._fold(node)
             if reason is None:
                 new[str(node.target)] = nn.Identity().eval()
@@ -282,8 +329,8 @@ class _Fuser:
                 self.report.kept[self.prefix + str(node.target)] = reason
         replace_modules(self.root, new)
         for node in list(self.graph.nodes):
-            if addends := addends_of(node):
-                self._fuse_residual(node, addends)
+            if adds(node):
+                self._fuse_residual(node)
         twins = {}
         for node in self._calls(*SPARSE):
             if twin := self._fuse_activation(node):
@@ -301,11 +348,13 @@ class _Fuser:
     def _fold(self, node: fx.Node) -> str | None:
         """Fold a batch norm into the layer before it, or say why not."""
         norm, source = self._module(node), node.all_input_nodes[0]
-        assert isinstance(norm, NORM)
+        assert isinstance(norm, ANY_NORM)
         if norm.running_mean is None:
             return "it has no running statistics, so it normalizes by each batch"
         if reason := self._unique(norm):
             return f"it {reason}"
+        if source.op == "call_module" and _masked(self._module(source)):
+            return f"layer {self.prefix}{source.target} is {_FINALIZE}"
         if source.op != "call_module" or type(self._module(source)) not in (*DENSE, *SPARSE):
             return f"it follows {self._describe(source)}, not a linear layer or convolution"
         layer = self._module(source)
@@ -314,7 +363,7 @@ class _Fuser:
             return f"{name} {reason}"
         if getattr(layer, "activation", "none") != "none":
             return f"{name} fuses {layer.activation} already, which comes before batch norm"
-        if len(source.args) + len(source.kwargs) > 1:
+        if set(extras_of(source, layer)) - {"output_size"}:
             return f"{name} takes more than its input (a residual, which batch norm would scale?)"
         key = weight_name(layer)
         if not isinstance(layer._parameters.get(key), nn.Parameter):
@@ -322,24 +371,24 @@ class _Fuser:
         if str(source.target) in self.read_directly:
             return f"the parameters of {name} are read elsewhere in forward"
         dims = _spatial_dims(layer)
-        if type(norm) is not NORM[max(dims - 1, 0)]:
+        if type(norm) not in (NORM[max(dims - 1, 0)], nn.SyncBatchNorm):
             return f"{name} has its channels along another axis than a {type(norm).__name__}"
-        if dims < 2:  # the other batch norms take one number of dimensions only
-            axes = "[N, channels, L]" if dims else "[N, features]"
-            self._require_dims(source, dims + 2, axes)
-        fold_batch_norm(layer, norm)
+        if dims < 2 or type(norm) is nn.SyncBatchNorm:  # others take one number of dimensions only
+            self._require_dims(source, dims + 2, _AXES[dims])
+        fold_batch_norm(layer, cast(nn.BatchNorm2d, norm))  # in eval mode all compute the same
         self._layer(source).batch_norm.append(self.prefix + str(node.target))
         self._replace(node, source)
         return None
 
     def _require_dims(self, node: fx.Node, count: int, axes: str) -> None:
-        """Let the graph refuse inputs of which nn.BatchNorm1d would normalize another axis.
+        """Let the graph refuse inputs of which batch norm would normalize another axis.
 
-        It normalizes axis 1: L of [N, L, features], and L of what a convolution makes of
-        [channels, L]. It could be applied before only with L equal to the features.
+        nn.BatchNorm1d and nn.SyncBatchNorm normalize axis 1: L of [N, L, features], and L of what a
+        convolution makes of [channels, L]. They could be applied before only with L equal to the
+        features.
         """
         with self.graph.inserting_before(node):
-            dims = self.graph.call_method("dim", (node.all_input_nodes[0],))
+            dims = self.graph.call_method("dim", (input_of(node),))
             right = self.graph.call_function(operator.eq, (dims, count))
             layer = self.prefix + str(node.target)
             message = f"{_WHERE}: batch norm was folded into {layer}, for inputs {axes}"
@@ -347,17 +396,25 @@ class _Fuser:
 
     # -- residual and activation ----------------------------------------------------------------
 
-    def _fuse_residual(self, node: fx.Node, addends: tuple[fx.Node, fx.Node]) -> None:
+    def _fuse_residual(self, node: fx.Node) -> None:
         """Let a sparse convolution add what is added to its output."""
         reasons = []
-        for source, other in (addends, addends[::-1]):
-            if source.op != "call_module" or type(self._module(source)) not in TAKES_RESIDUAL:
+        pairs: list[tuple[fx.Node, fx.Node | None]]
+        if addends := addends_of(node):
+            first, second = addends
+            pairs = [(first, second), (second, first)]
+        else:
+            pairs = [(value, None) for value in node.all_input_nodes]
+        for source, other in pairs:
+            if source.op != "call_module" or type(self._module(source)) not in SPARSE:
                 continue
+            if type(self._module(source)) not in TAKES_RESIDUAL and len(source.users) > 1:
+                continue  # such as in a GELU that is written out
             reason = self._residual_conflict(node, source, other)
             if reason is None:
                 with self.graph.inserting_before(node):
-                    inputs = (source.all_input_nodes[0], other)
-                    made = self.graph.call_module(str(source.target), inputs)
+                    extras = {"residual": other, **extras_of(source, self._module(source))}
+                    made = self.graph.call_module(str(source.target), (input_of(source),), extras)
                 layer = self._layer(source)
                 layer.residual = str(other)
                 self.layers[made] = layer
@@ -369,21 +426,26 @@ class _Fuser:
         if reasons:
             self.report.kept[f"{self.prefix}{node}"] = "; ".join(reasons)
 
-    def _residual_conflict(self, node: fx.Node, source: fx.Node, other: fx.Node) -> str | None:
+    def _residual_conflict(
+        self, node: fx.Node, source: fx.Node, other: fx.Node | None
+    ) -> str | None:
         layer = self._module(source)
+        if type(layer) not in TAKES_RESIDUAL:
+            return "takes no residual (only convolutions do)"
+        if other is None:
+            return _how_added(node)
         if reason := self._alone(source):
             return reason
         if layer.activation != "none":
             return f"fuses {layer.activation} already, which comes before the add"
-        if len(source.args) + len(source.kwargs) > 1:  # not nodes: x may be added to conv(x)
+        if "residual" in extras_of(source, layer):
             return "adds a residual already"
         if writes_to(node, self.modules) is other:
             return f"is added into the memory of {other}"
         known = shapes(self.graph, self.modules)
         if known[source] != known[other]:
             return f"may have another shape than {other}: nothing in the graph shows they are equal"
-        value = source.args[0]
-        assert isinstance(value, fx.Node)
+        value = input_of(source)
         if Memory(self.graph, self.modules).overwritten(value, source, node):
             return f"has an input, {value}, that is overwritten before the add"
         return None

@@ -16,21 +16,49 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from .folding import DENSE
+from .folding import DENSE, TRANSPOSED
 from .modules import hooks_of, own_forward
-from .nn import SparseConv1d, SparseConv2d
+from .nn import SparseConv1d, SparseConv2d, SparseConvTranspose2d
 from .nn.kinds import SPARSE_TYPES as SPARSE
 from .nn.weight import ABSENT, AbsentWeight
 from .ops import Activation
 
-TAKES_RESIDUAL = (SparseConv1d, SparseConv2d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TAKES_RESIDUAL)
+TAKES_RESIDUAL = (SparseConv1d, SparseConv2d, SparseConvTranspose2d)
+_TRANSPOSED = (*TRANSPOSED, SparseConvTranspose2d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, SparseConv1d, SparseConv2d)
 NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+ANY_NORM = (*NORM, nn.SyncBatchNorm)
 NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 """Modules that return their input in eval mode."""
+_DROPOUT = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
+_DROPOUT += (F.alpha_dropout, F.feature_alpha_dropout)
 _MAX_POOL = {nn.MaxPool1d: 1, nn.MaxPool2d: 2, nn.MaxPool3d: 3}
-_FRESH = (*DENSE, *SPARSE, *NORM, *_MAX_POOL)  # their output shares no memory with their input
-_SAME_SHAPE = (nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Sigmoid, nn.Tanh)
+_FRESH = (*DENSE, *SPARSE, *ANY_NORM, *_MAX_POOL)  # their output shares no memory with their input
+_SAME_SHAPE = (
+    *(nn.ReLU6, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.LeakyReLU, nn.PReLU, nn.RReLU),
+    *(nn.ELU, nn.SELU, nn.CELU, nn.Softplus, nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh),
+    *(nn.Softsign, nn.Tanhshrink, nn.Hardshrink, nn.Softshrink, nn.Threshold),
+)
+_SAME_SHAPE_NAMES = (
+    *("relu6", "hardtanh", "hardswish", "hardsigmoid", "leaky_relu", "prelu", "rrelu"),
+    *("elu", "selu", "celu", "softplus", "mish", "sigmoid", "logsigmoid", "log_sigmoid", "tanh"),
+    *("softsign", "tanhshrink", "hardshrink", "softshrink", "threshold"),
+)  # of functions and methods that compute what these modules do
+
+
+def _functions(*names: str) -> set[object]:
+    """What torch has under these names, in place and not."""
+    spaces = (F, torch, operator)
+    return {getattr(s, name) for s in spaces for name in names if hasattr(s, name)}
+
+
+_SAME_SHAPE_FUNCTIONS = {
+    *_functions(*_SAME_SHAPE_NAMES, *(f"{name}_" for name in _SAME_SHAPE_NAMES)),
+    F._threshold,  # type: ignore[attr-defined]  # what F.threshold is called
+    *_DROPOUT,  # while training, too
+}
+_WITH_NUMBER = ("add", "sub", "mul", "div", "neg")
+_WITH_NUMBER_FUNCTIONS = _functions(*_WITH_NUMBER, "truediv", "iadd", "isub", "imul", "itruediv")
 _ADD = (operator.add, torch.add, operator.iadd)
 _INPLACE = (
     operator.iadd,
@@ -46,7 +74,7 @@ _INPLACE = (
     operator.ilshift,
     operator.irshift,
 )  # all that tensors compute in place: x @= y makes a new tensor
-_OTHER_ACTIVATIONS = ("relu6", "hardtanh", "hardswish", "leaky_relu", "elu", "sigmoid", "tanh")
+_OTHER_ACTIVATIONS = (*_SAME_SHAPE_NAMES, "softmax", "log_softmax", "softmin", "glu")
 _RELU = (F.relu, torch.relu, torch.relu_, F.relu_)
 
 
@@ -179,19 +207,48 @@ def other_activation(node: fx.Node, modules: Mapping[str, nn.Module]) -> str | N
         known = kind.__module__ == nn.ReLU.__module__ and kind is not nn.MultiheadAttention
         return kind.__name__ if known else None
     name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return str(name) if str(name).rstrip("_") in _OTHER_ACTIVATIONS else None
+    return str(name) if str(name).strip("_") in _OTHER_ACTIVATIONS else None
+
+
+def does_nothing(node: fx.Node) -> bool:
+    """Whether a node is a function's call that returns its input: dropout that is off."""
+    if node.op == "call_function" and node.target in _DROPOUT:
+        return node.kwargs.get("training") is False and len(node.all_input_nodes) == 1
+    return False
+
+
+def adds(node: fx.Node) -> bool:
+    """Whether a node is a sum, of whatever."""
+    if node.op == "call_method":
+        return node.target in ("add", "add_")
+    return node.op == "call_function" and node.target in _ADD
 
 
 def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The two values that a node adds, if it does nothing else."""
-    adds = (node.op == "call_function" and node.target in _ADD) or (
-        node.op == "call_method" and node.target in ("add", "add_")
-    )
-    if adds and len(node.args) == 2 and not node.kwargs:
-        a, b = node.args
-        if isinstance(a, fx.Node) and isinstance(b, fx.Node) and a is not b:
-            return a, b
+    if adds(node):
+        rest = dict(node.kwargs)
+        factor = rest.pop("alpha", 1)
+        values = (*node.args, *rest.values())
+        if set(rest) <= {"input", "other"} and len(values) == 2 and factor == 1:
+            a, b = values
+            if isinstance(a, fx.Node) and isinstance(b, fx.Node) and a is not b:
+                return a, b
     return None
+
+
+def input_of(node: fx.Node) -> fx.Node:
+    """The input of a module's call, whose other arguments may be values, too."""
+    value = node.args[0] if node.args else node.kwargs.get("input", node.all_input_nodes[0])
+    assert isinstance(value, fx.Node)
+    return value
+
+
+def extras_of(node: fx.Node, module: nn.Module) -> dict[str, object]:
+    """What a call of a convolution or linear layer passes besides its input, by name."""
+    second = ("output_size", "residual") if type(module) in _TRANSPOSED else ("residual",)
+    given = dict(zip(second, node.args[1:], strict=False)) | node.kwargs
+    return {name: value for name, value in given.items() if name not in ("input", "x")}
 
 
 def writes_to(node: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
@@ -248,7 +305,8 @@ class Shape:
 
     A convolution maps a size H to ``floor((H - 1 + extra) / stride) + 1``, ``extra`` being its
     padding less its reach, ``2 padding - dilation (kernel - 1)``; one that keeps the size is left
-    out.
+    out. A transposed one maps it to ``(H - 1) stride + extra + 1``, ``extra`` being its reach less
+    its padding, which is written with ``-stride``.
 
     Attributes:
         root: Value of unknown shape that this one comes from.
@@ -262,22 +320,33 @@ class Shape:
 
 
 def shapes(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> dict[fx.Node, Shape]:
-    """What is known of every value's shape."""
+    """What is known of every value's shape.
+
+    Values of equal shapes with a known number of channels are of one type as well: convolutions
+    or batch norms take or return them, so that they are no integers, which a function or a factor
+    would turn into floats.
+    """
     found: dict[fx.Node, Shape] = {}
     for node in graph.nodes:
-        found[node] = _shape(node, modules, found) or Shape(node, _channels_taken(node, modules))
+        shape = _shape(node, modules, found) or Shape(node, node)
+        if isinstance(shape.channels, fx.Node):
+            taken = _channels_taken(node, modules)
+            shape = shape if taken is None else replace(shape, channels=taken)
+        found[node] = shape
     return found
 
 
-def _channels_taken(node: fx.Node, modules: Mapping[str, nn.Module]) -> int | fx.Node:
+def _channels_taken(node: fx.Node, modules: Mapping[str, nn.Module]) -> int | None:
     """Channels of a value of unknown shape, as its consumers tell them."""
+    taken = set()
     for user in node.users:
-        module = modules.get(str(user.target)) if user.op == "call_module" else None
-        if module is not None and user.args[:1] == (node,) and not own_forward(module):
-            for name in ("in_channels", "num_features"):
-                if isinstance(channels := getattr(module, name, None), int):
-                    return channels
-    return node
+        module = modules[str(user.target)] if user.op == "call_module" else None
+        if module is not None and user.args[:1] == (node,) and not hooks_of(module):
+            if type(module) in (*_CONVOLUTIONS, *_TRANSPOSED):
+                taken.add(cast(Any, module).in_channels)
+            elif type(module) in ANY_NORM:
+                taken.add(cast(Any, module).num_features)
+    return taken.pop() if len(taken) == 1 else None
 
 
 def _shape(
@@ -287,23 +356,77 @@ def _shape(
     if not inputs:
         return None
     first = found[inputs[0]]
-    if node.op == "call_module" and own_forward(modules[str(node.target)]):
-        return None
+    if node.op == "call_module" and hooks_of(modules[str(node.target)]):
+        return None  # a hook may return what it likes
     if activation_of(node, modules):
         return first
-    if addends_of(node):
-        return first if found[inputs[0]] == found[inputs[1]] else None
+    if addends := addends_of(node):
+        return first if found[addends[0]] == found[addends[1]] else None
     if node.op != "call_module":
-        return None
+        return first if _keeps_shape(node) else None
     module = modules[str(node.target)]
-    if type(module) in (*NORM, *_SAME_SHAPE):
+    if type(module) in (*ANY_NORM, *_SAME_SHAPE):
         return first
+    if type(module) in _TRANSPOSED:
+        return _upsampled(node, module, found)
     window = _window(module)
     if window is None:
         return None
     steps = first.steps if all(w == (1, 0) for w in window) else (*first.steps, window)
     channels = getattr(module, "out_channels", first.channels)
     return replace(first, channels=channels, steps=steps)
+
+
+def _keeps_shape(node: fx.Node) -> bool:
+    """Whether a call that is no module's changes each element by itself."""
+    name, function = str(node.target), node.op == "call_function"
+    same = (
+        node.target in _SAME_SHAPE_FUNCTIONS if function else name.rstrip("_") in _SAME_SHAPE_NAMES
+    )
+    if same:  # slopes of PReLU are one, or one per channel; nothing else may broadcast
+        prelu = name == "prelu" or node.target in (F.prelu, torch.prelu)
+        return len(node.all_input_nodes) == 1 or (prelu and len(node.args) == 2)
+    number = node.target in _WITH_NUMBER_FUNCTIONS if function else name.rstrip("_") in _WITH_NUMBER
+    others = [a for a in (*node.args, *node.kwargs.values()) if not isinstance(a, fx.Node)]
+    known = set(node.kwargs) <= {"alpha", "other"} and all(type(a) in (int, float) for a in others)
+    return number and known and len(node.args) + len(node.kwargs) == len(others) + 1
+
+
+def _upsampled(node: fx.Node, module: nn.Module, found: Mapping[fx.Node, Shape]) -> Shape | None:
+    """Shape of what a transposed convolution returns."""
+    layer, extras = cast(Any, module), extras_of(node, module)
+    shape = found[input_of(node)]
+    like = extras.get("output_size")
+    if like is not None:
+        other = _whose_size(like)
+        if other is None or found[other].root is not shape.root:
+            return None  # the number of images may be another one
+        return replace(found[other], channels=layer.out_channels)
+    sizes = zip(
+        *(layer.stride, layer.padding, layer.dilation, layer.kernel_size, layer.output_padding),
+        strict=True,
+    )
+    window = tuple(
+        (1, d * (k - 1) - 2 * p + spare) if s == 1 else (-s, d * (k - 1) - 2 * p + spare)
+        for s, p, d, k, spare in sizes
+    )
+    steps = shape.steps if all(w == (1, 0) for w in window) else (*shape.steps, window)
+    return replace(shape, channels=layer.out_channels, steps=steps)
+
+
+def _whose_size(size: object) -> fx.Node | None:
+    """The value of which ``x.shape``, ``x.size()`` or its end, ``x.shape[-2:]``, is the size."""
+    if not isinstance(size, fx.Node):
+        return None
+    if size.op == "call_function" and size.target is operator.getitem:
+        whole, part = size.args
+        if part in (slice(2, None, None), slice(-2, None, None)) and isinstance(whole, fx.Node):
+            return _whose_size(whole) if whole.target is not operator.getitem else None
+    shape = size.op == "call_function" and size.target is getattr and size.args[1:] == ("shape",)
+    if shape or (size.op == "call_method" and size.target == "size" and len(size.args) == 1):
+        value = size.args[0]
+        return value if isinstance(value, fx.Node) and not size.kwargs else None
+    return None
 
 
 def _window(module: nn.Module) -> tuple[tuple[int, int], ...] | None:

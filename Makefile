@@ -106,6 +106,9 @@ $(VENV)/.built: $(VENV)/.torch $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
+# What an extra names, from the package as installed: pip install -e '.[extra]' would build it again.
 $(VENV)/.with-%: $(VENV)/.built
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[$*]'
+	@$(BIN)/python -c 'from importlib.metadata import requires; print(*(r.split(";")[0] for r in requires("tetris") \
+	  if ";" not in r or r.endswith("extra == \"$*\"")), sep="\n")' >$(VENV)/.needs-$*
+	$(BIN)/python -m pip install --quiet -r $(VENV)/.needs-$*
 	touch $@

@@ -105,6 +105,25 @@ taken(prepare, train, features, 1)
 """
 
 
+CONVOLVE = """
+(images, channels, size, outputs, kernel, stride), channels_last, _ = eval(sys.argv[1])
+format = torch.channels_last if channels_last else torch.contiguous_format
+
+def prepare(features, _):
+    "A layer of 64 channels on one pixel first, which takes next to nothing."
+    small = features == 64
+    ins, outs = (64, 64) if small else (channels, outputs)
+    dense = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)
+    sparse = tetris.SparseConv2d.from_dense(dense, sparsity=0.75, block=(8, 1), reorder=False)
+    x = torch.randn((1, 64, 1, 1) if small else (images, channels, size, size))
+    return sparse.requires_grad_(False), x.contiguous(memory_format=format)
+
+# A unit is what input and output take.
+maps = images * (channels * size**2 + outputs * (size // stride) ** 2)
+taken(prepare, lambda made: made[0](made[1]), maps**0.5, 1)
+"""
+
+
 def peak(script, *arguments):
     """Memory that a script takes in a process of its own, in layers: at most, and afterwards."""
     environment = {
@@ -173,6 +192,26 @@ def test_training_a_dense_layer_takes_several():
 def test_inference_takes_activations_alone(block):
     high, _ = peak(TRAIN, block, FEATURES, 0)
     assert high < 0.15
+
+
+@needs_proc
+@pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("layer", "output"),  # images, channels, size, outputs, kernel, stride; output's share of both
+    [
+        ((8, 64, 56, 64, 3, 1), 1 / 2),
+        ((8, 256, 28, 128, 3, 1), 1 / 3),
+        ((8, 128, 56, 256, 3, 2), 1 / 3),
+        ((8, 256, 56, 64, 1, 1), 1 / 5),
+        ((1, 64, 224, 64, 3, 1), 1 / 2),
+    ],
+    ids=str,
+)
+def test_a_convolution_takes_less_than_its_maps(layer, output, channels_last):
+    """Its output, and buffers of less than one and a half times its input and output."""
+    high, after = peak(CONVOLVE, layer, channels_last, 0)
+    assert output - 0.1 < after
+    assert high < output + 1.5
 
 
 def test_packing_a_large_weight_in_runs():

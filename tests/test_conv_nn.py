@@ -520,3 +520,15 @@ def test_other_blocks_under_the_same_permutations():
     assert torch.equal(more.block_mask(), kept)
     assert torch.equal(more.row_perm, layout.row_perm)
     assert more.kernel_size == layout.kernel_size
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_keeps_the_memory_format(mode):
+    """Where dense layers lose it: circular padding."""
+    dense = nn.Conv2d(16, 32, 3, padding=1, padding_mode=mode)
+    sparse = SparseConv2d.from_dense(dense, sparsity=0.0, reorder=False)
+    x = torch.randn(2, 16, 6, 5)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        y = sparse(x.contiguous(memory_format=memory_format))
+        assert y.is_contiguous(memory_format=memory_format)
+        torch.testing.assert_close(y, dense(x))

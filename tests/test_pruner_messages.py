@@ -149,9 +149,9 @@ def test_what_a_pruner_that_has_ended_does_not_know(name):
         getattr(pruner, name)()
 
 
-@pytest.mark.parametrize("wrong", [{"begin": "0"}, {"end": None}, {"every": "5"}])
+@pytest.mark.parametrize("wrong", [{"begin": "0"}, {"begin": 0.5}, {"end": None}, {"every": "5"}])
 def test_a_schedule_of_no_numbers(wrong):
-    with pytest.raises(ValueError, match="Cubic: needs numbers of steps"):
+    with pytest.raises(ValueError, match="Cubic: needs whole numbers of steps"):
         Cubic(**({"begin": 0, "end": 10} | wrong))
 
 

@@ -58,6 +58,9 @@ COMMON = [
     ({"sparsity": True}, r"sparsity, .*\(got True\)"),
     ({"sparsity": torch.tensor(0.9)}, r"sparsity, .*\(got tensor"),
     ({"seed": 1.5}, r"seed must be an int \(got 1.5\)"),
+    ({"balanced": "yes"}, r"balanced must be True or False \(got 'yes'\)"),
+    ({"allow_empty_rows": None}, r"allow_empty_rows must be True or False \(got None\)"),
+    ({"tie_kernel": 1}, r"tie_kernel must be True or False \(got 1\)"),
     ({"budget": "2"}, r"budget must be a number of seconds >= 0 \(got '2'\)"),
     ({"sweeps": 2.5}, r"sweeps must be at least 1, an int \(got 2.5\)"),
 ]
@@ -405,3 +408,65 @@ def test_a_layer_says_what_it_wants(x):
         TypeError, match=r"SparseLinear: input must be a tensor \[\.\.\., in_features\]"
     ):
         layer(x)
+
+
+@pytest.mark.parametrize("flag", ["inplace", "progress", "return_report"])
+def test_a_flag_that_is_none_changes_nothing(flag):
+    model = mlp()
+    with pytest.raises(
+        ValueError, match=rf"tetris.sparsify: {flag} must be True or False \(got 'x'"
+    ):
+        sparsify(model, sparsity=0.5, **FAST, **{flag: "x"})
+    assert isinstance(model[0], nn.Linear)
+
+
+def test_a_flag_of_numpy_is_one():
+    found = reorder.block_mask(WEIGHT, (4, 1), 0.5, balanced=np.True_)
+    assert found.sum(1).unique().numel() == 1
+    with pytest.raises(
+        ValueError, match=r"block_mask: balanced must be True or False \(got None\)"
+    ):
+        reorder.block_mask(WEIGHT, (4, 1), 0.5, balanced=None)
+
+
+def test_a_signed_weight_is_told_what_to_pass():
+    with pytest.raises(
+        ValueError, match=r"non-negative \(got -1.0 at \[0, 0\]\); pass absolute=True"
+    ):
+        reorder.search(WEIGHT - 1, (4, 1), 0.5)
+    with pytest.raises(ValueError, match=r"non-negative \(got nan at \[0, 0\]\)$"):
+        reorder.search(torch.full((4, 4), torch.nan), (4, 1), 0.5)
+
+
+def test_scipy_takes_no_half_precision():
+    with pytest.raises(ValueError, match=r"float32 or float64.*got torch.bfloat16.*\.float\(\)"):
+        LAYOUT.to_scipy_bsr(LAYOUT.pack(WEIGHT).bfloat16())
+
+
+def test_a_plot_goes_to_a_path():
+    with pytest.raises(TypeError, match=r"BlockLayout.plot: path must name the file .*\(got 5\)"):
+        LAYOUT.plot(5)
+
+
+def test_lazy_layers_have_no_size_yet():
+    with pytest.raises(ValueError, match=r"from_dense: the weight's size is not known yet: call"):
+        SparseConv2d.from_dense(nn.LazyConv2d(32, 3), sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("argument", "got"),
+    [
+        ({"stride": 1.5}, r"stride must be an int or 2 ints of at least 1 \(got \(1.5, 1.5\)\)"),
+        ({"stride": 0}, r"stride must be .* at least 1 \(got \(0, 0\)\)"),
+        ({"dilation": 0}, r"dilation must be .* at least 1"),
+        ({"padding": -1}, r"padding must be an int or 2 ints of at least 0 \(got \(-1, -1\)\)"),
+        ({"padding": (1, 2, 3)}, r"padding must be an int or 2 ints .*\(got \(1, 2, 3\)\)"),
+        ({"kernel_size": (3, 3, 3)}, r"kernel_size must be an int or 2 ints .*\(got \(3, 3, 3\)\)"),
+    ],
+    ids=str,
+)
+def test_sizes_of_a_convolution(argument, got):
+    """Which nn.Conv2d would take, and fail on in its first call."""
+    layout = BlockLayout.from_dense(torch.randn(32, 16, 3, 3), (4, 1), 0.5, reorder=False)
+    with pytest.raises(ValueError, match=f"SparseConv2d: {got}"):
+        SparseConv2d(16, 32, **{"kernel_size": 3, **argument}, layout=layout)

@@ -58,6 +58,11 @@ def to_scipy(layout: BlockLayout, values: Tensor, packed: bool) -> bsr_matrix:
     sparse = _import_scipy("BlockLayout.to_scipy_bsr")
     shape = _shape(layout, "to_scipy_bsr", values, packed)
     # Copies: scipy sorts and sums in place.
+    if values.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            "BlockLayout.to_scipy_bsr: values must be float32 or float64, as scipy computes with "
+            f"(got {values.dtype}); convert with .float() first"
+        )
     data = values.detach().cpu().transpose(1, 2).numpy().copy("C")
     indices, indptr = layout.col_idx.cpu().numpy().copy(), layout.row_ptr.cpu().numpy().copy()
     return sparse.bsr_matrix((data, indices, indptr), shape=shape, blocksize=layout.block)

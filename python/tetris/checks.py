@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from . import _C
 
@@ -141,6 +142,13 @@ def check_search(
             raise ValueError(f"{where}: {name} must be at least 1, an int (got {describe(count)})")
 
 
+def check_flags(where: str, **flags: object) -> None:
+    """Raise ValueError unless each is True or False: of others it is unclear what is meant."""
+    for name, value in flags.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{where}: {name} must be True or False (got {describe(value)})")
+
+
 def check_tensor(where: str, name: str, value: object) -> Tensor:
     """Return a dense tensor with numbers in it, or raise."""
     if not isinstance(value, Tensor):
@@ -202,6 +210,8 @@ def check_python(where: str, model: object) -> nn.Module:
 
 def check_weight(where: str, weight: Tensor) -> None:
     """Raise ValueError unless a sparse layer can be made of a weight, and run."""
+    if is_lazy(weight):
+        raise ValueError(f"{where}: the weight's size is not known yet: call the layer once")
     if weight.is_meta:
         raise ValueError(
             f"{where}: the weight is on the meta device, which holds no numbers; give it some "

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from . import bsr
 from .blocking import Blocking
-from .checks import check_block, check_groups, check_keywords, check_tensor
+from .checks import check_block, check_groups, check_keywords, check_tensor, describe
 from .importance import Importance as Importance
 from .importance import saliency_or_weight
 from .invariants import (
@@ -517,9 +517,14 @@ class BlockLayout:
 
         Raises:
             ImportError: matplotlib is missing; the message names the extra to install.
+            TypeError: the path is none.
         """
         from .plotting import plot_layout
 
+        if not isinstance(path, (str, PathLike)):
+            raise TypeError(
+                f"BlockLayout.plot: path must name the file to write (got {describe(path)})"
+            )
         if weight is not None:
             check_tensor("BlockLayout.plot", "weight", weight)
         plot_layout(self, path, weight)

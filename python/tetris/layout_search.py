@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import reorder as _reorder
 from .blocking import Blocking, removed_count
-from .checks import check_keywords, check_search, check_sparsity, describe
+from .checks import check_flags, check_keywords, check_search, check_sparsity, describe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +60,8 @@ def search_blocks(
     """
     sparsity = check_sparsity(where, sparsity)
     check_keywords(where, search, SearchOptions.__annotations__)
+    flags = {name: search[name] for name in SelectArguments.__annotations__ if name in search}
+    check_flags(where, progress=progress, **flags)
     budget = search.get("budget")
     check_search(where, seed=search.get("seed", 0), budget=budget, sweeps=search.get("sweeps"))
     method = search_method(where, reorder)

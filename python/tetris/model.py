@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 from torch import Tensor, nn
 
-from .checks import check_model, check_weight
+from .checks import check_flags, check_model, check_weight
 from .importance import saliency_or_weight
 from .layout import BlockLayout
 from .modules import copy_or_same, replace_modules
@@ -86,13 +86,12 @@ def sparsify(
     Every ``nn.Linear``, ``nn.Conv1d``, ``nn.Conv2d``, ``nn.ConvTranspose2d`` and ``Conv1D`` of
     transformers that include and exclude select is replaced by its sparse counterpart, such as
     :class:`tetris.SparseConv2d`.
-    Convolutions with fewer than 16 input channels per group (the first layer of a network,
-    depthwise ones) have nothing to win and stay dense unless include names them; other layers that
-    would be slower than dense ones, :func:`tetris.analyze` finds, and a ``latency`` target leaves
-    dense. The layer that
-    produces the logits loses accuracy out of proportion to the time it takes: exclude it. To
-    fine-tune afterwards, train the result as it is (only stored values learn), or use
-    :class:`tetris.prune.TetrisPruner`.
+    Convolutions with fewer than 16 input channels per group (one that reads an image, depthwise
+    ones) have nothing to win and stay dense unless include names them; other layers that would be
+    slower than dense ones, such as those of few outputs, :func:`tetris.analyze` finds (pass its
+    ``overrides()``), and a ``latency`` target leaves dense. The layer that produces the logits
+    loses accuracy out of proportion to the time it takes: exclude it. To fine-tune afterwards,
+    train the result as it is (only stored values learn), or use :class:`tetris.prune.TetrisPruner`.
 
     Args:
         model: Any module. If it is itself such a layer, the sparse one is returned.
@@ -172,6 +171,7 @@ def sparsify(
     search differs, see :mod:`tetris.reorder`.
     """
     where = "tetris.sparsify"
+    check_flags(where, inplace=inplace, progress=progress, return_report=return_report)
     target = _latency_target(where, latency, example_inputs, target, settings)
     default = LayerOptions.of(where, settings, sparsify)
     selection = select_layers(where, model, include, exclude, types)

@@ -25,7 +25,14 @@ import torch
 from tetris import _C
 
 from .blocking import removed_count
-from .checks import check_block, check_search, check_sparsity, check_tensor, describe
+from .checks import (
+    check_block,
+    check_flags,
+    check_search,
+    check_sparsity,
+    check_tensor,
+    describe,
+)
 from .progress import make_bar
 
 if TYPE_CHECKING:
@@ -128,9 +135,9 @@ def search(
 ) -> SearchResult:
     """Find an order of rows and columns under which the kept blocks hold the most saliency.
 
-    The result never retains less than identity or the L1 sort. With ``sweeps`` it depends on the
-    arguments only, whatever the number of threads; with a time budget (the default) it may also
-    depend on the speed of the machine.
+    What ``"swap"``, ``"assign"`` and ``"threshold"`` find never retains less than identity or the
+    L1 sort. With ``sweeps`` it depends on the arguments only, whatever the number of threads; with
+    a time budget (the default) it may also depend on the speed of the machine.
 
     An order that is given, ``row_perm`` or ``col_perm``, is held and the other axis alone searched;
     identity and L1 sort then stand for orders of the other axis under it. To go on from an order p
@@ -183,6 +190,7 @@ def search(
     _check_choice("start", start, STARTS)
     where = "tetris.reorder.search"
     check_search(where, seed=seed, budget=budget, sweeps=sweeps, threads=threads)
+    check_flags(where, progress=progress, balanced=balanced, allow_empty_rows=allow_empty_rows)
     problem = _Problem.of(where, saliency, block, sparsity, tie_kernel, absolute)
     rows, cols, _ = problem.values.shape
     held_rows = None if row_perm is None else _permutation(where, "row_perm", row_perm, rows)
@@ -274,6 +282,7 @@ def block_mask(
         ... )
     """
     where = "tetris.reorder.block_mask"
+    check_flags(where, balanced=balanced, allow_empty_rows=allow_empty_rows)
     problem = _Problem.of(where, saliency, block, sparsity, tie_kernel, absolute)
     mask = _C.reorder_select(
         problem.values,
@@ -327,6 +336,7 @@ class _Problem:
         tie_kernel: bool,
         absolute: bool,
     ) -> _Problem:
+        check_flags(where, tie_kernel=tie_kernel, absolute=absolute)
         if isinstance(saliency, torch.Tensor):
             tensor = check_tensor(where, "saliency", saliency).detach().cpu().resolve_neg()
             if tensor.dtype in (torch.float16, torch.bfloat16):
@@ -353,8 +363,10 @@ class _Problem:
             bad = np.argwhere(~((array >= least) & (array < np.inf)))[0]
             place = ", ".join(str(i) for i in bad)
             rule = "finite" if absolute else "finite and non-negative"
+            negative = not absolute and -np.inf < array[tuple(bad)] < 0
+            hint = "; pass absolute=True to search by magnitude" if negative else ""
             raise ValueError(
-                f"{where}: saliency must be {rule} (got {array[tuple(bad)]} at [{place}])"
+                f"{where}: saliency must be {rule} (got {array[tuple(bad)]} at [{place}]){hint}"
             )
         bo, bi = check_block(where, block)
         sparsity = check_sparsity(where, sparsity)

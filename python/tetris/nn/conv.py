@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..blocking import Blocking
-from ..checks import describe
+from ..checks import describe, is_int
 from ..layout import BlockLayout
 from ..ops import Activation
 from .base import SparseLayer
@@ -38,7 +38,19 @@ class SparseConv(SparseLayer[_Dense]):
             got = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
             raise type(error)(f"{type(self).__name__}: {error} (got {got})") from error
         for name in self.settings:
-            setattr(self, name, getattr(dense, name))
+            value = getattr(dense, name)
+            if isinstance(value, tuple):  # which torch checks in calls, if at all
+                self._check_setting(name, value)
+            setattr(self, name, value)
+
+    def _check_setting(self, name: str, sizes: tuple[Any, ...]) -> None:
+        least = 0 if name in ("padding", "output_padding") else 1
+        axes = 1 if issubclass(self.dense_type, nn.Conv1d) else 2
+        if len(sizes) != axes or not all(is_int(s) and s >= least for s in sizes):
+            what = "an int" if axes == 1 else f"an int or {axes} ints"
+            raise ValueError(
+                f"{type(self).__name__}: {name} must be {what} of at least {least} (got {sizes})"
+            )
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -174,8 +186,7 @@ class SparseConvNd(SparseConv[_Dense]):
             What the dense layer returns, in the memory format of the input.
         """
         self._check_input(input)
-        around, padding = self._padding()
-        padded = input if around is None else F.pad(input, around, mode=self._mode)
+        padded, padding = self._padded(input)
         y = _bsconv2d(
             self._images(padded),
             *self._operands(),
@@ -193,8 +204,7 @@ class SparseConvNd(SparseConv[_Dense]):
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
         """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""
-        around, padding = self._padding()
-        padded = x if around is None else F.pad(x, around, mode=self._mode)
+        padded, padding = self._padded(x)
         return torch.ops.tetris.bsconv2d_grad_values(
             self._images(padded),
             self._images(grad),
@@ -207,9 +217,17 @@ class SparseConvNd(SparseConv[_Dense]):
             self.groups,
         )
 
-    @property
-    def _mode(self) -> str:
-        return "constant" if self.padding_mode == "zeros" else self.padding_mode
+    def _padded(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """An input with what the op cannot pad, and the padding that is left to the op."""
+        around, padding = self._padding()
+        if around is None:
+            return x, padding
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = F.pad(x, around, mode=mode)
+        last = torch.channels_last
+        if x.dim() == 4 and x.is_contiguous(memory_format=last) and not x.is_contiguous():
+            padded = padded.contiguous(memory_format=last)  # circular padding drops the format
+        return padded, padding
 
     def _padding(self) -> tuple[list[int] | None, tuple[int, ...]]:
         """What F.pad has to do before, if anything, and the padding that is left to the op."""

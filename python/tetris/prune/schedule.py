@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
-from ..checks import describe
+from ..checks import describe, is_int
 
 Schedule = Callable[[int, float], float]
 """``schedule(step, final)``: sparsity that holds after ``step`` optimiser steps, in [0, 1]."""
@@ -57,13 +57,14 @@ class Cubic:
     def __post_init__(self) -> None:
         own = (self.begin, self.end, self.every, self.initial)
         if (
-            not all(isinstance(value, Real) for value in own)
+            not all(is_int(value) for value in own[:3])
+            or not isinstance(self.initial, Real)
             or not 0 <= self.begin < self.end
             or self.every < 1
             or not 0.0 <= self.initial <= 1.0
         ):
             raise ValueError(
-                "Cubic: needs numbers of steps, 0 <= begin < end, every >= 1 and initial in "
+                "Cubic: needs whole numbers of steps, 0 <= begin < end, every >= 1 and initial in "
                 f"[0, 1] (got begin {self.begin}, end {self.end}, every {self.every}, "
                 f"initial {self.initial})"
             )

@@ -470,3 +470,45 @@ def test_sizes_of_a_convolution(argument, got):
     layout = BlockLayout.from_dense(torch.randn(32, 16, 3, 3), (4, 1), 0.5, reorder=False)
     with pytest.raises(ValueError, match=f"SparseConv2d: {got}"):
         SparseConv2d(16, 32, **{"kernel_size": 3, **argument}, layout=layout)
+
+
+@pytest.mark.parametrize("flag", ["inplace", "progress", "return_report"])
+def test_fold_names_itself_where_a_flag_is_none(flag):
+    with pytest.raises(ValueError, match=rf"tetris.fold: {flag} must be True or False \(got 'x'"):
+        tetris.fold(mlp(), EXAMPLE, sparsity=0.5, **FAST, **{flag: "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("tetris.densify: inplace", lambda: tetris.densify(mlp(), inplace="x")),
+        ("tetris.analyze: progress", lambda: tetris.analyze(mlp(), EXAMPLE, progress="x", **FAST)),
+        (
+            "tetris.analyze: measure",
+            lambda: tetris.analyze(mlp(), EXAMPLE, measure="x", **FAST),
+        ),
+        (
+            "tetris.shared_orders: progress",
+            lambda: tetris.shared_orders(mlp(), EXAMPLE, progress="x"),
+        ),
+        (
+            "TetrisPruner.finalize: inplace",
+            lambda: TetrisPruner(mlp(), **FAST).finalize(inplace="x"),
+        ),
+        (
+            "BlockLayout.to_sparse_bsr: packed",
+            lambda: LAYOUT.to_sparse_bsr(LAYOUT.pack(WEIGHT), packed="x"),
+        ),
+    ],
+    ids=lambda p: p if isinstance(p, str) else "",
+)
+def test_other_flags(name, call):
+    with pytest.raises(ValueError, match=rf"{name} must be True or False \(got 'x'\)"):
+        call()
+
+
+def test_scipy_takes_whole_numbers():
+    scipy = pytest.importorskip("scipy.sparse")
+    matrix = scipy.bsr_matrix(np.arange(16).reshape(4, 4), blocksize=(2, 2))
+    layout, values = BlockLayout.from_scipy_bsr(matrix)
+    assert (layout.to_scipy_bsr(values) != matrix).nnz == 0

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .checks import describe
+from .checks import check_flags, describe
 from .invariants import check_values
 
 if TYPE_CHECKING:
@@ -57,12 +57,12 @@ def to_scipy(layout: BlockLayout, values: Tensor, packed: bool) -> bsr_matrix:
     """See :meth:`tetris.BlockLayout.to_scipy_bsr`."""
     sparse = _import_scipy("BlockLayout.to_scipy_bsr")
     shape = _shape(layout, "to_scipy_bsr", values, packed)
-    # Copies: scipy sorts and sums in place.
-    if values.dtype not in (torch.float32, torch.float64):
+    if values.dtype in (torch.float16, torch.bfloat16):
         raise ValueError(
-            "BlockLayout.to_scipy_bsr: values must be float32 or float64, as scipy computes with "
-            f"(got {values.dtype}); convert with .float() first"
+            "BlockLayout.to_scipy_bsr: values must be float32 or float64, scipy has no half "
+            f"precision (got {values.dtype}); convert with .float() first"
         )
+    # Copies: scipy sorts and sums in place.
     data = values.detach().cpu().transpose(1, 2).numpy().copy("C")
     indices, indptr = layout.col_idx.cpu().numpy().copy(), layout.row_ptr.cpu().numpy().copy()
     return sparse.bsr_matrix((data, indices, indptr), shape=shape, blocksize=layout.block)
@@ -91,6 +91,7 @@ def from_scipy(matrix: bsr_matrix) -> tuple[Index, Tensor]:
 
 def _shape(layout: BlockLayout, function: str, values: Tensor, packed: bool) -> tuple[int, int]:
     where = f"BlockLayout.{function}"
+    check_flags(where, packed=packed)
     bo, bi = layout.block
     check_values(function, values, layout.nnz_blocks, layout.block)
     rows, columns = layout.block_grid

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from .checks import check_flags
 from .nn.base import SparseLayer
 
 
@@ -19,8 +20,9 @@ def copy_or_same(
     """The model to change: itself, or a deep copy, which shares the tensors to keep.
 
     Raises:
-        ValueError: the model cannot be copied.
+        ValueError: the model cannot be copied, or inplace is neither True nor False.
     """
+    check_flags(where, inplace=inplace)
     if inplace:
         return model
     try:

@@ -11,6 +11,7 @@ from torch import nn
 
 from ..checks import (
     check_block,
+    check_flags,
     check_keywords,
     check_search,
     check_sparsity,
@@ -103,6 +104,7 @@ def analyze(
     where = "tetris.analyze"
     shapes, shares = checked_grid(where, blocks, sparsities)
     check_search(where, threads=threads)
+    check_flags(where, measure=measure, progress=progress)
     own = [
         name for name in inspect.signature(analyze).parameters if name not in ("model", "search")
     ]

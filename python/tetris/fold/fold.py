@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from torch import nn
 
-from ..checks import check_keywords, check_python
+from ..checks import check_flags, check_keywords, check_python
 from ..model import PruneArguments, sparsify
 from ..modules import replace_modules
 from ..nn.base import SparseLayer
@@ -116,6 +116,7 @@ def fold(
     Sparsity", NeurIPS 2021, section 5.
     """
     check_python(_WHERE, model)
+    check_flags(_WHERE, inplace=inplace, progress=progress, return_report=return_report)
     inputs = as_inputs(_WHERE, example_inputs)
     if settings:
         known = inspect.signature(sparsify).parameters

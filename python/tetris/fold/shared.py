@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import nn
 
-from ..checks import check_python
+from ..checks import check_flags, check_python
 from ..progress import steps
 from ..prune.orders import Part, SharedOrder, SharedOrders
 from .apply import Perms
@@ -58,6 +58,7 @@ def shared_orders(
     """
     where = "tetris.shared_orders"
     check_python(where, model)
+    check_flags(where, progress=progress)
     inputs = as_inputs(where, example_inputs)
     with steps(progress, "tracing", 2) as advance:
         found = find_orders(where, model, inputs)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -532,3 +533,21 @@ def test_padding_keeps_the_memory_format(mode):
         y = sparse(x.contiguous(memory_format=memory_format))
         assert y.is_contiguous(memory_format=memory_format)
         torch.testing.assert_close(y, dense(x))
+
+
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_messages_of_one_dimension_have_one(batch, padding_mode):
+    """Though the op computes images of height 1."""
+    conv = make(nn.Conv1d, kernel=5, padding=1, stride=2, padding_mode=padding_mode)
+    sparse = SparseConv1d.from_dense(conv, sparsity=0.5, reorder=False)
+    got, expected = [*batch, 14, 9], [*batch, 14, 4]
+    message = f"SparseConv1d: residual must be shaped like the result (got {got} and {expected})"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sparse(torch.randn(*batch, 10, 9), torch.randn(got))
+    with pytest.raises(
+        ValueError, match=r"SparseConv1d: .*\(got length 2, padding \(1,\), kernel_size \(5,\)"
+    ):
+        sparse(torch.randn(*batch, 10, 2))
+    assert sparse(torch.randn(*batch, 10, 3)).shape == (*batch, 14, 1)
+    assert sparse(torch.randn(*batch, 10, 9), torch.randn(expected)).shape == (*batch, 14, 4)

@@ -512,3 +512,32 @@ def test_scipy_takes_whole_numbers():
     matrix = scipy.bsr_matrix(np.arange(16).reshape(4, 4), blocksize=(2, 2))
     layout, values = BlockLayout.from_scipy_bsr(matrix)
     assert (layout.to_scipy_bsr(values) != matrix).nnz == 0
+
+
+LAYERS = {
+    "SparseLinear": (linear, (2, 16)),
+    "SparseConv1d": (lambda: nn.Conv1d(16, 32, 3), (2, 16, 5)),
+    "SparseConv2d": (lambda: nn.Conv2d(16, 32, 3), (2, 16, 5, 5)),
+    "SparseConvTranspose2d": (lambda: nn.ConvTranspose2d(16, 32, 3), (2, 16, 5, 5)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_inputs_of_another_layout_or_type(name):
+    dense, shape = LAYERS[name]
+    layer = getattr(tetris, name).from_dense(dense(), sparsity=0.5, **FAST)
+    x = torch.randn(shape)
+    with pytest.raises(
+        ValueError, match=rf"{name}: input must be .*dense.*torch.sparse_coo; .*\.to_dense\(\)"
+    ):
+        layer(x.to_sparse())
+    message = (
+        rf"{name}: input must be of the type of the layer's values .*got torch.float64 and "
+        r"torch.float32.*input.to\(torch.float32\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        layer(x.double())
+    with pytest.raises(TypeError, match=r"float32 and torch.float64.*input.to\(torch.float64\)"):
+        layer.double()(x)
+    with torch.autocast("cpu", torch.bfloat16):  # which casts what it knows
+        assert layer.float()(x.bfloat16()).dtype == torch.float32

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..blocking import Blocking
-from ..checks import check_block, check_dtype, check_keywords, check_weight, describe, listed
+from ..checks import (
+    DTYPES,
+    check_block,
+    check_dtype,
+    check_keywords,
+    check_weight,
+    describe,
+    listed,
+)
 from ..importance import Importance, saliency_or_weight
 from ..layout import BlockLayout, search_layout
 from ..layout_search import SearchOptions
@@ -304,6 +312,31 @@ class SparseLayer(nn.Module, Generic[Dense]):
             buffers["row_perm"],
             buffers["col_perm"],
         )
+
+    def _explain(self, error: Exception, x: Tensor, residual: Tensor | None = None) -> None:
+        """Raise what an op raised in the layer's words, where these say what to do.
+
+        Called when an op has failed: a check before would cost every call.
+        """
+        where, values = type(self).__name__, self.values
+        if x.layout is not torch.strided:
+            hint = "" if x.layout is torch.jagged else "; .to_dense() converts it"
+            raise ValueError(
+                f"{where}: input must be a dense tensor (got {x.layout}{hint})"
+            ) from error
+        # Of other types the op says which it has kernels for; autocast may have converted them.
+        types = DTYPES.get(x.device.type, ())
+        if (
+            x.dtype is not values.dtype
+            and x.dtype in types
+            and values.dtype in types
+            and not torch.is_autocast_enabled(x.device.type)
+        ):
+            raise TypeError(
+                f"{where}: input must be of the type of the layer's values (got {x.dtype} and "
+                f"{values.dtype}); convert it with input.to({values.dtype}), or the layer with "
+                f"layer.to({x.dtype})"
+            ) from error
 
     def _bias(self) -> Tensor | None:
         parameters = self._parameters

@@ -186,20 +186,24 @@ class SparseConvNd(SparseConv[_Dense]):
             What the dense layer returns, in the memory format of the input.
         """
         self._check_input(input)
-        padded, padding = self._padded(input)
-        y = _bsconv2d(
-            self._images(padded),
-            *self._operands(),
-            self._bias(),
-            self.out_channels,
-            pair(self.kernel_size, 1),
-            pair(self.stride, 1),
-            pair(padding, 0),
-            pair(self.dilation, 1),
-            self.groups,
-            self.activation,
-            self._residual(residual, input),
-        )
+        try:
+            padded, padding = self._padded(input)
+            y = _bsconv2d(
+                self._images(padded),
+                *self._operands(),
+                self._bias(),
+                self.out_channels,
+                pair(self.kernel_size, 1),
+                pair(self.stride, 1),
+                pair(padding, 0),
+                pair(self.dilation, 1),
+                self.groups,
+                self.activation,
+                self._residual(residual, input),
+            )
+        except (TypeError, ValueError, NotImplementedError) as error:
+            self._explain(error, input, residual)
+            raise
         return self._as_input(y, input)
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
@@ -302,3 +306,24 @@ class SparseConv1d(SparseConvNd[nn.Conv1d]):
     """
 
     dense_type = nn.Conv1d
+
+    def _explain(self, error: Exception, x: Tensor, residual: Tensor | None = None) -> None:
+        super()._explain(error, x, residual)
+        if not isinstance(error, ValueError):
+            return
+        # The op speaks of images of height 1, which nobody passed.
+        (kernel,), (stride,), (dilation,) = self.kernel_size, self.stride, self.dilation
+        around, padding = self._padding()
+        spare = x.size(-1) + sum(around or ()) + 2 * padding[0] - dilation * (kernel - 1) - 1
+        if spare < 0:
+            raise ValueError(
+                "SparseConv1d: the input with its padding must be at least as long as the kernel's "
+                f"reach, dilation * (kernel_size - 1) + 1 (got length {x.size(-1)}, padding "
+                f"{self.padding}, kernel_size {self.kernel_size} and dilation {self.dilation})"
+            ) from error
+        expected = [*x.shape[:-2], self.out_channels, spare // stride + 1]
+        if residual is not None and list(residual.shape) != expected:
+            raise ValueError(
+                "SparseConv1d: residual must be shaped like the result "
+                f"(got {list(residual.shape)} and {expected})"
+            ) from error

@@ -126,20 +126,24 @@ class SparseConvTranspose2d(SparseConv[nn.ConvTranspose2d]):
         spare = self.output_padding
         if output_size is not None:
             spare = self._spare(input, output_size)
-        y = _bsconv_transpose2d(
-            self._images(input),
-            *self._operands(),
-            self._bias(),
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            spare,
-            self.dilation,
-            self.groups,
-            self.activation,
-            self._residual(residual, input),
-        )
+        try:
+            y = _bsconv_transpose2d(
+                self._images(input),
+                *self._operands(),
+                self._bias(),
+                self.out_channels,
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                spare,
+                self.dilation,
+                self.groups,
+                self.activation,
+                self._residual(residual, input),
+            )
+        except (TypeError, NotImplementedError) as error:
+            self._explain(error, input)
+            raise
         return self._as_input(y, input)
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:

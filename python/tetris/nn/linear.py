@@ -96,7 +96,11 @@ class SparseLinear(SparseLayer[nn.Linear]):
                 f"{type(self).__name__}: input.size(-1) must equal in_features (got "
                 f"{input.size(-1)} and {self.in_features}; input has shape {list(input.shape)})"
             )
-        return _bsmm(input, *self._operands(), self._bias(), self.out_features, self.activation)
+        try:
+            return _bsmm(input, *self._operands(), self._bias(), self.out_features, self.activation)
+        except (TypeError, NotImplementedError) as error:
+            self._explain(error, input)
+            raise
 
     def gradient_of(self, layout: BlockLayout, x: Tensor, grad: Tensor) -> Tensor:
         """Gradient of blocks of the weight; see :meth:`SparseLayer.gradient_of`."""

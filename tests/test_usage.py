@@ -472,6 +472,15 @@ def test_sizes_of_a_convolution(argument, got):
         SparseConv2d(16, 32, **{"kernel_size": 3, **argument}, layout=layout)
 
 
+def test_a_tuple_of_one_size_counts_for_both_axes():
+    dense = nn.Conv2d(16, 32, 3, stride=(2,), padding=(1,))
+    sparse = SparseConv2d.from_dense(dense, sparsity=0.0, **FAST)
+    assert (sparse.stride, sparse.padding) == ((2, 2), (1, 1))
+    x = torch.randn(2, 16, 7, 6)
+    torch.testing.assert_close(sparse(x), dense(x))
+    assert torch.equal(sparse.to_dense()(x), dense(x))
+
+
 @pytest.mark.parametrize("flag", ["inplace", "progress", "return_report"])
 def test_fold_names_itself_where_a_flag_is_none(flag):
     with pytest.raises(ValueError, match=rf"tetris.fold: {flag} must be True or False \(got 'x'"):

@@ -39,18 +39,20 @@ class SparseConv(SparseLayer[_Dense]):
             raise type(error)(f"{type(self).__name__}: {error} (got {got})") from error
         for name in self.settings:
             value = getattr(dense, name)
-            if isinstance(value, tuple):  # which torch checks in calls, if at all
-                self._check_setting(name, value)
-            setattr(self, name, value)
+            setattr(self, name, self._sizes(name, value) if isinstance(value, tuple) else value)
 
-    def _check_setting(self, name: str, sizes: tuple[Any, ...]) -> None:
+    def _sizes(self, name: str, sizes: tuple[Any, ...]) -> tuple[int, ...]:
+        """A size for each axis, which torch checks in calls, if at all."""
         least = 0 if name in ("padding", "output_padding") else 1
         axes = 1 if issubclass(self.dense_type, nn.Conv1d) else 2
+        if len(sizes) == 1 and name != "kernel_size":
+            sizes *= axes  # of a tuple of one torch takes it for all
         if len(sizes) != axes or not all(is_int(s) and s >= least for s in sizes):
             what = "an int" if axes == 1 else f"an int or {axes} ints"
             raise ValueError(
                 f"{type(self).__name__}: {name} must be {what} of at least {least} (got {sizes})"
             )
+        return sizes
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -234,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
         result["peaks"] |= part["peaks"]
     words = sys.argv[1:] if argv is None else argv
     result |= {
-        **provenance.about(),
+        **provenance.about(convolutions=False),
         "native_isa": native,
         "command": " ".join(["python -m benchmarks.gemm", *words]),
         "seconds": round(time.perf_counter() - started, 1),

@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "rows": rows,
         "threads": args.threads,
-        **provenance.about(),
+        **provenance.about(convolutions=False),
         "command": " ".join(["python -m benchmarks.transformer", *words]),
         "seconds": round(time.perf_counter() - started, 1),
     }

@@ -242,10 +242,13 @@ def test_kernels_are_told_apart_by_their_code(tmp_path):
     digests = []
     for text in ("int a = 1;  // one\n", "int a  =\n 1;\n", "int a = 2;\n"):
         source.write_text(text)
-        digests.append(provenance.kernels(tmp_path))
+        digests.append(provenance.kernels(root=tmp_path))
     assert digests[0] == digests[1] != digests[2]
     (source.parent / "cuda_run.h").write_text("int b;")
-    assert provenance.kernels(tmp_path) == digests[2]
+    assert provenance.kernels(root=tmp_path) == digests[2]
+    (source.parent / "conv.h").write_text("int c;")
+    assert provenance.kernels(root=tmp_path) != digests[2]
+    assert provenance.kernels(convolutions=False, root=tmp_path) == digests[2]
     found = [path for pattern in provenance.TIMED for path in provenance.ROOT.glob(pattern)]
     assert {"view.h", "bsmm.cpp", "bsmm_ops.h", "isa.cmake"} <= {path.name for path in found}
 
@@ -274,7 +277,7 @@ def test_small_run_writes_everything(small_run):
     text = (small_run / "gemm.md").read_text()
     assert "128x64x96" in text
     assert result["machine"]["cpu"] in text
-    assert result["kernels"] == provenance.kernels()
+    assert result["kernels"] == provenance.kernels(convolutions=False)
     assert list(small_run.glob("speedup-*-1t.png"))
 
 

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "core/cpu_features.h"
+#include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
 #include "cpu/peak.h"
 #include "ops/parallel.h"
@@ -21,6 +22,12 @@ PYBIND11_MODULE(_C, m) {
   m.def("isas_supported", &tetris::cpu::isas_supported);
   m.def("force_isa", &tetris::cpu::force_isa, py::arg("name"));
   m.def("last_kernel", [] { return std::string(tetris::cpu::last_kernel()); });
+  m.def("conv_passes", &tetris::cpu::conv_passes);
+  py::enum_<tetris::cpu::Taps>(m, "Taps")
+      .value("by_cost", tetris::cpu::Taps::kByCost)
+      .value("together", tetris::cpu::Taps::kTogether)
+      .value("apart", tetris::cpu::Taps::kApart);
+  m.def("force_taps", &tetris::cpu::force_taps, py::arg("taps"));
   m.def("fma_peak", &tetris::cpu::fma_peak, py::arg("seconds") = 0.2,
         py::call_guard<py::gil_scoped_release>());
   m.def("threads_at_work", &tetris::ops::threads_at_work, py::call_guard<py::gil_scoped_release>());

@@ -53,6 +53,37 @@ def test_values_random_case(seed, isa):
     assert y.is_contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
 
 
+@pytest.fixture
+def taps_apart():
+    tetris._C.force_taps(tetris._C.Taps.apart)
+    yield
+    tetris._C.force_taps(tetris._C.Taps.by_cost)
+
+
+@pytest.mark.parametrize("case", [*grid()[::3], *map(random_case, range(600, 640))], ids=str)
+def test_values_tap_by_tap(case, isa, taps_apart):
+    layer, x, want, scale = prepared(case)
+    stale()
+    assert_product(layer.conv(x), want, scale, case.terms)
+
+
+@BOTH
+def test_which_layers_run_tap_by_tap(case, isa):
+    """Those whose kernel reaches over much of the map; each tap is a pass."""
+    case = dataclasses.replace(case, inputs=64, outputs=64, size=(20, 20), groups=1, block=(8, 1))
+    case = dataclasses.replace(case, stride=(1, 1), output_padding=(0, 0))
+    far = dataclasses.replace(case, dilation=(15, 15), padding=(15, 15))
+    for one, passes in ((case, 1), (far, 9)):
+        layer, x, want, scale = prepared(one)
+        y = layer.conv(x)
+        assert_product(y, want, scale, one.terms)
+        assert tetris._C.conv_passes() == passes
+        layer.grad_input(torch.ones_like(y))
+        assert tetris._C.conv_passes() == passes
+        layer.grad_values(x, torch.ones_like(y))
+        assert tetris._C.conv_passes() == passes
+
+
 @pytest.mark.parametrize("case", [*grid()[::4], *map(random_case, range(500, 530))], ids=str)
 def test_values_float64(case):
     layer, x = make_conv(case, torch.float64), maps(case, torch.float64)
@@ -69,6 +100,7 @@ LARGE = [
     ConvCase(48, 48, (40, 37), (5, 5), (2, 2), (2, 2), groups=48, block=(1, 1)),
     ConvCase(32, 48, (19, 21), (4, 4), (2, 2), (1, 1), block=(8, 2), transposed=True),
     ConvCase(256, 128, (5, 5), (3, 3), (2, 2), (1, 1), block=(8, 1), images=1, transposed=True),
+    ConvCase(128, 64, (19, 19), padding=(14, 14), dilation=(14, 14), block=(8, 1)),  # tap by tap
 ]
 
 

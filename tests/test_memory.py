@@ -106,14 +106,15 @@ taken(prepare, train, features, 1)
 
 
 CONVOLVE = """
-(images, channels, size, outputs, kernel, stride), channels_last, _ = eval(sys.argv[1])
+(images, channels, size, outputs, kernel, stride, dilation), channels_last, _ = eval(sys.argv[1])
 format = torch.channels_last if channels_last else torch.contiguous_format
 
 def prepare(features, _):
     "A layer of 64 channels on one pixel first, which takes next to nothing."
     small = features == 64
     ins, outs = (64, 64) if small else (channels, outputs)
-    dense = nn.Conv2d(ins, outs, kernel, stride, kernel // 2, bias=False)
+    padding = kernel // 2 * dilation
+    dense = nn.Conv2d(ins, outs, kernel, stride, padding, dilation, bias=False)
     sparse = tetris.SparseConv2d.from_dense(dense, sparsity=0.75, block=(8, 1), reorder=False)
     x = torch.randn((1, 64, 1, 1) if small else (images, channels, size, size))
     return sparse.requires_grad_(False), x.contiguous(memory_format=format)
@@ -197,13 +198,20 @@ def test_inference_takes_activations_alone(block):
 @needs_proc
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(
-    ("layer", "output"),  # images, channels, size, outputs, kernel, stride; output's share of both
+    (
+        "layer",
+        "output",
+    ),  # images, channels, size, outputs, kernel, stride, dilation; output's share
     [
-        ((8, 64, 56, 64, 3, 1), 1 / 2),
-        ((8, 256, 28, 128, 3, 1), 1 / 3),
-        ((8, 128, 56, 256, 3, 2), 1 / 3),
-        ((8, 256, 56, 64, 1, 1), 1 / 5),
-        ((1, 64, 224, 64, 3, 1), 1 / 2),
+        ((8, 64, 56, 64, 3, 1, 1), 1 / 2),
+        ((8, 256, 28, 128, 3, 1, 1), 1 / 3),
+        ((8, 128, 56, 256, 3, 2, 1), 1 / 3),
+        ((8, 256, 56, 64, 1, 1, 1), 1 / 5),
+        ((1, 64, 224, 64, 3, 1, 1), 1 / 2),
+        ((1, 2048, 33, 256, 3, 1, 6), 1 / 9),
+        ((1, 2048, 33, 256, 3, 1, 12), 1 / 9),
+        ((1, 2048, 33, 256, 3, 1, 24), 1 / 9),
+        ((1, 2048, 33, 256, 3, 1, 36), 1 / 9),  # reaches beyond the map
     ],
     ids=str,
 )

@@ -294,6 +294,11 @@ void run_by_rows(const Job<T>& job, int64_t items, int threads, const Parallel& 
   }
 }
 
+template <class T>
+int preferred_vectors(const KernelTable<T>& k, int64_t bo, int64_t out) {
+  return k.conv_vecs[std::min({bo, out, static_cast<int64_t>(k.max_rows)})];
+}
+
 // Which maps of a convolution at one kernel position are lines already, image by image, that tiles
 // may read and write.
 struct InPlace {
@@ -325,71 +330,85 @@ bool short_strips(const LineGeometry& image, int64_t pixels, int threads, int64_
 // Image by image each ends in a part of a vector, which many images behind each other share; but
 // packing and storing cost some 0.3 cycles an element, which several multiplications would do.
 template <class T>
-bool images_one_by_one(const KernelTable<T>& k, const LineGeometry& image, const BlockSparseView& w,
+bool images_one_by_one(const KernelTable<T>& k, const LineGeometry& image, int64_t stored,
                        const InPlace& maps, int64_t in, int64_t out) {
   constexpr double kCyclesPerElement = 0.3;
   const int64_t length = image.length(), idle = ceil_div(length, k.width) * k.width - length;
-  const double lost = static_cast<double>(w.nnzb * w.bo * w.bi) / k.width * idle;
+  const double lost = static_cast<double>(stored) / k.width * idle;
   const double saved = kCyclesPerElement * (maps.read * in + maps.write * out) * length;
   return (maps.read || maps.write) && lost <= saved;
 }
 
-}  // namespace
+// Block rows of so many outputs whose results are stored before the next are computed.
+int64_t rows_at_once(int64_t rows, int64_t bo, const MapStrides& out) {
+  return out.channel == 1 ? rows : ceil_div(kLinesAtOnce, bo);
+}
 
+// A group's product for one image on one thread.
 template <class T>
-std::string convolve(const BlockSparseView& w, const T* values, const ConvShape& shape,
-                     ConvDirection direction, FeatureMap<const T> x, const T* bias,
-                     FeatureMap<const T> residual, Activation act, FeatureMap<T> out,
-                     const Parallel& parallel) {
-  const auto& k = kernels<T>();
-  Inverses inverse;
-  std::string error = check_and_invert(w, &inverse);
-  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
-  if (!error.empty()) return error;
-  const LineGeometry image = line_geometry(shape, direction.transposed, 1, false);
-  if (shape.images == 0 || image.length() == 0) return {};
+LineWork line_work(const KernelTable<T>& k, int64_t groups, int64_t bo, int64_t rows, int64_t out,
+                   int64_t in_lines, int64_t stored, const MapStrides& strides) {
+  LineWork work{};
+  work.images = work.threads = 1;
+  work.groups = groups;
+  work.in_lines = in_lines;
+  work.out_lines = rows_at_once(rows, bo, strides) * bo;
+  work.products = stored / groups;
+  work.width = k.width;
+  work.element_bytes = sizeof(T);
+  work.least = work.tile = preferred_vectors(k, bo, out) * k.width;
+  return work;
+}
 
-  const bool swapped = direction.with_layout_transposed;
+// What the passes of a call share.
+template <class T>
+struct Call {
+  const KernelTable<T>& k;
+  const BlockSparseView& w;
+  const Inverses& inverse;
+  bool swapped;  // rows of the layout are channels of x
+  int64_t images;
+  FeatureMap<const T> x;
+  FeatureMap<T> out;
+  bool fetch;
+  const Parallel& parallel;
+};
+
+// out = act(product + bias + residual) at the outputs that the lines have. The residual may be out.
+template <class T>
+std::string run_pass(const Call<T>& call, const LineAxes& axes, const ConvBlocks<T>& blocks,
+                     const T* bias, FeatureMap<const T> residual, Activation act) {
+  const auto& [k, w, inverse, swapped, images, x, out, fetch, parallel] = call;
+  const LineGeometry image = axes.lines(1, false);
   const int32_t* const channel_of = swapped ? w.row_perm : w.col_perm;
-  const ConvBlocks<T> blocks = conv_blocks(w, values, image, swapped);
-  const int64_t height = std::min(blocks.bo, blocks.out);
-  const int preferred = k.conv_vecs[std::min<int64_t>(height, k.max_rows)];
+  const int preferred = preferred_vectors(k, blocks.bo, blocks.out);
   InPlace maps;
   if (w.groups == 1)
-    maps = in_place(k, image, shape.images, preferred, blocks.bi, channel_of, blocks.in, x.strides,
+    maps = in_place(k, image, images, preferred, blocks.bi, channel_of, blocks.in, x.strides,
                     blocks.out, out.strides);
-  const int64_t pixels = shape.images * image.length();
-  const int threads =
-      useful_threads(parallel, (w.nnzb * w.bo * w.bi + 4 * (w.in + w.out)) * pixels);
+  if (residual.data == out.data) maps.write = false;
+  const int64_t pixels = images * image.length(), stored = blocks.stored(w.groups);
+  const int threads = useful_threads(parallel, (stored + 4 * (w.in + w.out)) * pixels);
   const int64_t tile = preferred * k.width, enough = threads * kTilesPerThread * tile;
   const bool by_strips =
       w.groups * pixels >= enough ||
       (out.strides.channel == 1 && short_strips(image, w.groups * pixels, threads, tile));
   // Not where threads would share out the block rows of each image.
-  const bool one_by_one = shape.images > 1 && (threads == 1 || pixels >= enough) &&
-                          images_one_by_one(k, image, w, maps, blocks.in, blocks.out);
-  if (shape.images > 1 && !one_by_one) maps = {};
-  const int64_t rows_at_once =
-      out.strides.channel == 1 ? blocks.rows : ceil_div(kLinesAtOnce, blocks.bo);
-  const LineGeometry behind =
-      line_geometry(shape, direction.transposed, one_by_one ? 1 : shape.images, false);
+  const bool one_by_one = images > 1 && (threads == 1 || pixels >= enough) &&
+                          images_one_by_one(k, image, stored, maps, blocks.in, blocks.out);
+  if (images > 1 && !one_by_one) maps = {};
+  const LineGeometry behind = axes.lines(one_by_one ? 1 : images, false);
   // The longest of the shortest strips; in place they are two tiles.
-  error = check_reach(behind.planes() * blocks.in, behind.max_shift(), 2 * tile + k.width);
+  std::string error =
+      check_reach(behind.planes() * blocks.in, behind.max_shift(), 2 * tile + k.width);
   if (!error.empty()) return error;
-  LineWork work{};
+  LineWork work = line_work(k, w.groups, blocks.bo, blocks.rows, blocks.out,
+                            behind.planes() * blocks.in, stored, out.strides);
   work.images = behind.images();
-  work.groups = one_by_one ? shape.images : w.groups;
+  work.groups = one_by_one ? images : w.groups;
   work.threads = by_strips ? threads : 1;
-  work.in_lines = behind.planes() * blocks.in;
-  work.out_lines = rows_at_once * blocks.bo;
-  work.products = w.nnzb * w.bo * w.bi / w.groups;
-  work.width = k.width;
-  work.element_bytes = sizeof(T);
-  work.least = tile;
-  const LinePlan plan =
-      plan_lines(behind, line_geometry(shape, direction.transposed, 1, true), work);
-  const LineGeometry lines =
-      line_geometry(shape, direction.transposed, plan.images, plan.side_by_side);
+  const LinePlan plan = plan_lines(behind, axes.lines(1, true), work);
+  const LineGeometry lines = axes.lines(plan.images, plan.side_by_side);
   const int64_t items = work.groups * plan.batches(work), length = lines.length();
 
   Job<T> job{k,
@@ -404,13 +423,12 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
              act,
              out};
   job.preferred = preferred;
-  job.images = shape.images;
-  job.batches = ceil_div(shape.images, plan.images);
+  job.images = images;
+  job.batches = ceil_div(images, plan.images);
   job.read_in_place = maps.read;
   job.write_in_place = maps.write;
-  job.fetch = map_bytes<T>(shape, direction.transposed, w.groups * blocks.in, w.groups * blocks.out,
-                           residual.data != nullptr) > l2_cache_bytes();
-  job.rows_at_once = rows_at_once;
+  job.fetch = fetch;
+  job.rows_at_once = rows_at_once(blocks.rows, blocks.bo, out.strides);
   job.strips = plan.strips;
   if (maps.read || maps.write)
     job.strips = std::min(job.strips, ceil_div(length, k.width) / (preferred + 1));
@@ -437,8 +455,81 @@ std::string convolve(const BlockSparseView& w, const T* values, const ConvShape&
   else
     run_by_rows(job, items, threads, parallel);
   const int nv = job.tiles(0)[0].nv;
+  const int64_t height = std::min(blocks.bo, blocks.out);
   set_last_kernel(k.tiles[tile_rows(k, height, nv)][nv].conv_name);
   return {};
+}
+
+// A pass for each tap. The first is for the tap that hits most, and for every output, so that the
+// others have something to add to.
+template <class T>
+std::string run_tap_by_tap(const Call<T>& call, const ConvShape& shape, bool transposed,
+                           const T* values, const T* bias, FeatureMap<const T> residual,
+                           Activation act) {
+  const ConvBlocks<T> blocks =
+      conv_blocks(call.w, values, phase_for_each_tap(call.w.taps), call.swapped);
+  std::vector<int64_t> positions;
+  for (int64_t tap = 0; tap < call.w.taps; ++tap)
+    positions.push_back(tap_window(shape, tap).positions());
+  const int64_t first = std::max_element(positions.begin(), positions.end()) - positions.begin();
+  LineAxes axes = tap_axes(shape, transposed, first, true);
+  std::string error = run_pass(call, axes, blocks_of_tap(blocks, first, axes.lines(1, false)), bias,
+                               residual, Activation::kNone);
+  int passes = 1;
+  for (int64_t tap = 0; tap < call.w.taps && error.empty(); ++tap) {
+    if (tap == first || positions[tap] == 0) continue;
+    axes = tap_axes(shape, transposed, tap, false);
+    const ConvBlocks<T> of_tap = blocks_of_tap(blocks, tap, axes.lines(1, false));
+    if (of_tap.stored(call.w.groups) == 0) continue;
+    const FeatureMap<const T> sum{call.out.data, call.out.strides};
+    error = run_pass<T>(call, axes, of_tap, nullptr, sum, Activation::kNone);
+    ++passes;
+  }
+  set_conv_passes(passes);
+  if (!error.empty() || act == Activation::kNone) return error;
+
+  const int64_t big = shape.y.big * shape.x.big, small = shape.y.small * shape.x.small;
+  const int64_t all =
+      shape.images * (call.swapped ? call.w.in : call.w.out) * (transposed ? big : small);
+  const int threads = useful_threads(call.parallel, all);
+  run(call.parallel, threads, [&](int t) {
+    const int64_t begin = share_begin(all, call.k.width, t, threads);
+    const int64_t end = share_begin(all, call.k.width, t + 1, threads);
+    call.k.epilogue(call.out.data + begin, end - begin, nullptr, act);
+  });
+  return {};
+}
+
+}  // namespace
+
+template <class T>
+std::string convolve(const BlockSparseView& w, const T* values, const ConvShape& shape,
+                     ConvDirection direction, FeatureMap<const T> x, const T* bias,
+                     FeatureMap<const T> residual, Activation act, FeatureMap<T> out,
+                     const Parallel& parallel) {
+  const auto& k = kernels<T>();
+  Inverses inverse;
+  std::string error = check_and_invert(w, &inverse);
+  if (error.empty()) error = check_col_idx(w, 0, w.block_rows());
+  if (!error.empty()) return error;
+  const auto [transposed, swapped] = direction;
+  const LineAxes axes = line_axes(shape, transposed);
+  const LineGeometry image = axes.lines(1, false);
+  if (shape.images == 0 || image.length() == 0) return {};
+
+  const int64_t all_in = swapped ? w.out : w.in, all_out = swapped ? w.in : w.out;
+  const bool fetch =
+      map_bytes<T>(shape, transposed, all_in, all_out, residual.data != nullptr) > l2_cache_bytes();
+  const Call<T> call{k, w, inverse, swapped, shape.images, x, out, fetch, parallel};
+  const int64_t bo = swapped ? w.bi : w.bo, group_out = all_out / w.groups;
+  const LineWork work =
+      line_work(k, w.groups, bo, ceil_div(group_out, bo), group_out,
+                image.planes() * all_in / w.groups, w.nnzb * w.bo * w.bi, out.strides);
+  if (tap_by_tap(shape, image, work, all_in / w.groups, group_out))
+    return run_tap_by_tap(call, shape, transposed, values, bias, residual, act);
+  set_conv_passes(1);
+  return run_pass(call, axes, conv_blocks(w, values, phases_of(image), swapped), bias, residual,
+                  act);
 }
 
 #define TETRIS_INSTANTIATE(T)                                                                 \

@@ -33,7 +33,7 @@ struct ConvDirection {
 };
 
 // out = act(W x + bias + residual). residual.data and bias may be nullptr; out overlaps neither x
-// nor residual.
+// nor residual, and has no gaps.
 template <class T>
 std::string convolve(const BlockSparseView& w, const T* values, const ConvShape& shape,
                      ConvDirection direction, FeatureMap<const T> x, const T* bias,

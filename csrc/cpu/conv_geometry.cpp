@@ -92,6 +92,44 @@ LineAxis transposed_axis(const ConvAxis& a) {
   return axis;
 }
 
+PixelRange tap_pixels(const ConvAxis& a, int64_t tap) {
+  const int64_t lead = a.pad - tap * a.dilation;
+  return {std::max<int64_t>(0, ceil_div(lead, a.stride)),
+          std::min(a.small - 1, floor_div(a.big - 1 + lead, a.stride))};
+}
+
+LineAxis tap_axis(const ConvAxis& a, bool transposed, int64_t tap, bool every_output) {
+  LineAxis axis{};
+  axis.source = transposed ? a.small : a.big;
+  axis.source_step = transposed ? 1 : a.stride;
+  axis.out = transposed ? a.big : a.small;
+  axis.plane_of.assign(a.kernel, 0);
+  axis.shift.assign(a.kernel, 0);
+  axis.planes.push_back({0, 0, 0});
+  // Pixel j of the small map meets pixel j s - lead of the big one.
+  const int64_t s = a.stride, lead = a.pad - tap * a.dilation;
+  // A phase for pixels [first, last] of the small map, `off` to the right in the big one.
+  const auto add = [&](int64_t first, int64_t last, int64_t off) {
+    if (last < first) return;
+    const int64_t big = first * s - lead + off;
+    axis.phases.push_back({transposed ? big : first, transposed ? s : 1, last - first + 1, {}});
+    if (off != 0) return;
+    axis.planes[0].begin = transposed ? first : big;
+    axis.phases.back().taps.push_back(static_cast<int>(tap));
+  };
+  if (every_output && transposed) {
+    for (int64_t off = 0; off < s; ++off)
+      add(ceil_div(lead - off, s), floor_div(a.big - 1 + lead - off, s), off);
+  } else if (every_output) {
+    add(0, a.small - 1, 0);
+  } else {
+    const PixelRange met = tap_pixels(a, tap);
+    add(met.first, met.last, 0);
+  }
+  set_pitch(axis);
+  return axis;
+}
+
 LineGeometry::LineGeometry(int64_t images, bool side_by_side, LineAxis y, LineAxis x)
     : images_(images), side_by_side_(side_by_side), y_(std::move(y)), x_(std::move(x)) {
   row_pitch_ = row_pitch(images);

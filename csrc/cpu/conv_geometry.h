@@ -69,6 +69,15 @@ struct LineAxis {
 LineAxis sliding_axis(const ConvAxis& axis);
 // From `small` to `big`.
 LineAxis transposed_axis(const ConvAxis& axis);
+// The small map's pixels which a tap connects with one of the big map.
+struct PixelRange {
+  int64_t first, last;
+  int64_t count() const { return last < first ? 0 : last - first + 1; }
+};
+PixelRange tap_pixels(const ConvAxis& axis, int64_t tap);
+// One tap of either alone, not shifted: at every output, or at those where it reads a pixel. No
+// other tap hits any.
+LineAxis tap_axis(const ConvAxis& axis, bool transposed, int64_t tap, bool every_output);
 
 // Both axes together: lines of length(), `planes()` of them for each channel, for images() each.
 class LineGeometry {

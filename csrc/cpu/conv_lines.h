@@ -46,7 +46,7 @@ inline std::string check_reach(int64_t count, int64_t max_shift, int64_t least) 
   if (count <= std::numeric_limits<int32_t>::max() / (max_shift + least + kRoom)) return {};
   return "input channels times the pixels that the kernel reaches over must be less than 2^31 "
          "(got " +
-         std::to_string(count) + " and " + std::to_string(max_shift) + ")";
+         std::to_string(count) + " and " + std::to_string(max_shift + least) + ")";
 }
 
 // The images of a batch that a line holds.
@@ -105,10 +105,22 @@ bool map_is_lines(const LineGeometry& lines, const MapStrides& map, int64_t chan
          lines.source_step(map) == 1;
 }
 
-inline LineGeometry line_geometry(const ConvShape& shape, bool transposed, int64_t images,
-                                  bool side_by_side) {
-  if (transposed) return {images, side_by_side, transposed_axis(shape.y), transposed_axis(shape.x)};
-  return {images, side_by_side, sliding_axis(shape.y), sliding_axis(shape.x)};
+// Both axes of a convolution, or of one of its taps.
+struct LineAxes {
+  LineAxis y, x;
+  LineGeometry lines(int64_t images, bool side_by_side) const {
+    return {images, side_by_side, y, x};
+  }
+};
+
+inline LineAxes line_axes(const ConvShape& shape, bool transposed) {
+  if (transposed) return {transposed_axis(shape.y), transposed_axis(shape.x)};
+  return {sliding_axis(shape.y), sliding_axis(shape.x)};
+}
+
+inline LineAxes tap_axes(const ConvShape& shape, bool transposed, int64_t tap, bool every_output) {
+  return {tap_axis(shape.y, transposed, tap / shape.x.kernel, every_output),
+          tap_axis(shape.x, transposed, tap % shape.x.kernel, every_output)};
 }
 
 }  // namespace tetris::cpu

@@ -1,6 +1,7 @@
 #include "cpu/conv_plan.h"
 
 #include <algorithm>
+#include <atomic>
 
 #include "core/cpu_features.h"
 
@@ -24,13 +25,20 @@ int64_t cycles(const LineWork& work, const LinePlan& plan, int64_t length, int64
   return ceil_div(strips, work.threads) * (vectors * work.products + packed * 3 / 10);
 }
 
+std::atomic<Taps> forced_taps{Taps::kByCost};
+thread_local int passes_of_last = 0;
+
 }  // namespace
+
+void set_conv_passes(int passes) { passes_of_last = passes; }
+int conv_passes() { return passes_of_last; }
+void force_taps(Taps taps) { forced_taps.store(taps, std::memory_order_relaxed); }
 
 int64_t most_line_bytes() { return l2_cache_bytes() / 8 * 5; }
 
 int64_t count_strips(const LineGeometry& lines, const LineWork& work) {
   const int64_t fit = positions_in(l2_cache_bytes() / 2, work, lines.max_shift());
-  return ceil_div(lines.length(), std::max(work.least, fit / work.width * work.width));
+  return ceil_div(lines.length(), std::max(work.least, fit / work.tile * work.tile));
 }
 
 LinePlan plan_lines(const LineGeometry& behind, const LineGeometry& side_by_side,
@@ -53,6 +61,35 @@ LinePlan plan_lines(const LineGeometry& behind, const LineGeometry& side_by_side
     best = plan;
   }
   return best;
+}
+
+TapWindow tap_window(const ConvShape& shape, int64_t tap) {
+  return {tap_pixels(shape.y, tap / shape.x.kernel).count(),
+          tap_pixels(shape.x, tap % shape.x.kernel).count()};
+}
+
+bool tap_by_tap(const ConvShape& shape, const LineGeometry& image, const LineWork& work, int64_t in,
+                int64_t out) {
+  constexpr int64_t kMostTaps = 1 << 12;  // more are not worth the time to look at each
+  const int64_t taps = image.taps();
+  const Taps choice = forced_taps.load(std::memory_order_relaxed);
+  if (taps == 1 || choice != Taps::kByCost) return taps > 1 && choice == Taps::kApart;
+  if (taps > kMostTaps) return false;
+  // Cycles: as above to pack an element or to store it, twice that to add to one in memory; some
+  // for each row of pixels of a channel, and for each pass; and values wait for memory where they
+  // serve a vector alone. On AVX2, over 28 layers of 7 to 224 pixels with kernels of 3 and 7 and
+  // dilations of 1 to 36, that gave the gain to 40 % or said too little, except for 49 taps on 7x7
+  // pixels. Without dilation there was none, or one of 5 %: a third is asked for.
+  constexpr int64_t kLeast = 2, kRow = 6, kPass = 20000;
+  const LinePlan plan{1, false, count_strips(image, work)};
+  const int64_t together = cycles(work, plan, image.length(), image.max_shift()) / work.groups +
+                           out * image.length() * 3 / 10;
+  int64_t apart = 0;
+  for (int64_t tap = 0; tap < taps; ++tap)
+    if (const TapWindow w = tap_window(shape, tap); w.positions() > 0)
+      apart += std::max(kLeast, ceil_div(w.positions(), work.width)) * (work.products / taps) +
+               (in + 2 * out) * (w.positions() * 3 / 10 + w.rows * kRow) + kPass / work.groups;
+  return apart * 4 < together * 3;
 }
 
 std::vector<PixelRun> pixel_runs(const std::vector<Segment>& segments, int64_t most) {

@@ -22,10 +22,11 @@ struct LineWork {
   int64_t width;                // of a vector
   int64_t element_bytes;
   int64_t least;  // positions of a strip
+  int64_t tile;   // positions that strips are whole multiples of, if L2 decides on them
 };
 
 // How many strips to cut lines into: each takes at most half of L2, unless it had less than `least`
-// positions. Of the work in_lines, out_lines, width, element_bytes and least count.
+// positions. Of the work in_lines, out_lines, width, element_bytes, least and tile count.
 int64_t count_strips(const LineGeometry& lines, const LineWork& work);
 
 struct LinePlan {
@@ -41,6 +42,29 @@ struct LinePlan {
 // strip. `behind` and `side_by_side` are lines of all images and of any number.
 LinePlan plan_lines(const LineGeometry& behind, const LineGeometry& side_by_side,
                     const LineWork& work);
+
+// The outputs for which a tap reads a pixel.
+struct TapWindow {
+  int64_t rows, columns;
+  int64_t positions() const { return rows * columns; }
+};
+TapWindow tap_window(const ConvShape& shape, int64_t tap);
+
+// Whether a convolution is clearly faster as a sum over its taps, each in its own window. The lines
+// of all taps hold zeros as far as the kernel reaches beyond the map, which are multiplied, and
+// every strip packs what a tap shifts by: more than the map where a dilation is large. `work` is of
+// one image on one thread, with channels of a group.
+//
+// The choice depends neither on threads nor on the number of images, so that no result does.
+bool tap_by_tap(const ConvShape& shape, const LineGeometry& image, const LineWork& work, int64_t in,
+                int64_t out);
+
+// How many passes the calling thread's last convolution took: several, tap by tap.
+void set_conv_passes(int passes);
+int conv_passes();
+// For tests: decides for every convolution of more than one tap, in this process.
+enum class Taps { kByCost, kTogether, kApart };
+void force_taps(Taps taps);
 
 // A run of pixels next to each other, in elements from a channel's first.
 struct PixelRun {

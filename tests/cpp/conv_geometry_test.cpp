@@ -25,6 +25,13 @@ LineGeometry geometry(const ConvShape& s, bool transposed, bool side_by_side = f
   return {images, side_by_side, cpu::sliding_axis(s.y), cpu::sliding_axis(s.x)};
 }
 
+LineGeometry geometry_of_tap(const ConvShape& s, bool transposed, bool side_by_side, int64_t room,
+                             int64_t tap, bool every_output) {
+  return {s.images + room, side_by_side,
+          cpu::tap_axis(s.y, transposed, tap / s.x.kernel, every_output),
+          cpu::tap_axis(s.x, transposed, tap % s.x.kernel, every_output)};
+}
+
 // Where the pixel lies that output o reads at tap k, or kZero.
 int64_t source_of(const ConvAxis& a, bool transposed, int64_t o, int64_t k) {
   if (!transposed) {
@@ -66,14 +73,25 @@ struct Maps {
   }
 };
 
+// Which taps a geometry is of, and of which outputs.
+constexpr int64_t kAllTaps = -1;
+struct Taps {
+  int64_t tap = kAllTaps;
+  bool every_output = true;
+};
+
 // Cuts the lines into strips of `strip` positions, as the kernels do; they have room for `room`
 // more images.
-void check(const ConvShape& s, bool transposed, int64_t strip, bool side_by_side,
-           int64_t room = 0) {
+void check(const ConvShape& s, bool transposed, int64_t strip, bool side_by_side, int64_t room = 0,
+           Taps taps = {}) {
   SCOPED_TRACE(name(s.y) + name(s.x) + (transposed ? " transposed" : "") + " images " +
                std::to_string(s.images) + " + " + std::to_string(room) +
-               (side_by_side ? " side by side" : "") + " strip " + std::to_string(strip));
-  const LineGeometry lines = geometry(s, transposed, side_by_side, room);
+               (side_by_side ? " side by side" : "") + " strip " + std::to_string(strip) + " tap " +
+               std::to_string(taps.tap) + (taps.every_output ? "" : " alone"));
+  const LineGeometry lines =
+      taps.tap == kAllTaps
+          ? geometry(s, transposed, side_by_side, room)
+          : geometry_of_tap(s, transposed, side_by_side, room, taps.tap, taps.every_output);
   const Maps big{s.y.big, s.x.big, 3}, small{s.y.small, s.x.small, 3};
   const Maps &source = transposed ? small : big, &out = transposed ? big : small;
   ASSERT_EQ(s.y.kernel * s.x.kernel, lines.taps());
@@ -100,6 +118,10 @@ void check(const ConvShape& s, bool transposed, int64_t strip, bool side_by_side
         const int64_t p = pixel / out.channels, ox = p % out.width, oy = p / out.width % out.height,
                       image = p / out.width / out.height;
         for (int64_t tap = 0; tap < lines.taps(); ++tap) {
+          if (taps.tap != kAllTaps && tap != taps.tap) {
+            ASSERT_EQ(-1, lines.phase(tap)) << "tap " << tap;
+            continue;
+          }
           const int64_t sy = source_of(s.y, transposed, oy, tap / s.x.kernel);
           const int64_t sx = source_of(s.x, transposed, ox, tap % s.x.kernel);
           const int64_t want = sy == kZero || sx == kZero ? kZero : source.at(image, sy, sx);
@@ -117,8 +139,19 @@ void check(const ConvShape& s, bool transposed, int64_t strip, bool side_by_side
       }
     }
   }
-  // Every output pixel, once.
-  ASSERT_EQ(s.images * out.height * out.width, static_cast<int64_t>(written.size()));
+  // Every output pixel, or those for which the tap reads one, once.
+  int64_t outputs = out.height * out.width;
+  if (!taps.every_output) {
+    const auto count = [&](const ConvAxis& a, int64_t size, int64_t tap) {
+      int64_t n = 0;
+      for (int64_t o = 0; o < size; ++o) n += source_of(a, transposed, o, tap) != kZero;
+      EXPECT_EQ(n, cpu::tap_pixels(a, tap).count());
+      return n;
+    };
+    outputs = count(s.y, out.height, taps.tap / s.x.kernel) *
+              count(s.x, out.width, taps.tap % s.x.kernel);
+  }
+  ASSERT_EQ(s.images * outputs, static_cast<int64_t>(written.size()));
   for (const auto& [pixel, times] : written) {
     ASSERT_EQ(1, times) << pixel;
     ASSERT_LT(pixel, s.images * out.height * out.width * out.channels);
@@ -173,6 +206,18 @@ TEST_P(Geometry, BothAxesInStrips) {
               i % 3);
       if (testing::Test::HasFatalFailure()) return;
     }
+}
+
+TEST_P(Geometry, OneTapAlone) {
+  const auto some = axes(GetParam(), {1, 4, 7}, {1, 3, 4}, {1, 2, 3}, {0, 1, 5, 9}, {1, 3, 8});
+  for (size_t i = 0; i < some.size(); ++i) {
+    const ConvShape s{2, some[i], some[(7 * i + 3) % some.size()]};
+    for (int64_t tap = 0; tap < s.y.kernel * s.x.kernel; ++tap)
+      for (bool every_output : {false, true})
+        for (bool side_by_side : {false, true})
+          check(s, GetParam(), tap % 3 * 4, side_by_side, i % 2, {tap, every_output});
+    if (testing::Test::HasFatalFailure()) return;
+  }
 }
 
 TEST_P(Geometry, NoImages) {

@@ -39,7 +39,7 @@ struct Layer {
     w.products = in / groups * out / groups * 9 / 4;
     w.width = 16;
     w.element_bytes = 4;
-    w.least = 48;
+    w.least = w.tile = 48;
     return w;
   }
   LinePlan plan() const { return cpu::plan_lines(lines(false), lines(true), work()); }
@@ -66,8 +66,8 @@ TEST_F(Plans, SideBySideAsManyAsTakeTheFewestVectors) {
 TEST_F(Plans, BehindEachOtherWhereAnImageHasToBeCut) {
   // 8 * 57 * 57 - 58 positions; 1696 of 72 lines, and a reach of 132 of 64, take half of L2.
   expect(Layer{8, 64, 64, 56}.plan(), false, 8, 16);
-  // 8 * 15 * 15 - 16 positions; 64 of 1032 lines, and a reach of 48 of 1024.
-  expect(Layer{8, 1024, 512, 14}.plan(), false, 8, 28);
+  // 8 * 15 * 15 - 16 positions; 64 of 1032 lines, and a reach of 48 of 1024, but tiles take 48.
+  expect(Layer{8, 1024, 512, 14}.plan(), false, 8, 38);
 }
 
 TEST_F(Plans, OneImageOrNoRowsOfZeros) {
@@ -106,6 +106,30 @@ TEST_F(Plans, NoStripIsShorterThanTheLeast) {
           ASSERT_LE((plan.strips - 1) * layer.work().least, length) << in << " " << pixels;
         }
       }
+}
+
+// A 3x3 convolution that keeps the size; a share of `1 / kept` is stored.
+bool by_taps(int64_t channels, int64_t pixels, int64_t dilation, int64_t kept = 4) {
+  const ConvAxis a{pixels, pixels, 3, 1, dilation, dilation};
+  const LineGeometry image{1, false, cpu::sliding_axis(a), cpu::sliding_axis(a)};
+  LineWork w{};
+  w.images = w.groups = w.threads = 1;
+  w.in_lines = channels;
+  w.out_lines = 8;
+  w.products = channels * channels * 9 / kept;
+  w.width = 16;
+  w.element_bytes = 4;
+  w.least = w.tile = 48;
+  return cpu::tap_by_tap({1, a, a}, image, w, channels, channels);
+}
+
+TEST_F(Plans, TapByTapWhereTheKernelReachesFar) {
+  for (int64_t pixels : {7, 14, 28, 56, 112})
+    for (int64_t channels : {64, 256, 512}) EXPECT_FALSE(by_taps(channels, pixels, 1)) << pixels;
+  EXPECT_FALSE(by_taps(512, 28, 2, 10));
+  for (int64_t dilation : {12, 18, 24, 36})
+    for (int64_t kept : {2, 10}) EXPECT_TRUE(by_taps(2048, 33, dilation, kept)) << dilation;
+  EXPECT_TRUE(by_taps(64, 112, 16));
 }
 
 TEST(PixelRuns, OneOfEachImage) {

@@ -7,6 +7,7 @@
 
 #include "conv_problem.h"
 #include "core/cpu_features.h"
+#include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
 
 namespace tetris::test {
@@ -245,6 +246,35 @@ TEST(Convolutions, ImagesThatShareLines) {
   assume_cache_bytes(0, 0);
 }
 
+// What a kernel reaches over decides otherwise: all of these are small.
+class TapByTap : public testing::Test {
+ protected:
+  void SetUp() override { cpu::force_taps(cpu::Taps::kApart); }
+  void TearDown() override {
+    cpu::force_taps(cpu::Taps::kByCost);
+    assume_cache_bytes(0, 0);
+  }
+};
+
+TEST_F(TapByTap, RandomShapes) {
+  std::mt19937 rng(17);
+  for (unsigned i = 0; i < 100; ++i) {
+    assume_cache_bytes(1024, i % 3 == 0 ? 4096 : 0);  // the pass of a tap is cut into strips, too
+    check_products(random_shape(rng), i, 1 + i % 3);
+  }
+  for (unsigned i = 0; i < 20; ++i) check_products<double>(random_shape(rng), i);
+}
+
+TEST_F(TapByTap, TapsThatReadNoPixel) {
+  unsigned seed = 0;
+  for (int64_t dilation : {1, 4, 5, 9})
+    for (int64_t pad : {0, 4, 9, 20})
+      for (int64_t stride : {1, 2, 3})
+        check_products({2, 5, 6, 1, conv_axis(5, 3, stride, pad, dilation),
+                        conv_axis(6, 2, 1, pad, dilation), 4, 1},
+                       ++seed);
+}
+
 // Enough work for threads: many pixels, which are cut into strips, and few, where rows are.
 const ConvLayerShape kThreaded[] = {
     {2, 20, 40, 1, conv_axis(21, 3, 1, 1), conv_axis(22, 3, 1, 1), 8, 1, 0.5},
@@ -265,6 +295,12 @@ TEST(Convolutions, Threads) {
       for (int n : {2, 3, 4}) check_products(s, ++seed, n);
   }
   assume_cache_bytes(0, 0);
+}
+
+TEST_F(TapByTap, Threads) {
+  unsigned seed = 0;
+  for (const auto& s : kThreaded)
+    for (int n : {2, 4}) check_products(s, ++seed, n);
 }
 
 TEST(Convolutions, EveryProductKeepsItsBitsOnAnyNumberOfThreads) {
@@ -308,7 +344,7 @@ TEST(Convolutions, Double) {
   for (unsigned i = 0; i < 60; ++i) check_products<double>(random_shape(rng), i);
 }
 
-TEST(Convolutions, ActivationsComeLast) {
+void check_activations() {
   const ConvLayerShape shapes[] = {
       {2, 5, 19, 1, conv_axis(5, 3, 2, 1), conv_axis(7, 2, 2), 4, 1},
       {2, 5, 19, 1, conv_axis(7, 1), conv_axis(29, 1), 4, 1},  // in place
@@ -340,6 +376,9 @@ TEST(Convolutions, ActivationsComeLast) {
       }
     }
 }
+
+TEST(Convolutions, ActivationsComeLast) { check_activations(); }
+TEST_F(TapByTap, ActivationsComeLast) { check_activations(); }
 
 // Each broken index is refused by all three products, whatever the number of images and threads,
 // with arrays whose neighbourhood faults.
@@ -397,6 +436,26 @@ TEST(ConvRefusals, BrokenIndex) {
     bad = good;
     std::swap((bad.*perm).front(), (bad.*perm).back());
     check_refused(s, bad, "_perm must keep each channel in its group");
+  }
+}
+
+// Not tap by tap where it does not.
+TEST(ConvPath, TapByTapWhereTheKernelReachesFar) {
+  for (int64_t dilation : {1, 15}) {
+    const ConvAxis a = conv_axis(20, 3, 1, dilation, dilation);
+    const ConvLayerShape s{1, 48, 32, 1, a, a, 8, 1, 0.5};
+    check_products(s, 18);
+    std::mt19937 rng(18);
+    const Index index = random_index(s, rng);
+    ConvProblem<float> p(s, index, rng, Place::kHeap);
+    Outputs<float> out(p, Place::kHeap);
+    const int passes = dilation == 1 ? 1 : 9;
+    ASSERT_EQ("", p.forward(out.y.data(), Activation::kNone, threads(1)));
+    EXPECT_EQ(passes, cpu::conv_passes());
+    ASSERT_EQ("", p.grad_input(out.dx.data(), threads(1)));
+    EXPECT_EQ(passes, cpu::conv_passes());
+    ASSERT_EQ("", p.grad_values(out.dvalues.data(), threads(1)));
+    EXPECT_EQ(passes, cpu::conv_passes());
   }
 }
 

@@ -7,6 +7,7 @@
 #include "bytes.h"
 #include "conv_problem.h"
 #include "core/cpu_features.h"
+#include "cpu/conv_plan.h"
 #include "cpu/dispatch.h"
 
 namespace tetris::test {
@@ -42,6 +43,7 @@ void fuzz(Bytes in) {
   // Caches so small that even these maps are cut into strips.
   assume_cache_bytes(1024, in.next() * 256);
   const int flags = in.next(), more = in.next();
+  cpu::force_taps(more & 32 ? cpu::Taps::kApart : cpu::Taps::kByCost);
   ConvLayerShape s{};
   s.transposed = flags & 1;
   s.in_channels_last = flags & 2;

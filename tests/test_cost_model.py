@@ -57,6 +57,41 @@ def test_the_lines_of_a_map_are_those_of_the_kernel():
     assert Problem.convolution(2, 8, (14, 14), 8, (1, 1)).lines == 2 * 14 * 14
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(1, 1, 3, padding=12, dilation=12, bias=False),
+        nn.Conv2d(1, 1, (3, 5), stride=(2, 1), padding=(9, 20), dilation=(9, 10), bias=False),
+        nn.ConvTranspose2d(1, 1, 3, padding=12, dilation=12, bias=False),
+        nn.ConvTranspose2d(1, 1, (3, 4), stride=(2, 1), padding=8, dilation=9, bias=False),
+    ],
+    ids=str,
+)
+def test_the_windows_of_a_dilated_kernel_are_the_pixels_that_it_reads(layer):
+    nn.init.ones_(layer.weight)
+    with torch.no_grad():
+        y = layer(torch.ones(2, 1, 17, 19))
+    problem = Problem.of(layer, (2, 1, 17, 19), y.shape)
+    assert problem.windows == int(y.sum())
+    assert problem.computed < 0.75 * problem.lines
+
+
+def test_a_kernel_that_reaches_next_door_has_no_windows():
+    assert Problem.convolution(1, 8, (7, 7), 8, (3, 3), padding=1).windows == 0
+    assert Problem.convolution(1, 8, (56, 56), 8, (3, 3), padding=2, dilation=2).windows == 0
+
+
+def test_far_dilations_are_predicted_by_what_they_read():
+    """Of nine taps one reads pixels."""
+    model = tetris.cost.load()
+    near, far = (
+        Problem.convolution(1, 512, (33, 33), 256, (3, 3), padding=d, dilation=d) for d in (1, 36)
+    )
+    assert model.seconds(Point(far), 1) < model.seconds(Point(near), 1) / 4
+    sparse = [model.seconds(Point(p, Stored.of(p, (8, 1), 0.9)), 1) for p in (far, near)]
+    assert sparse[0] < sparse[1] / 4
+
+
 def test_stored_blocks_are_those_that_sparsify_stores():
     layer = nn.Linear(100, 50)
     sparse = tetris.sparsify(layer, sparsity=0.9, block=(4, 1), reorder=False)

@@ -18,7 +18,8 @@ they share.
 * A stored block is visited once by each tile of its height in each panel of tokens.
 * Stored values are streamed once for each panel of tokens (strip of lines of a convolution), from
   the second or third level of cache, or from memory when the layer's weights do not stay in cache.
-* Inputs are packed and outputs stored once, whatever is left of the weights.
+* Inputs are packed and outputs stored once, whatever is left of the weights; or once for each
+  kernel position, where the pixels are that it reads (``Problem.windows``).
 
 A dense library's kernels are as high as they like: ``rows`` stands for the tokens (pixels of a row)
 that share the load of a weight, and there is a visit for each weight, which is packed in each call.
@@ -163,8 +164,8 @@ def _sparse(
         units, panels, rows, accumulators = 1.0 / isa.lanes, 1, bo, bo
         visits = stored.blocks
     else:
-        used = _useful_threads((stored.values + 4 * (p.inputs + p.outputs)) * p.lines, threads)
-        units = math.ceil(p.lines / isa.lanes)
+        used = _useful_threads((stored.values + 4 * (p.inputs + p.outputs)) * p.computed, threads)
+        units = math.ceil(p.computed / isa.lanes)
         preferred = isa.conv_vectors if p.kernel else isa.vectors
         vectors = min(next(v for height, v in preferred if bo >= height), units)
         tallest = isa.narrow_rows if vectors == 1 else isa.rows
@@ -177,7 +178,7 @@ def _sparse(
         else:
             channels = p.inputs // p.groups
             strip = _C.l2_cache_bytes() // 2  # bytes of its lines: csrc/cpu/conv_plan.cpp
-            panels = max(1, math.ceil(4 * channels * p.lines / strip))
+            panels = max(1, math.ceil(4 * channels * p.computed / strip))
     return np.array(
         [
             1.0,
@@ -188,8 +189,8 @@ def _sparse(
             visits / used,
             stored.bytes * panels / used,
             stored.bytes * float(cold),
-            p.inputs * p.sources / used,
-            p.outputs * p.tokens / used,
+            p.inputs * (p.windows or p.sources) / used,
+            p.outputs * max(2 * p.windows, p.tokens) / used,
         ]
     )
 
@@ -203,7 +204,9 @@ def _dense(p: Problem, cold: bool, threads: int) -> NDArray[np.float64]:
             return 16 * math.ceil(channels / 16)
 
         inputs, outputs = padded(p.inputs // p.groups), padded(p.outputs // p.groups)
-        fmas = p.tokens * p.taps * inputs * outputs * p.groups / 16
+        # padding is skipped
+        positions = p.windows or p.tokens * p.taps
+        fmas = positions * inputs * outputs * p.groups / 16
         sharing = p.width
     used = _useful_threads(16 * fmas, threads)
     return np.array(

@@ -27,6 +27,9 @@ class Problem:
         lines: Positions that the sparse kernel computes, ``tokens`` and those between the rows of a
             map that are dropped (see csrc/cpu/conv_geometry.h).
         width: Of a row of the output map.
+        windows: Outputs that read a pixel at a kernel position, of all positions together, where
+            that makes the sparse kernel go position by position: where a dilation reaches so far
+            that much of what lines hold are zeros. 0 of all other layers.
 
     Example:
         >>> Problem.linear(tokens=128, inputs=768, outputs=3072).weights
@@ -43,6 +46,7 @@ class Problem:
     sources: int = 0
     lines: int = 0
     width: int = 1
+    windows: int = 0
 
     @classmethod
     def linear(cls, tokens: int, inputs: int, outputs: int) -> Problem:
@@ -105,6 +109,13 @@ class Problem:
         lines = batch * math.prod(pitch) - math.prod(pitch) + 1
         for axis in range(axes):
             lines += (count[axis] - 1) * math.prod(pitch[axis + 1 :])
+        lines = max(lines, 1)
+        windows = batch
+        for m, n, p, d, k, s in zip(output_size, size, pads, dilations, kernel, steps, strict=True):
+            small, big = (n, m) if transposed else (m, n)
+            windows *= sum(_met(small, big, s, p - tap * d) for tap in range(k))
+        # Without a dilation the kernel's reach is too short: csrc/cpu/conv_plan.cpp, tap_by_tap.
+        far = max(dilations) > 1 and 4 * windows < 3 * lines * math.prod(kernel)
         return cls(
             outputs,
             inputs,
@@ -112,8 +123,9 @@ class Problem:
             tuple(kernel),
             groups,
             batch * math.prod(size),
-            max(lines, 1),
+            lines,
             output_size[-1],
+            windows if far else 0,
         )
 
     @classmethod
@@ -149,6 +161,11 @@ class Problem:
         return math.prod(self.kernel or ())
 
     @property
+    def computed(self) -> float:
+        """Positions at which a stored weight of a convolution is multiplied, on average."""
+        return self.windows / self.taps if self.windows else float(self.lines)
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """(out, in / groups, *kernel)."""
         return (self.outputs, self.inputs // self.groups, *(self.kernel or ()))
@@ -161,6 +178,12 @@ class Problem:
     def blocking(self, block: tuple[int, int]) -> Blocking:
         """How the weight is cut into blocks."""
         return Blocking(block, self.outputs, self.inputs, self.kernel, self.groups)
+
+
+def _met(small: int, big: int, stride: int, lead: int) -> int:
+    """Pixels j of the smaller map for which the bigger one has a pixel j stride - lead."""
+    first, last = max(0, -(-lead // stride)), min(small - 1, (big - 1 + lead) // stride)
+    return max(0, last - first + 1)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=checked(ConvShape.parse),
         metavar="NxCxHxH-OkKsS",
-        help="batch x in x height x width - out, k(ernel), s(tride); default all of the networks",
+        help="batch x in x height x width - out, k(ernel), s(tride); dN behind it is a dilation; "
+        "default all of the networks",
     )
     add("--of", nargs="+", choices=list(MODELS), metavar="NETWORK", help=f"of {', '.join(MODELS)}")
     add("--batch", nargs="+", type=int, metavar="N", help="default 1 and 8")

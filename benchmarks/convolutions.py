@@ -29,16 +29,21 @@ class ConvShape:
     outputs: int
     kernel: int
     stride: int = 1
+    dilation: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "ConvShape":
-        """Reads ``8x256x14x14-256k3s1`` (batch x inputs x height x width - outputs, k, stride)."""
-        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)-(\d+)k(\d+)s(\d+)", text.lower())
-        numbers = [int(n) for n in found.groups()] if found else [0]
+        """Reads ``8x256x14x14-256k3s1`` (batch x inputs x height x width - outputs, k, stride).
+
+        ``d2`` behind it is a dilation.
+        """
+        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)x(\d+)-(\d+)k(\d+)s(\d+)(?:d(\d+))?", text.lower())
+        numbers = [int(n or 1) for n in found.groups()] if found else [0]
         if min(numbers) < 1 or numbers[2] != numbers[3] or numbers[5] % 2 == 0:
             raise ValueError(
                 "a convolution is NxCxHxH-OkKsS with an odd kernel K and a stride S, for example "
-                f"8x256x14x14-256k3s1 (got {text!r})"
+                "8x256x14x14-256k3s1, and may end in a dilation, as 1x512x28x28-512k3s1d2 does "
+                f"(got {text!r})"
             )
         return cls(*numbers[:3], *numbers[4:])
 
@@ -70,7 +75,8 @@ class ConvShape:
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int], int]:
         """Stride, padding, dilation, groups, as torch takes them."""
-        return [self.stride] * 2, [self.kernel // 2] * 2, [1, 1], 1
+        padding = self.dilation * (self.kernel // 2)
+        return [self.stride] * 2, [padding] * 2, [self.dilation] * 2, 1
 
     def at(self, batch: int) -> "ConvShape":
         """The same layer for another batch."""
@@ -78,7 +84,8 @@ class ConvShape:
 
     def __str__(self) -> str:
         image = f"{self.batch}x{self.inputs}x{self.size}x{self.size}"
-        return f"{image}-{self.outputs}k{self.kernel}s{self.stride}"
+        dilation = f"d{self.dilation}" * (self.dilation > 1)
+        return f"{image}-{self.outputs}k{self.kernel}s{self.stride}{dilation}"
 
 
 def layers_of(model: nn.Module, size: int = 224) -> Iterator[ConvShape]:
@@ -218,8 +225,15 @@ def dense_convolutions(shape: ConvShape, x: Tensor) -> dict[str, Candidate]:
     torch's NNPACK fails on most calls ("SpatialConvolution_updateOutput failed"), and oneDNN does
     not take it by itself.
     """
+    padding = shape.dilation * (shape.kernel // 2)
     conv = nn.Conv2d(
-        shape.inputs, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2, bias=False
+        shape.inputs,
+        shape.outputs,
+        shape.kernel,
+        shape.stride,
+        padding,
+        shape.dilation,
+        bias=False,
     )
     found: dict[str, Candidate] = {}
     for name, memory_format in FORMATS.items():

@@ -333,7 +333,7 @@ def test_claim_needs_its_blocks():
     assert readme.claim({**result, "rows": rows[:2]}) is None
 
 
-SHAPES = ["2x37x9x9-29k3s2", "1x16x7x7-40k1s1", "3x24x5x5-16k3s1"]
+SHAPES = ["2x37x9x9-29k3s2", "1x16x7x7-40k1s1", "3x24x5x5-16k3s1", "1x20x9x9-24k3s1d6"]
 
 
 @pytest.mark.parametrize("text", SHAPES)

@@ -491,7 +491,7 @@ std::string run_tap_by_tap(const Call<T>& call, const ConvShape& shape, bool tra
   const int64_t big = shape.y.big * shape.x.big, small = shape.y.small * shape.x.small;
   const int64_t all =
       shape.images * (call.swapped ? call.w.in : call.w.out) * (transposed ? big : small);
-  const int threads = useful_threads(call.parallel, all);
+  const int threads = useful_threads(call.parallel, 4 * all);
   run(call.parallel, threads, [&](int t) {
     const int64_t begin = share_begin(all, call.k.width, t, threads);
     const int64_t end = share_begin(all, call.k.width, t + 1, threads);
